@@ -1,0 +1,18 @@
+"""SoftVQ-VAE: images to 32 or 64 continuous tokens and back. `from softvq import Tokenizer`."""
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+__all__ = ["Tokenizer", "__version__"]
+
+if TYPE_CHECKING:
+    from softvq.tokenizer import Tokenizer
+
+
+def __getattr__(name: str):
+    """Load the model classes when they are first asked for, so that importing the package costs nothing."""
+    if name == "Tokenizer":
+        from softvq.tokenizer import Tokenizer
+
+        return Tokenizer
+    raise AttributeError(f"module 'softvq' has no attribute {name!r}")

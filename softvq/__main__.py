@@ -1,0 +1,5 @@
+"""`python -m softvq`."""
+
+from softvq.cli.main import entry
+
+entry()

@@ -1,0 +1,53 @@
+"""Turn saved latents back into images.
+
+  softvq decode photo.safetensors --out decoded/
+
+Latents are what `softvq reconstruct --save-latents` wrote: a tensor `latents` (N, L, D), normalised.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from softvq.cli.models import BUNDLED_TOKENIZER, Runner
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("latents", type=Path, metavar="FILE", help="a safetensors file of latents")
+    parser.add_argument("--model", help=f"the model (default: the one that made the latents, else {BUNDLED_TOKENIZER})")
+    parser.add_argument("--out", type=Path, default=Path("decoded"), help="the images' folder (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    from softvq.cli.hooks import save_picture
+    from softvq.cli.main import Failure, Usage
+    from softvq.data.images import to_image
+    from softvq.hub import read_metadata, read_tensors
+
+    if options.batch_size < 1:
+        raise Usage("--batch-size must be at least 1")
+    tensors = read_tensors(options.latents)
+    if "latents" not in tensors or tensors["latents"].ndim != 3:
+        raise Failure(f"{options.latents} holds no tensor 'latents' of shape (N, L, D).")
+    latents, metadata = tensors["latents"], read_metadata(options.latents)
+    options.model = options.model or metadata.get("model", BUNDLED_TOKENIZER)
+    names = json.loads(metadata.get("names", "[]")) or [f"{i:06d}" for i in range(len(latents))]
+    runner = Runner(options)
+    own = (runner.tokenizer.config.tokens, runner.tokenizer.config.latent_dim)
+    if latents.shape[1:] != own:
+        raise Failure(
+            f"{options.latents} holds latents of {latents.shape[1]} × {latents.shape[2]}, "
+            f"but {options.model} decodes {own[0]} × {own[1]}; give the model that made them."
+        )
+    written = []
+    for start in range(0, len(latents), options.batch_size):
+        images = runner.decode(latents[start : start + options.batch_size].float())
+        for number, image in enumerate(images, start):
+            path = options.out / f"{number:06d}-{Path(names[number]).stem}.png"
+            save_picture(to_image(image), path)
+            written.append(str(path))
+    if not options.json:
+        print(f"wrote {len(written)} images to {options.out}")
+    return {"model": options.model, "images": written}

@@ -1,0 +1,95 @@
+"""Reconstruct the bundled validation images with the bundled tokenizer: no network, no GPU, no download.
+
+Writes the picture and prints PSNR and SSIM beside PCA and box-downsampling with the same number of floats.
+--train first trains the small recipe from scratch for some minutes and uses the result.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from softvq.cli.models import BUNDLED_TOKENIZER, Runner
+
+_RECIPE = "emoji-64-quick"
+_SHOWN = 32
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--train", action="store_true", help=f"train {_RECIPE} from scratch first (some minutes)")
+    parser.add_argument("--steps", type=int, help="with --train: how many steps (default: the recipe's)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("softvq-demo"), help="the folder to write (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="with --train: processes that decode images (default: 2)"
+    )
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from softvq.cli.hooks import comparison, save_picture, spread
+    from softvq.data.loader import ordered_batches
+    from softvq.data.sources import open_source
+    from softvq.evaluation.metrics import CONVENTION
+    from softvq.evaluation.reconstruction import score
+
+    options.model = _train(options) if options.train else BUNDLED_TOKENIZER
+    runner = Runner(options)
+    source = open_source("emoji-val")
+    scores = score(
+        lambda images: runner.decode(runner.encode(images)),
+        (batch.images for batch in ordered_batches(source, size=runner.size, batch_size=28)),
+    )
+    shown = spread(source, runner.size, _SHOWN)
+    picture = options.out / "reconstruction.png"
+    save_picture(comparison(shown, runner.decode(runner.encode(shown))), picture)
+    means = scores.summary()
+    rows = [{"method": f"softvq ({options.model})", **means}, *yardsticks(runner.size, runner.latent_floats)]
+    result = {
+        "model": str(options.model),
+        "size": runner.size,
+        "latent_floats": runner.latent_floats,
+        "compression": 3 * runner.size**2 / runner.latent_floats,
+        "rows": rows,
+        "convention": CONVENTION,
+        "picture": str(picture),
+        "torch": torch.__version__,
+    }
+    if not options.json:
+        print_table(result)
+    return result
+
+
+def _train(options: argparse.Namespace) -> str:
+    from softvq.cli.main import Failure, main
+
+    steps = ["--steps", str(options.steps)] if options.steps else []
+    run = options.out / "run"
+    own = ["--out", str(run), "--sample-every", "250", "--workers", str(options.workers)]
+    shared = ["--device", options.device, "--precision", options.precision]
+    code = main(["train", "tokenizer", _RECIPE, *own, *shared, *steps])
+    if code:
+        raise Failure("the training did not finish; the same command goes on where it stopped.")
+    return str(run / "model")
+
+
+def yardsticks(size: int, floats: int) -> list[dict[str, Any]]:
+    """The shipped figures of PCA and box-downsampling at this size and number of floats (none for others)."""
+    from softvq.data.sources import EMOJI
+    from softvq.hub import read_json
+
+    rows = read_json(EMOJI.parent / "yardsticks.json")["rows"]
+    return [row for row in rows if (row["size"], row["floats"]) == (size, floats)]
+
+
+def print_table(result: dict[str, Any]) -> None:
+    rows = result["rows"]
+    width = max(len(row["method"]) for row in rows)
+    print(f"\n{rows[0]['images']} bundled validation images, {result['size']}×{result['size']} pixels,", end=" ")
+    print(f"{result['latent_floats']} floats each ({result['compression']:.0f}× fewer numbers)\n")
+    print(f"{'':{width}}  PSNR dB    SSIM")
+    for row in rows:
+        print(f"{row['method']:{width}}  {row['psnr']:7.2f}  {row['ssim']:.4f}")
+    print(f"\n{result['convention']}.\nPCA and box-downsampling: python benchmarks/yardsticks.py")
+    print(f"picture: {result['picture']}")

@@ -1,0 +1,79 @@
+"""What a training run shows and measures: sample grids and validation scores, made here and given to `training`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from softvq.data.images import to_bytes
+from softvq.data.loader import ordered_batches
+from softvq.data.sources import Source, open_source
+from softvq.evaluation.pictures import enlarge, error_map, grid
+from softvq.evaluation.reconstruction import ReconstructionScores, first_percentile, score
+from softvq.hub import atomic
+from softvq.tokenizer import Tokenizer
+from softvq.training.logs import Log
+from softvq.training.loop import Hook
+from softvq.training.recipe import TokenizerRecipe
+from softvq.training.state import TrainState
+
+_SHOWN = 16  # images of a sample grid, evenly over the validation set
+
+
+def sample_hooks(folder: Path, recipe: TokenizerRecipe, every: int) -> list[Hook]:
+    """A picture of fixed images (validation images where the recipe has them) and their PSNR, with the EMA weights."""
+    source = open_source(recipe.val or recipe.data)
+    size = recipe.tokenizer.image_size
+
+    def sample(state: TrainState, log: Log) -> None:
+        tokenizer = state.ema
+        device = tokenizer.latent_mean.device
+        shown = spread(source, size, _SHOWN).to(device)
+        with torch.no_grad():
+            picture = comparison(shown, tokenizer(shown).images)
+        path = folder / "samples" / f"step-{state.step:07d}.png"
+        save_picture(picture, path)
+        log.picture(state.step, "reconstructions", np.asarray(picture))
+        if recipe.val is not None:
+            scores = evaluate(tokenizer, recipe.val)
+            means = {"val/psnr": scores.summary()["psnr"], "val/ssim": scores.summary()["ssim"]}
+            log.values(state.step, means)
+            log.say(f"step {state.step}  val PSNR {means['val/psnr']:.2f} dB  SSIM {means['val/ssim']:.4f}  {path}")
+
+    return [Hook(every, sample)]
+
+
+def evaluate(tokenizer: Tokenizer, data: str, batch_size: int = 32) -> ReconstructionScores:
+    """PSNR and SSIM over a data set at the model's own size."""
+    device = tokenizer.latent_mean.device
+    batches = ordered_batches(open_source(data), size=tokenizer.config.image_size, batch_size=batch_size)
+    return score(lambda images: tokenizer(images).images, (batch.images.to(device) for batch in batches))
+
+
+def figures_of(tokenizer: Tokenizer, val: str | None) -> dict[str, Any]:
+    """The figures that are stored with a trained model; `psnr_floor` is the first percentile over validation images."""
+    if val is None:
+        return {}
+    scores = evaluate(tokenizer.eval(), val)
+    figures = {**scores.summary(), "data": val, "psnr_floor": first_percentile(scores.psnr)}
+    return {"figures": figures, "domain": val}
+
+
+def spread(source: Source, size: int, count: int) -> torch.Tensor:
+    """Up to `count` images, evenly over a source."""
+    last = len(source.names) - 1
+    chosen = sorted({round(i * last / max(1, count - 1)) for i in range(count)})
+    return torch.cat([b.images for b in ordered_batches(source, size=size, batch_size=count, chosen=chosen)])
+
+
+def comparison(images: torch.Tensor, outputs: torch.Tensor):
+    """original | reconstruction | error."""
+    columns = [enlarge(to_bytes(x)) for x in (images, outputs, error_map(outputs, images))]
+    return grid(columns, ("original", "reconstruction", "error × 4"))
+
+
+def save_picture(picture: Any, path: Path) -> None:
+    """Write an image file atomically; the extension says the format."""
+    with atomic(path) as temporary:
+        picture.save(temporary, format="JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG")

@@ -1,0 +1,137 @@
+"""The `softvq` command: its options, its errors as sentences, its exit codes.
+
+0 done · 1 it could not be done (one sentence says why) · 2 the command was not understood · 128 + n stopped by signal n
+(a run in progress has been saved). With --json the last thing on standard output is one JSON object; messages and
+progress go to standard error.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from softvq import __version__
+
+# One line a command: its module in this package, and what it says in `softvq --help`.
+COMMANDS = {
+    "demo": ("demo", "reconstruct the bundled images with the bundled tokenizer: no network, no GPU"),
+    "reconstruct": ("reconstruct", "encode and decode images; write original | reconstruction | error"),
+    "decode": ("decode", "turn saved latents back into images"),
+    "train": ("train", "train a model from a recipe"),
+    "recipes": ("recipes", "list the recipes"),
+    "statistics": ("statistics", "fit a tokenizer's latent mean and standard deviation on your images"),
+}
+
+
+class Failure(Exception):
+    """Something that could not be done; the message is one sentence for the user."""
+
+
+class Usage(Exception):
+    """A command that was not understood; the message is one sentence for the user."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors keep to this command's form."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Usage(f"{message}; see {self.prog} --help")
+
+
+def common_options() -> argparse.ArgumentParser:
+    """The options that every command has."""
+    common = argparse.ArgumentParser(add_help=False)
+    group = common.add_argument_group("every command")
+    group.add_argument("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
+    group.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of the networks; auto is bfloat16 for training where the machine gains from it, else float32",
+    )
+    group.add_argument("--json", action="store_true", help="print the result as one JSON object on standard output")
+    return common
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; gives the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        options = _parse(arguments)
+        result = options.run(options)
+        if options.json and result is not None:
+            print(json.dumps(result, indent=2, ensure_ascii=False))
+        sys.stdout.flush()
+        return 0
+    except Usage as error:
+        return _say(error, 2)
+    except KeyboardInterrupt:
+        return _say("stopped.", 130)
+    except BrokenPipeError:  # `softvq … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return _explain(error)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="softvq", description="SoftVQ-VAE: images to 32 or 64 continuous tokens and back.")
+    parser.add_argument("--version", action="version", version=f"softvq {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    asked = next((word for word in arguments if not word.startswith("-")), None)
+    for name, (module, summary) in COMMANDS.items():
+        if name != asked:  # keep `softvq --help` free of what the commands import
+            commands.add_parser(name, help=summary)
+            continue
+        command = importlib.import_module(f"softvq.cli.{module}")
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=command.__doc__,
+            parents=[common_options()],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.configure(sub)
+        sub.set_defaults(run=command.run, extra=[])
+    options, extra = parser.parse_known_args(arguments)
+    if extra and not getattr(options, "takes_fields", False):
+        known = [word for word in _option_words(arguments[0]) if word.startswith("--")]
+        raise Usage(f"unknown option {extra[0]}{_did_you_mean(extra[0], known)}; see softvq {asked} --help")
+    options.extra = extra
+    return options
+
+
+def _option_words(name: str) -> list[str]:
+    module = importlib.import_module(f"softvq.cli.{COMMANDS[name][0]}")
+    parser = Parser(parents=[common_options()])
+    module.configure(parser)
+    return [word for action in parser._actions for word in action.option_strings]
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(word.split("=")[0], known, n=3, cutoff=0.4)
+    return f": did you mean {' or '.join(near)}?" if near else f"; the options are {', '.join(known)}"
+
+
+def _explain(error: Exception) -> int:
+    """One sentence for the errors that users meet; anything else is a bug and keeps its traceback."""
+    from softvq.cli.errors import exit_code_of, is_for_users
+
+    if isinstance(error, Failure) or is_for_users(error):
+        return _say(error, exit_code_of(error))
+    raise error
+
+
+def _say(message: Any, code: int) -> int:
+    print(f"softvq: {message}", file=sys.stderr)
+    return code
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Loading a tokenizer for a command, and running it over images that are not the model's size."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from softvq.cli.machine import autocast, pick_device, pick_precision
+from softvq.data.images import EXTENSIONS, ImageError, fit, open_image, to_tensor
+from softvq.tokenizer import Tokenizer
+
+BUNDLED_TOKENIZER = "softvq-emoji-64"
+RELEASED = "SoftVQVAE/softvq-l-64"
+
+
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default=BUNDLED_TOKENIZER,
+        help=f"a model folder, a bundled model or a hub name (default: {BUNDLED_TOKENIZER}, which knows emoji)",
+    )
+
+
+def add_fit_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fit",
+        choices=("crop", "resize", "pad"),
+        default="crop",
+        help="how an image becomes the model's square: crop its centre as ADM does (default), resize by stretching, "
+        "or pad with white",
+    )
+
+
+class Runner:
+    """A tokenizer on a device, in a precision: `encode` and `decode` for commands."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.device = pick_device(options.device)
+        self.precision = pick_precision(options.precision, self.device, training=False)
+        self.tokenizer = Tokenizer.from_pretrained(options.model).to(self.device)
+        self.size = self.tokenizer.config.image_size
+
+    @torch.inference_mode()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        with autocast(self.device, self.precision):
+            return self.tokenizer.encode(images.to(self.device)).float().cpu()
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        with autocast(self.device, self.precision):
+            return self.tokenizer.decode(latents.to(self.device)).float().cpu()
+
+    @property
+    def latent_floats(self) -> int:
+        """How many numbers an image becomes."""
+        return self.tokenizer.config.tokens * self.tokenizer.config.latent_dim
+
+
+def image_paths(arguments: Sequence[str]) -> list[Path]:
+    """The files given, folders replaced by the images in them."""
+    paths: list[Path] = []
+    for path in map(Path, arguments):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.name[0] != ".")
+            if not inside:
+                raise ImageError(f"{path} holds no images (looked for {', '.join(EXTENSIONS)}).")
+            paths += inside
+        else:
+            paths.append(path)
+    return paths
+
+
+def read_images(paths: Sequence[Path], size: int, how: str, bad: dict[str, str]) -> Iterator[tuple[Path, torch.Tensor]]:
+    """Each readable image, fitted to the model's size, in [-1, 1]; the others' reasons go into `bad`."""
+    for path in paths:
+        try:
+            image: Image.Image = open_image(path)
+        except ImageError as error:
+            bad[str(path)] = str(error)
+            continue
+        yield path, to_tensor(fit(image, size, how))

@@ -1,0 +1,46 @@
+"""Fit a tokenizer's latent mean and standard deviation on your images, and store them with its weights.
+
+  softvq statistics runs/mine/model --data my_photos/
+
+`encode` divides these out, so that generators see latents of zero mean and unit variance.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a model folder, a bundled model or a hub name")
+    parser.add_argument("--data", required=True, help="emoji, or a folder of images")
+    parser.add_argument("--images", type=int, default=10_000, help="how many to use at most (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="the folder to write (default: the model's own)")
+    parser.add_argument("--batch-size", type=int, default=32)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    from softvq import hub
+    from softvq.cli.main import Usage
+    from softvq.cli.models import Runner
+    from softvq.data.sources import open_source
+    from softvq.training.tokenizer import fit_statistics, statistics_batches
+
+    if options.images < 2 or options.batch_size < 1:
+        raise Usage("--images must be at least 2 and --batch-size at least 1")
+    out = options.out or hub.find(options.model)
+    if out.resolve().is_relative_to(hub.BUNDLED.resolve()):
+        raise Usage("the bundled model stays as it is; name another folder with --out")
+    runner = Runner(options)
+    source = open_source(options.data)
+    total = min(options.images, len(source.names))
+    with tqdm(total=total, unit="image", disable=not sys.stderr.isatty()) as bar:
+        batches = statistics_batches(source, runner.size, options.images, options.batch_size)
+        mean, std = fit_statistics(runner.tokenizer, (bar.update(len(images)) or images for images in batches))
+    runner.tokenizer.set_statistics(mean, std)
+    runner.tokenizer.save_pretrained(out)
+    if not options.json:
+        print(f"latent mean {mean.mean():.4g}, standard deviation {std.mean():.4g} (over channels); stored in {out}")
+    return {"model": str(out), "images": total, "mean": mean.tolist(), "std": std.tolist()}

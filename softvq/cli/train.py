@@ -1,0 +1,80 @@
+"""Train a model from a recipe.
+
+  softvq train tokenizer emoji-64-quick
+  softvq train tokenizer emoji-64 --data my_photos/ --val null --steps 5000 --optimizer.lr 1e-3
+  softvq train tokenizer emoji-64 --tokenizer.quantizer AE --weights '{"reconstruction": 1}'
+
+Every field of the recipe can be set: --FIELD VALUE, dotted for nested ones (`softvq recipes NAME` shows them all).
+A run that was stopped goes on where its last checkpoint stands when the same command is given again.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from softvq.cli.main import Usage
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("tokenizer",), help="the kind of model")
+    parser.add_argument("recipe", help="a recipe's name; `softvq recipes` lists them")
+    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
+    parser.add_argument("--resume", action="store_true", help="insist on a run to resume: an error where there is none")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode images (default: 2)")
+    parser.add_argument("--log-every", type=int, default=20, metavar="STEPS")
+    parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS")
+    parser.add_argument("--sample-every", type=int, default=1000, metavar="STEPS", help="sample grid and validation")
+    parser.set_defaults(takes_fields=True)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    from softvq import config as configs
+    from softvq.cli.hooks import figures_of, sample_hooks
+    from softvq.cli.machine import pick_device, pick_precision
+    from softvq.hub import read_json
+    from softvq.recipes import all as recipes
+    from softvq.training.loop import Intervals
+    from softvq.training.tokenizer import RunOptions, train
+
+    for name in ("log_every", "checkpoint_every", "sample_every"):
+        if getattr(options, name) < 1:
+            raise Usage(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
+    changes = field_changes(options.extra)
+    own = ("out", "resume", "workers", "log-every", "checkpoint-every", "sample-every", "device", "precision", "json")
+    recipe = recipes.find(options.recipe)
+    valid = configs.field_names(recipe)
+    for field in changes:
+        if field not in valid:
+            raise Usage(f"unknown option --{field}{configs.nearest(field, [*valid, *own])}")
+    recipe = configs.override(recipe, changes)
+    out = options.out or Path("runs") / recipe.name
+    if options.resume and not (out / "run.json").is_file():
+        raise Usage(f"--resume: {out} holds no run; leave --resume out to start one")
+    device = pick_device(options.device)
+    precision = pick_precision(options.precision, device, training=True)
+    folder = train(
+        recipe,
+        RunOptions(out, device, precision, options.workers, Intervals(options.log_every, options.checkpoint_every)),
+        hooks=lambda run: sample_hooks(run, recipe, options.sample_every),
+        finish=lambda tokenizer: figures_of(tokenizer, recipe.val),
+    )
+    if not options.json:
+        print(f"the tokenizer is in {folder}; try: softvq reconstruct --model {folder} IMAGE")
+    about = read_json(folder / "config.json")["about"]
+    return {"model": str(folder), "steps": recipe.steps, "figures": about.get("figures")}
+
+
+def field_changes(words: list[str]) -> dict[str, str]:
+    """`--field value` and `--field=value` pairs."""
+    changes, rest = {}, list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise Usage(f"{word!r} stands where an option was expected; write --field value")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise Usage(f"--{name} needs a value")
+            value = rest.pop(0)
+        changes[name] = value
+    return changes

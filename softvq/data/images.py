@@ -1,0 +1,129 @@
+"""Image files to tensors: decoding, ADM's crops, and [-1, 1].
+
+Every image becomes 8-bit RGB: EXIF orientation applied, transparency laid on white, 16-bit and grey scaled to 8-bit
+RGB, palettes and CMYK converted. Whatever cannot be read raises `ImageError`, one sentence that names the file.
+"""
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.random import Generator
+from PIL import Image, ImageOps
+from torch import Tensor
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class ImageError(ValueError):
+    """An image that cannot be read; the message is one sentence that names it."""
+
+
+def open_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
+    """Decode a file, or the bytes of one, to 8-bit RGB (the first frame of an animation)."""
+    name = name or (str(source) if not isinstance(source, bytes) else "the image")
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise ImageError(f"{name} does not exist.") from None
+    except IsADirectoryError:
+        raise ImageError(f"{name} is a folder, not an image.") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name} has more pixels than an image should; resize it first.") from None
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise many kinds on damaged files (OSError, SyntaxError, struct.error, …)
+        raise ImageError(f"{name} is not an image that can be read, or is truncated ({error}).") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB: transparency on white, 16-bit divided by 257, float images taken as [0, 1]."""
+    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):  # 16-bit grey; Pillow opens such PNGs as I or I;16
+        grey = np.asarray(image.convert("I"), dtype=np.float64).clip(0, 65535) / 257.0
+        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        grey = np.nan_to_num(np.asarray(image)).clip(0, 1) * 255.0
+        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What training does to an image. `crop`: `center` or `random`, both as ADM does; `min_scale`…1 is the range of
+    the random crop's side relative to the image's short side; `flip` mirrors half of the images."""
+
+    crop: Literal["center", "random"] = "random"
+    min_scale: float = 0.8
+    flip: bool = True
+
+    def __post_init__(self):
+        if not 0 < self.min_scale <= 1:
+            raise ValueError(f"min_scale must be in (0, 1], not {self.min_scale}")
+
+    def __call__(self, image: Image.Image, size: int, rng: Generator) -> Image.Image:
+        """A `size`×`size` view, a function of the image and the random numbers alone."""
+        random = self.crop == "random"
+        image = random_crop(image, size, rng, self.min_scale) if random else center_crop(image, size)
+        if self.flip and rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """ADM's centre crop: halve by box averages while at least twice the size, then bicubic, then cut."""
+    image = _short_side_to(image, size)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def random_crop(image: Image.Image, size: int, rng: Generator, min_scale: float = 0.8) -> Image.Image:
+    """ADM's random crop: the short side becomes a random length in [size, size / min_scale], then a random cut."""
+    image = _short_side_to(image, int(rng.integers(size, math.ceil(size / min_scale) + 1)))
+    left = int(rng.integers(image.width - size + 1))
+    top = int(rng.integers(image.height - size + 1))
+    return image.crop((left, top, left + size, top + size))
+
+
+def _short_side_to(image: Image.Image, size: int) -> Image.Image:
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def fit(image: Image.Image, size: int, how: Literal["crop", "resize", "pad"] = "crop") -> Image.Image:
+    """A `size`×`size` image from any: `crop` is ADM's centre crop, `resize` stretches, `pad` adds white."""
+    if how == "crop":
+        return center_crop(image, size)
+    if how == "resize":
+        return image.resize((size, size), Image.Resampling.LANCZOS)
+    return ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=(255, 255, 255))
+
+
+def to_tensor(image: Image.Image) -> Float[Tensor, "3 H W"]:
+    """8-bit RGB to float32 in [-1, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def to_bytes(images: Float[Tensor, "*B 3 H W"]) -> UInt8[Tensor, "*B 3 H W"]:
+    """[-1, 1] to clamped 8-bit."""
+    return images.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_image(image: Float[Tensor, "3 H W"]) -> Image.Image:
+    """One tensor in [-1, 1] as an 8-bit RGB image."""
+    return Image.fromarray(to_bytes(image).permute(1, 2, 0).cpu().numpy())

@@ -1,0 +1,54 @@
+"""Pictures people look at: grids of images, and original | reconstruction | error."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_GAP = 4
+_HEADER = 18
+
+
+def error_map(images: Float[Tensor, "B 3 H W"], targets: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    """The absolute error averaged over colours, four times enlarged: white is 0, black a quarter of the range."""
+    error = (images.clamp(-1, 1) - targets).abs().mean(1, keepdim=True) / 2
+    return (1 - 2 * (4 * error).clamp(0, 1)).expand_as(images)
+
+
+def grid(columns: Sequence[UInt8[Tensor, "B 3 H W"]], titles: Sequence[str], rows: int | None = None) -> Image.Image:
+    """Several batches side by side, a column each, in panels of `rows` rows (default: about a square picture)."""
+    B, _, H, W = columns[0].shape
+    rows = rows or max(1, round((B * len(columns) * W / H) ** 0.5))
+    rows = min(rows, B)
+    panels = -(-B // rows)
+    cell_w, cell_h = W + _GAP, H + _GAP
+    panel_w = len(columns) * cell_w + 3 * _GAP
+    canvas = np.full((_HEADER + rows * cell_h, panels * panel_w - 3 * _GAP, 3), 255, dtype=np.uint8)
+    for index in range(B):
+        panel, row = divmod(index, rows)
+        for number, column in enumerate(columns):
+            top, left = _HEADER + row * cell_h, panel * panel_w + number * cell_w
+            canvas[top : top + H, left : left + W] = column[index].permute(1, 2, 0).cpu().numpy()
+    image = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(image)
+    for panel in range(panels):
+        for number, title in enumerate(titles):
+            left = panel * panel_w + number * cell_w
+            draw.text((left, 2), _fitting(draw, title, W), fill=(0, 0, 0), font=ImageFont.load_default())
+    return image
+
+
+def _fitting(draw: ImageDraw.ImageDraw, title: str, width: int) -> str:
+    """The longest beginning of a title that fits above its column."""
+    while title and draw.textlength(title, font=ImageFont.load_default()) > width:
+        title = title[:-1]
+    return title
+
+
+def enlarge(images: UInt8[Tensor, "B 3 H W"], side: int = 128) -> UInt8[Tensor, "B 3 H W"]:
+    """Small images by a whole factor of pixel repetition, so that a person sees them; large ones as they are."""
+    factor = max(1, side // max(images.shape[2:]))
+    return torch.repeat_interleave(torch.repeat_interleave(images, factor, dim=2), factor, dim=3)

@@ -1,0 +1,132 @@
+"""What every quantizer is, gives and reports."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from softvq import distributed
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """How a batch of tokens spread over K codewords: the source of the KL term and of all statistics.
+
+    `entropy` is the mean over tokens of H(q), `mean` is E q over the tokens of all ranks (both with gradients),
+    `used` says which codewords were some token's most likely one, `largest` is the mean largest weight.
+    """
+
+    entropy: Float[Tensor, ""]
+    mean: Float[Tensor, " K"]
+    used: Float[Tensor, " K"]
+    largest: Float[Tensor, ""]
+
+    @property
+    def kl(self) -> Float[Tensor, ""]:
+        """H(q) − H(E q) of Eq. 4: minus the mutual information of image token and codeword, in [−log K, 0]."""
+        return self.entropy - entropy(self.mean)
+
+    @property
+    def statistics(self) -> dict[str, Float[Tensor, ""]]:
+        """`usage` (the fraction of codewords that were a first choice), `perplexity` (exp H(E q), 1…K), `entropy`
+        (mean H(q), nats), `largest_weight` (its mean, 1/K…1)."""
+        values = {
+            "usage": self.used.mean(),
+            "perplexity": entropy(self.mean).exp(),
+            "entropy": self.entropy,
+            "largest_weight": self.largest,
+        }
+        return {name: value.detach() for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantizer's answer: `latent` z for the decoder, `indices` of the (most likely) codewords where there are any,
+    losses and statistics by name, and the `assignment` to codewords from which they were computed."""
+
+    latent: Float[Tensor, "B L D"]
+    indices: Int[Tensor, "B L *G"] | None = None
+    losses: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    statistics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    assignment: Assignment | None = None
+
+
+class Quantizer(nn.Module):
+    """The bottleneck: ẑ (B, L, in_dim) → `Quantized` with latents z (B, L, dim).
+
+    `in_dim` is the width it wants from the encoder. `discrete` says whether indices alone determine z, so that
+    `lookup` inverts them. `noise` is the reparametrisation noise (B, L, dim) of those that sample; others ignore it.
+    """
+
+    dim: int
+    in_dim: int
+    discrete: bool = False
+
+    def forward(
+        self, z: Float[Tensor, "B L {self.in_dim}"], noise: Float[Tensor, "B L {self.dim}"] | None = None
+    ) -> Quantized:
+        raise NotImplementedError
+
+    def lookup(self, indices: Int[Tensor, "B L *G"]) -> Float[Tensor, "B L {self.dim}"]:
+        """The latents of these indices, where indices determine them."""
+        raise ValueError(
+            f"{type(self).__name__} has continuous latents that indices do not determine; use encode and decode."
+        )
+
+
+def entropy(q: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
+    """H(q) = −Σ q log q in nats, with 0 log 0 = 0."""
+    return torch.special.entr(q).sum(-1)
+
+
+def assign(log_q: Float[Tensor, "B L K"], indices: Int[Tensor, "B L"]) -> Assignment:
+    """Summarise a posterior given by its logarithm, over the tokens of all ranks."""
+    q = log_q.exp()
+    used = torch.zeros(q.shape[-1], device=q.device, dtype=q.dtype)
+    used[indices.flatten()] = 1.0
+    return Assignment(
+        entropy=distributed.mean(-(q * log_q).sum(-1).mean()),
+        mean=distributed.mean(q.mean((0, 1))),
+        used=distributed.maximum(used),
+        largest=distributed.mean(q.detach().amax(-1).mean()),
+    )
+
+
+def assign_hard(indices: Int[Tensor, "B L"], codebook_size: int) -> Assignment:
+    """The same summary of a one-hot posterior (Eq. 2)."""
+    counts = torch.bincount(indices.flatten(), minlength=codebook_size).float()
+    counts = distributed.total(counts)
+    zero = counts.new_zeros(())
+    return Assignment(entropy=zero, mean=counts / counts.sum(), used=(counts > 0).float(), largest=zero + 1)
+
+
+def pooled(assignments: list[Assignment]) -> Assignment:
+    """Several codebooks of one size taken as one posterior: E q runs over the codebooks too (the released KL term)."""
+
+    def average(name: str) -> Tensor:
+        return torch.stack([getattr(a, name) for a in assignments]).mean(0)
+
+    return Assignment(average("entropy"), average("mean"), average("used"), average("largest"))
+
+
+@contextmanager
+def full_precision(z: Tensor) -> Iterator[Tensor]:
+    """Distances and softmax over K codewords need float32: autocast off, half-precision inputs widened."""
+    with torch.autocast(z.device.type, enabled=False):
+        yield z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+
+
+def new_codebook(size: int, dim: int) -> nn.Parameter:
+    """K codewords (K, D) of unit length in random directions: uniform in ±1/K, then normalised, as released."""
+    codes = torch.empty(size, dim).uniform_(-1.0 / size, 1.0 / size)
+    return nn.Parameter(torch.nn.functional.normalize(codes, dim=-1))
+
+
+def distances(z: Float[Tensor, "B L D"], codebook: Float[Tensor, "K D"]) -> Float[Tensor, "B L K"]:
+    """‖z − c‖₂ for every token and codeword, as one matrix product; its gradient is 0 where the distance is 0."""
+    squared = z.square().sum(-1, keepdim=True) + codebook.square().sum(-1) - 2 * z @ codebook.T
+    positive = squared > 0
+    return torch.where(positive, squared.where(positive, 1.0).sqrt(), 0.0)

@@ -1,0 +1,155 @@
+"""Quantizers made of quantizers: Product (Eq. 12) and Residual (Eq. 13). They hold any quantizer, each other too."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from softvq.quantizers.base import Quantized, Quantizer, pooled
+from softvq.quantizers.gaussian import AEConfig, KLConfig
+from softvq.quantizers.hard import VQConfig
+from softvq.quantizers.soft import GMMVQConfig, SoftVQConfig
+
+
+@dataclass(frozen=True)
+class ProductConfig:
+    """Eq. 12: `groups` parts of the latent, each with a codebook of its own.
+
+    `axis`: `token` splits the L tokens into runs of L/G as the released `num_codebooks` does; `channel` splits each
+    token's D numbers as Eq. 12 is usually read. `kl`: `group` averages the parts' own KL terms, `pooled` takes the
+    expectation over all codebooks together, as released (only for parts with codebooks of one size).
+    """
+
+    inner: "QuantizerConfig" = field(default_factory=SoftVQConfig)
+    groups: int = 4
+    axis: Literal["token", "channel"] = "token"
+    kl: Literal["group", "pooled"] = "group"
+
+    def __post_init__(self):
+        if self.groups < 1:
+            raise ValueError(f"groups must be at least 1, not {self.groups}")
+
+    def build(self, dim: int) -> "Product":
+        return Product(self, dim)
+
+
+class Product(Quantizer):
+    """[z⁽¹⁾, …, z⁽ᴳ⁾], each part by its own quantizer (Eq. 12).
+
+    Indices: B L along tokens; B L G along channels (nested quantizers' extra axes stay last).
+    """
+
+    def __init__(self, config: ProductConfig, dim: int):
+        super().__init__()
+        G = config.groups
+        if config.axis == "channel" and dim % G:
+            raise ValueError(f"the latent width {dim} is not a multiple of the {G} groups of Product.")
+        self.config, self.dim = config, dim
+        self.split_axis = 1 if config.axis == "token" else 2
+        part = dim if config.axis == "token" else dim // G
+        self.inner = nn.ModuleList(config.inner.build(part) for _ in range(G))
+        self.in_dim = self.inner[0].in_dim * (1 if config.axis == "token" else G)
+        self.discrete = self.inner[0].discrete
+
+    def forward(self, z: Float[Tensor, "B L D_in"], noise: Float[Tensor, "B L D"] | None = None) -> Quantized:
+        noises = [None] * len(self.inner) if noise is None else self._split(noise)
+        parts = [inner(z_g, n_g) for inner, z_g, n_g in zip(self.inner, self._split(z), noises, strict=True)]
+        losses = average([part.losses for part in parts])
+        assignments = [part.assignment for part in parts if part.assignment is not None]
+        assignment = pooled(assignments) if assignments else None
+        if self.config.kl == "pooled" and "kl" in losses and assignment is not None:
+            losses["kl"] = assignment.kl
+        return Quantized(
+            torch.cat([part.latent for part in parts], dim=self.split_axis),
+            None if parts[0].indices is None else self._join_indices([part.indices for part in parts]),
+            losses,
+            average([part.statistics for part in parts]),
+            assignment,
+        )
+
+    def lookup(self, indices: Int[Tensor, "B L *G"]) -> Float[Tensor, "B L D"]:
+        parts = self._split(indices) if self.config.axis == "token" else self._split_channels(indices)
+        codes = [inner.lookup(part) for inner, part in zip(self.inner, parts, strict=True)]
+        return torch.cat(codes, dim=self.split_axis)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
+        G, size = len(self.inner), x.shape[self.split_axis]
+        if size % G:
+            raise ValueError(f"{size} tokens cannot be split into the {G} equal groups of Product.")
+        return x.split(size // G, dim=self.split_axis)
+
+    def _join_indices(self, parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts, dim=1) if self.config.axis == "token" else torch.stack(parts, dim=2)
+
+    def _split_channels(self, indices: Tensor) -> tuple[Tensor, ...]:
+        if indices.ndim < 3 or indices.shape[2] != len(self.inner):
+            raise ValueError(
+                f"indices of shape {tuple(indices.shape)} must have {len(self.inner)} groups on their third axis."
+            )
+        return indices.unbind(2)
+
+
+@dataclass(frozen=True)
+class ResidualConfig:
+    """Eq. 13: `depth` quantizers in a row, each on what the ones before left over."""
+
+    inner: "QuantizerConfig" = field(default_factory=SoftVQConfig)
+    depth: int = 2
+
+    def __post_init__(self):
+        if self.depth < 1:
+            raise ValueError(f"depth must be at least 1, not {self.depth}")
+
+    def build(self, dim: int) -> "Residual":
+        return Residual(self, dim)
+
+
+class Residual(Quantizer):
+    """z = Σ_l Q_l(r_{l−1}), r_l = r_{l−1} − Q_l(r_{l−1}), r_0 = ẑ (Eq. 13 as meant).
+
+    Eq. 13 prints r_l = r_{l−1} − z_l with the running sum z_l, which from the second layer on would subtract the
+    first layers twice. Indices: B L depth, nested quantizers' extra axes last.
+    """
+
+    def __init__(self, config: ResidualConfig, dim: int):
+        super().__init__()
+        self.config, self.dim = config, dim
+        self.inner = nn.ModuleList(config.inner.build(dim) for _ in range(config.depth))
+        self.in_dim = self.inner[0].in_dim
+        self.discrete = self.inner[0].discrete
+        if self.in_dim != dim:
+            raise ValueError(
+                f"Residual needs quantizers that take what they give, but {type(self.inner[0]).__name__} "
+                f"takes {self.in_dim} numbers a token and gives {dim}."
+            )
+
+    def forward(self, z: Float[Tensor, "B L D"], noise: Float[Tensor, "B L D"] | None = None) -> Quantized:
+        residual, layers = z, []
+        for inner in self.inner:
+            layers.append(inner(residual, noise))
+            residual = residual - layers[-1].latent
+        assignments = [layer.assignment for layer in layers if layer.assignment is not None]
+        return Quantized(
+            sum(layer.latent for layer in layers),
+            None if layers[0].indices is None else torch.stack([layer.indices for layer in layers], dim=2),
+            average([layer.losses for layer in layers]),
+            average([layer.statistics for layer in layers]),
+            pooled(assignments) if assignments else None,
+        )
+
+    def lookup(self, indices: Int[Tensor, "B L *G"]) -> Float[Tensor, "B L D"]:
+        if indices.ndim < 3 or indices.shape[2] != len(self.inner):
+            raise ValueError(
+                f"indices of shape {tuple(indices.shape)} must have {len(self.inner)} layers on their third axis."
+            )
+        return sum(inner.lookup(layer) for inner, layer in zip(self.inner, indices.unbind(2), strict=True))
+
+
+def average(dicts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each named scalar."""
+    return {name: torch.stack([d[name] for d in dicts]).mean() for name in dicts[0]}
+
+
+QuantizerConfig = SoftVQConfig | GMMVQConfig | VQConfig | KLConfig | AEConfig | ProductConfig | ResidualConfig

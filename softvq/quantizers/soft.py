@@ -1,0 +1,131 @@
+"""Soft categorical posteriors over a codebook: SoftVQ (Eq. 4) and GMMVQ (Eq. 11)."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from softvq.quantizers.base import Assignment, Quantized, Quantizer, assign, distances, full_precision, new_codebook
+
+TAU = 0.07  # Section 3.2, "set to 0.07 by ablation"
+
+
+@dataclass(frozen=True)
+class SoftVQConfig:
+    """Eq. 4 by default; `SoftVQConfig.released()` is the form that the released weights were trained with.
+
+    `distance`: `euclidean` is Eq. 4 as printed, softmax(−‖ẑ − c‖₂ / τ) with the plain (unsquared) norm; `cosine` is
+    the released softmax(⟨ẑ, c⟩ / τ) with ẑ and c of unit length, where z is a mixture of the unit codewords and is
+    not normalised again. `learn_tau`: τ becomes a parameter (kept positive by its logarithm). `detach_codebook`: no
+    gradient reaches the codebook through the logits, only through the mixture, as released. `kl_tau`: the temperature
+    of the posterior in the KL term; None takes τ as in Eq. 4, the release takes 0.01.
+    """
+
+    codebook_size: int = 8192
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    tau: float = TAU
+    learn_tau: bool = False
+    detach_codebook: bool = False
+    kl_tau: float | None = None
+
+    def __post_init__(self):
+        _check_codebook(self.codebook_size, self.tau)
+        if self.kl_tau is not None and self.kl_tau <= 0:
+            raise ValueError(f"kl_tau must be positive, not {self.kl_tau}")
+
+    @classmethod
+    def released(cls, codebook_size: int = 8192, tau: float = TAU) -> "SoftVQConfig":
+        """Cosine, codebook detached in the logits, KL term at temperature 0.01."""
+        return cls(codebook_size, "cosine", tau, detach_codebook=True, kl_tau=0.01)
+
+    def build(self, dim: int) -> "SoftVQ":
+        return SoftVQ(self, dim)
+
+
+class SoftVQ(Quantizer):
+    """z = q(z|x) C, q a softmax over the codewords (Eq. 4): fully differentiable, no codebook or commitment loss."""
+
+    def __init__(self, config: SoftVQConfig, dim: int):
+        super().__init__()
+        self.config, self.dim, self.in_dim = config, dim, dim
+        self.codebook = new_codebook(config.codebook_size, dim)
+        self.log_tau = nn.Parameter(torch.tensor(math.log(config.tau))) if config.learn_tau else None
+
+    @property
+    def tau(self) -> Tensor | float:
+        return self.config.tau if self.log_tau is None else self.log_tau.exp()
+
+    def similarities(self, z: Float[Tensor, "B L D"]) -> Float[Tensor, "B L K"]:
+        """What is divided by τ: −‖ẑ − c‖₂, or the cosine."""
+        codebook = self.codewords.detach() if self.config.detach_codebook else self.codewords
+        if self.config.distance == "euclidean":
+            return -distances(z, codebook)
+        return F.normalize(z, dim=-1) @ codebook.T
+
+    @property
+    def codewords(self) -> Float[Tensor, "K D"]:
+        """C as it is mixed: of unit length with the cosine."""
+        return F.normalize(self.codebook, dim=-1) if self.config.distance == "cosine" else self.codebook
+
+    def forward(self, z: Float[Tensor, "B L D"], noise: Float[Tensor, "B L D"] | None = None) -> Quantized:
+        with full_precision(z) as z:
+            similarities = self.similarities(z)
+            log_q = F.log_softmax(similarities / self.tau, dim=-1)
+            latent = log_q.exp() @ self.codewords
+            indices = log_q.detach().argmax(-1)
+            assignment = assign(log_q, indices)
+            kl_tau = self.config.kl_tau
+            kl_assignment = assignment if kl_tau is None else assign(F.log_softmax(similarities / kl_tau, -1), indices)
+        return soft_result(latent, indices, assignment, kl_assignment)
+
+
+@dataclass(frozen=True)
+class GMMVQConfig:
+    """Eq. 11. `weights`: `token` predicts one positive ω per token, the data-dependent 1/τ (the paper's "temperature
+    parameters"); `codeword` predicts one per codeword (its "weights of the Gaussian component")."""
+
+    codebook_size: int = 8192
+    weights: Literal["token", "codeword"] = "token"
+
+    def __post_init__(self):
+        _check_codebook(self.codebook_size)
+
+    def build(self, dim: int) -> "GMMVQ":
+        return GMMVQ(self, dim)
+
+
+class GMMVQ(Quantizer):
+    """z = softmax(−ω(ẑ) ‖ẑ − C‖₂) C (Eq. 11); the encoder gives D numbers for ẑ and the raw ω behind them."""
+
+    def __init__(self, config: GMMVQConfig, dim: int):
+        super().__init__()
+        self.config, self.dim = config, dim
+        self.in_dim = dim + (1 if config.weights == "token" else config.codebook_size)
+        self.codebook = new_codebook(config.codebook_size, dim)
+
+    def forward(self, z: Float[Tensor, "B L D_in"], noise: Float[Tensor, "B L D"] | None = None) -> Quantized:
+        with full_precision(z) as z:
+            z, raw = z[..., : self.dim], z[..., self.dim :]
+            # Positive, and 1/0.07 where the encoder says 0: softplus(log(e − 1)) = 1.
+            omega = F.softplus(raw + math.log(math.e - 1)) / TAU
+            log_q = F.log_softmax(-omega * distances(z, self.codebook), dim=-1)
+            latent = log_q.exp() @ self.codebook
+            indices = log_q.detach().argmax(-1)
+            assignment = assign(log_q, indices)
+        return soft_result(latent, indices, assignment, assignment)
+
+
+def soft_result(latent: Tensor, indices: Tensor, assignment: Assignment, kl_assignment: Assignment) -> Quantized:
+    """The result of a soft quantizer: statistics of the posterior that made z, the KL term of the one asked for."""
+    return Quantized(latent, indices, {"kl": kl_assignment.kl}, assignment.statistics, kl_assignment)
+
+
+def _check_codebook(codebook_size: int, tau: float = TAU) -> None:
+    if codebook_size < 1:
+        raise ValueError(f"codebook_size must be at least 1, not {codebook_size}")
+    if tau <= 0:
+        raise ValueError(f"tau must be positive, not {tau}")

@@ -1,0 +1,41 @@
+"""Recipes on the bundled emoji images: the tokenizer that ships with the package, and a quick one for the demo."""
+
+from dataclasses import replace
+
+from softvq.data.images import Augment
+from softvq.layers import ViTConfig
+from softvq.optim import AdamWConfig
+from softvq.quantizers.compose import ProductConfig
+from softvq.quantizers.soft import SoftVQConfig
+from softvq.tokenizer import TokenizerConfig
+from softvq.training.recipe import TokenizerRecipe
+
+_VIT = ViTConfig(width=128, depth=4, heads=2, patch_size=8, layer_scale=None)
+
+EMOJI_64 = TokenizerRecipe(
+    name="emoji-64",
+    about="The tokenizer that ships with the package: 64 px emoji in 64 tokens of 16 (half the paper's width).",
+    tokenizer=TokenizerConfig(
+        image_size=64,
+        tokens=64,
+        latent_dim=16,
+        encoder=_VIT,
+        decoder=_VIT,
+        quantizer=ProductConfig(SoftVQConfig.released(1024), groups=4, axis="token", kl="pooled"),
+    ),
+    augment=Augment(min_scale=0.9),
+    batch_size=32,
+    steps=12_000,
+    optimizer=AdamWConfig(lr=2e-3, warmup_steps=100),
+    ema_decay=0.999,
+    init="local",
+)
+
+EMOJI_64_QUICK = replace(
+    EMOJI_64,
+    name="emoji-64-quick",
+    about="The same for some minutes on a laptop: what `softvq demo --train` runs.",
+    steps=1_000,
+    optimizer=AdamWConfig(lr=2e-3, warmup_steps=50),
+    ema_decay=0.99,
+)

@@ -1,0 +1,221 @@
+"""The tokenizer of Figure 2: image → L latent tokens → image.
+
+    tokenizer = Tokenizer.from_pretrained("softvq-emoji-64")
+    latents = tokenizer.encode(images)      # images (B, 3, H, W) in [-1, 1]; latents (B, L, D), mean 0 and variance 1
+    images = tokenizer.decode(latents)
+
+The encoder reads patches and L learnable latent tokens and keeps the latter; the quantizer makes them the latents;
+the decoder reads N mask tokens and the latents and regresses the pixels of each patch (Section 3.1).
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from softvq import config as configs
+from softvq import hub
+from softvq.layers import Trunk, VisionTransformer, ViTConfig, init_linear
+from softvq.quantizers.base import Quantized
+from softvq.quantizers.compose import ProductConfig, QuantizerConfig
+from softvq.quantizers.soft import SoftVQConfig
+
+_SMALL = ViTConfig(width=384, depth=12, heads=6)
+_BASE = ViTConfig(width=768, depth=12, heads=12)
+_LARGE = ViTConfig(width=1024, depth=24, heads=16)
+_TINY = ViTConfig(width=64, depth=2, heads=2)
+SIZES = {  # encoder and decoder of Section 4.1; BL is a B encoder with an L decoder
+    "tiny": (_TINY, _TINY),
+    "S": (_SMALL, _SMALL),
+    "B": (_BASE, _BASE),
+    "BL": (_BASE, _LARGE),
+    "L": (_LARGE, _LARGE),
+}
+
+
+def _released_quantizer() -> ProductConfig:
+    return ProductConfig(SoftVQConfig.released(), groups=4, axis="token", kl="pooled")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """A tokenizer. `image_size` (px) is the square size its positions are learned for; other sizes interpolate them.
+
+    `tokens` is L, `latent_dim` is D; the default quantizer is the released one (SoftVQ in four token groups).
+    """
+
+    image_size: int = 256
+    tokens: int = 64
+    latent_dim: int = 32
+    encoder: ViTConfig = _SMALL
+    decoder: ViTConfig = _SMALL
+    quantizer: QuantizerConfig = field(default_factory=_released_quantizer)
+
+    def __post_init__(self):
+        for name in ("encoder", "decoder"):
+            patch = getattr(self, name).patch_size
+            if self.image_size % patch:
+                raise ValueError(f"image_size {self.image_size} is not a multiple of the {name}'s patch size {patch}")
+
+    @classmethod
+    def of_size(cls, size: str, **fields: Any) -> "TokenizerConfig":
+        """One of `SIZES` by name, other fields as given."""
+        if size not in SIZES:
+            raise configs.ConfigError(f"there is no tokenizer size {size!r}; the sizes are {', '.join(SIZES)}.")
+        encoder, decoder = SIZES[size]
+        return cls(encoder=encoder, decoder=decoder, **fields)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What `Tokenizer.forward` gives: the images, the encoder's ẑ before the quantizer, and the quantizer's answer
+    (its latents are not normalised)."""
+
+    images: Float[Tensor, "B 3 H W"]
+    encoded: Float[Tensor, "B L D_in"]
+    quantized: Quantized
+
+
+class Encoder(nn.Module):
+    """Patches and latent tokens through a ViT; only the latent tokens' outputs are kept: ẑ = E([x_p; z_l]; φ)."""
+
+    def __init__(self, config: TokenizerConfig):
+        super().__init__()
+        side = config.image_size // config.encoder.patch_size
+        width = config.encoder.width
+        self.vit = VisionTransformer(config.encoder, (side, side))
+        self.latent_tokens = nn.Parameter(torch.empty(1, config.tokens, width).normal_(std=0.02))
+        self.latent_pos_embed = nn.Parameter(torch.empty(1, config.tokens, width).normal_(std=0.02))
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L D"]:
+        P = self.vit.patch_embed.patch_size
+        B, _, H, W = images.shape
+        patches = self.vit.with_positions(self.vit.patch_embed(images), (H // P, W // P))
+        latents = (self.latent_tokens + self.latent_pos_embed).expand(B, -1, -1)
+        tokens = self.vit(torch.cat([patches, latents], dim=1))
+        return tokens[:, -latents.shape[1] :]
+
+
+class Decoder(nn.Module):
+    """Mask tokens and latents through a ViT, a linear layer from each mask token to its patch: x̂ = D([m; z]; θ)."""
+
+    def __init__(self, config: TokenizerConfig):
+        super().__init__()
+        side = config.image_size // config.decoder.patch_size
+        width = config.decoder.width
+        self.patch_size = config.decoder.patch_size
+        self.vit = Trunk(config.decoder, (side, side))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
+        self.latent_pos_embed = nn.Parameter(torch.empty(1, config.tokens, width).normal_(std=0.02))
+        self.to_pixel = nn.Linear(width, 3 * self.patch_size**2)
+
+    def forward(self, latents: Float[Tensor, "B L D"], size: tuple[int, int]) -> Float[Tensor, "B 3 H W"]:
+        P = self.patch_size
+        h, w = size[0] // P, size[1] // P
+        masks = self.vit.with_positions(self.mask_token.expand(len(latents), h * w, -1), (h, w))
+        tokens = self.vit(torch.cat([masks, latents + self.latent_pos_embed], dim=1))
+        pixels = self.to_pixel(tokens[:, 1 : 1 + h * w])  # behind the class token; B N P·P·3
+        pixels = pixels.view(-1, h, w, P, P, 3)
+        return pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, h * P, w * P)
+
+
+class Tokenizer(nn.Module):
+    """Images (B, 3, H, W) in [-1, 1] ↔ latents (B, L, D).
+
+    `latent_mean`, `latent_std` (D,) are the statistics that `encode` divides out and `decode` puts back; they are 0
+    and 1 until `set_statistics`. `about` is free JSON that travels with a saved model: recipe, data, figures.
+    """
+
+    kind = "tokenizer"
+
+    def __init__(self, config: TokenizerConfig, about: dict[str, Any] | None = None):
+        super().__init__()
+        self.config, self.about = config, about or {}
+        self.encoder = Encoder(config)
+        self.quantizer = config.quantizer.build(config.latent_dim)
+        self.to_quantizer = nn.Linear(config.encoder.width, self.quantizer.in_dim)
+        self.from_quantizer = nn.Linear(config.latent_dim, config.decoder.width)
+        self.decoder = Decoder(config)
+        self.apply(init_linear)
+        self.register_buffer("latent_mean", torch.zeros(config.latent_dim))
+        self.register_buffer("latent_std", torch.ones(config.latent_dim))
+
+    def forward(self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B L D"] | None = None) -> Reconstruction:
+        """Encode, quantize and decode. `noise` is what a KL quantizer samples with (see `KL`)."""
+        encoded = self._encoded(images)
+        quantized = self.quantizer(encoded, noise)
+        decoded = self._decoded(quantized.latent, (images.shape[2], images.shape[3]))
+        return Reconstruction(decoded, encoded, quantized)
+
+    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L D"]:
+        """Latents of zero mean and unit variance (once statistics are fitted). For KL: of the posterior's mean."""
+        return (self._quantize(images).latent - self.latent_mean) / self.latent_std
+
+    def decode(self, latents: Float[Tensor, "B L D"], size: tuple[int, int] | None = None) -> Float[Tensor, "B 3 H W"]:
+        """Images of (height, width) `size` (default: the model's own), not clamped; undoes `encode`'s normalisation."""
+        if latents.shape[1:] != (self.config.tokens, self.config.latent_dim):
+            raise ValueError(
+                f"latents have shape {tuple(latents.shape)}, but this model's are "
+                f"(B, {self.config.tokens}, {self.config.latent_dim})."
+            )
+        return self._decoded(latents * self.latent_std + self.latent_mean, size)
+
+    def encode_indices(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L *G"]:
+        """The codewords' indices, for quantizers whose indices determine the latent: VQ, Product and Residual of it."""
+        if not self.quantizer.discrete:
+            raise ValueError(f"{type(self.quantizer).__name__} latents are continuous: use encode instead of indices.")
+        return self._quantize(images).indices
+
+    def decode_indices(
+        self, indices: Int[Tensor, "B L *G"], size: tuple[int, int] | None = None
+    ) -> Float[Tensor, "B 3 H W"]:
+        """Images of what `encode_indices` gave."""
+        return self._decoded(self.quantizer.lookup(indices), size)
+
+    def set_statistics(self, mean: Tensor | float, std: Tensor | float) -> None:
+        """Store the mean and standard deviation, per channel (D,) or one for all, of latents before normalisation."""
+        mean, std = torch.as_tensor(mean), torch.as_tensor(std)
+        if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+            raise ValueError("latent statistics must be finite and the standard deviation positive.")
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(std)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` into `folder`, atomically."""
+        config = {"kind": self.kind, "config": configs.to_dict(self.config), "about": self.about}
+        hub.save(folder, config, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path) -> "Tokenizer":
+        """A tokenizer from a folder, from those bundled with the package, or from the hub; in evaluation mode."""
+        saved = hub.load(name_or_folder, cls.kind)
+        with torch.device("meta"):
+            model = cls(configs.from_dict(TokenizerConfig, saved.config, "config"), saved.about)
+        hub.assign(model, saved)
+        return model.eval()
+
+    def _quantize(self, images: Tensor) -> Quantized:
+        noise = None
+        if self.training:  # encode gives the posterior's mean, whatever the mode
+            noise = images.new_zeros(len(images), self.config.tokens, self.config.latent_dim)
+        return self.quantizer(self._encoded(images), noise)
+
+    def _encoded(self, images: Tensor) -> Tensor:
+        _check_size(images.shape[2:], self.config.encoder.patch_size)
+        return self.to_quantizer(self.encoder(images))
+
+    def _decoded(self, latents: Tensor, size: tuple[int, int] | None) -> Tensor:
+        size = size or (self.config.image_size, self.config.image_size)
+        _check_size(size, self.config.decoder.patch_size)
+        return self.decoder(self.from_quantizer(latents), size)
+
+
+def _check_size(size: tuple[int, ...], patch_size: int) -> None:
+    if min(size) < patch_size or any(side % patch_size for side in size):
+        raise ValueError(
+            f"images are {size[0]}×{size[1]}, but height and width must be multiples of the patch size {patch_size}; "
+            "crop or resize them first."
+        )

@@ -1,0 +1,65 @@
+"""What is done *to* a fresh tokenizer before training."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from softvq.layers import Attention
+from softvq.tokenizer import Tokenizer
+
+
+@torch.no_grad()
+def local_start(tokenizer: Tokenizer) -> None:
+    """Start every attention layer at its token's own place: an optional replacement of the usual ViT start.
+
+    A 1-D tokenizer learns slowly at first because the latent tokens do not yet know which patches to read. Here the
+    latents are laid out on a grid over the image and get the same kind of 2-D sine positions as the patches; query and
+    key projections start equal (orthonormal), so a token attends to those nearby, and value and output projections
+    start as inverses of each other, so it copies what it finds (the idea of mimetic initialisation, Trockman and
+    Kolter 2023). Everything stays learnable and the model is unchanged.
+    """
+    for side in (tokenizer.encoder, tokenizer.decoder):
+        width = side.vit.pos_embed.shape[-1]
+        side.vit.pos_embed[:, 1:] = sine_positions(side.vit.grid, width)
+        side.latent_pos_embed[:] = sine_positions(_grid_of(tokenizer.config.tokens), width)
+        for module in side.modules():
+            if isinstance(module, Attention):
+                _attend_nearby(module)
+    for latent_token in (tokenizer.encoder.latent_tokens, tokenizer.decoder.mask_token):
+        nn.init.zeros_(latent_token)
+    for linear in (tokenizer.to_quantizer, tokenizer.from_quantizer):
+        nn.init.xavier_uniform_(linear.weight)
+    encoded = torch.randn(8, tokenizer.config.tokens, tokenizer.quantizer.in_dim)
+    tokenizer.from_quantizer.weight /= tokenizer.quantizer(encoded).latent.std()  # mixtures of codewords are small
+    projection = tokenizer.encoder.vit.patch_embed.proj
+    nn.init.xavier_uniform_(projection.weight.view(len(projection.weight), -1))
+
+
+def sine_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """Sines and cosines of row and column (rows·columns, width) on a unit square: neighbours on an 8 × 8 grid are
+    nearly orthogonal."""
+    rows, columns = ((torch.arange(n) + 0.5) / n for n in grid)
+    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).view(-1, 2, 1)
+    frequencies = 8 * math.pi * (torch.arange(width // 4) + 0.5) / (width // 4)
+    angles = (places * frequencies).flatten(1)
+    return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 4))
+
+
+def _attend_nearby(attention: Attention, sharpness: float = 8.0) -> None:
+    """Logits of `sharpness` · cosine (of layer-normed tokens) in every head; values pass through unchanged."""
+    D = attention.proj.in_features
+    d = D // attention.heads
+    query, key, value = attention.qkv.weight.chunk(3)
+    for head in range(attention.heads):
+        directions = nn.init.orthogonal_(torch.empty(d, D)) * math.sqrt(sharpness / math.sqrt(d))
+        query[head * d : (head + 1) * d] = directions
+        key[head * d : (head + 1) * d] = directions
+    nn.init.orthogonal_(value)
+    attention.proj.weight.copy_(value.T)
+
+
+def _grid_of(tokens: int) -> tuple[int, int]:
+    """The most square grid of this many cells."""
+    rows = next(n for n in range(math.isqrt(tokens), 0, -1) if tokens % n == 0)
+    return rows, tokens // rows

@@ -1,0 +1,74 @@
+"""What a run shows and writes while it goes: a progress bar or plain lines, JSONL, TensorBoard."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Log:
+    """`log.jsonl` and `tensorboard/` in the run's folder, and a bar on the terminal (plain lines elsewhere).
+
+    On resume, lines of steps after `start_step` are dropped: the log is that of one uninterrupted run.
+    """
+
+    def __init__(self, folder: Path, start_step: int, steps: int):
+        from torch.utils.tensorboard import SummaryWriter  # costs a second
+
+        self.path = folder / "log.jsonl"
+        self._truncate(start_step)
+        self.file = self.path.open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step or None)
+        self.terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=steps, initial=start_step, unit="step", disable=not self.terminal, dynamic_ncols=True)
+        self.steps, self.last_line = steps, 0.0
+
+    def _truncate(self, step: int) -> None:
+        if self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
+            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def advance(self) -> None:
+        self.bar.update()
+
+    def values(self, step: int, values: dict[str, float], rate: float | None = None) -> None:
+        """Numbers of one step. `rate` is images/s since the last call."""
+        self.event(step, values)
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        if rate is None:
+            return
+        self.board.add_scalar("speed/images_per_second", rate, step)
+        self.bar.set_postfix_str(f"loss {values['loss/total']:.4f}, {rate:.0f} images/s")
+        if not self.terminal and (time.monotonic() - self.last_line > 10 or step == self.steps):
+            self.last_line = time.monotonic()
+            self.say(f"step {step}/{self.steps}  loss {values['loss/total']:.4f}  {rate:.0f} images/s")
+
+    def event(self, step: int, values: dict[str, Any]) -> None:
+        """A line in the JSONL alone."""
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.flush()
+
+    def picture(self, step: int, name: str, image: Any) -> None:
+        """An image (height × width × 3, 8-bit) in TensorBoard."""
+        self.board.add_image(name, image, step, dataformats="HWC")
+
+    def say(self, message: str) -> None:
+        """A line for the person at the terminal."""
+        self.bar.write(message, file=sys.stderr) if self.terminal else print(message, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self.bar.close()
+        self.file.close()
+        self.board.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):  # a line cut off by a kill
+        return float("inf")

@@ -1,0 +1,137 @@
+"""The loop knows steps; the step knows losses; randomness knows (seed, step, sample).
+
+`fit` takes a state and a function that makes one step, and adds what every run needs: checkpoints, logs, hooks, a clean
+stop on Ctrl-C and SIGTERM, and a stop with a sentence on NaN.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from softvq.data.loader import Batch
+from softvq.training.logs import Log
+from softvq.training.state import Checkpoints, TrainState
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message is one sentence for the user."""
+
+
+class Interrupted(RuntimeError):
+    """A run that was asked to stop, after its checkpoint was written. `signal` is the signal's number."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.signal = number
+
+
+@dataclass(frozen=True)
+class Hook:
+    """`call(state, log)` after every `every` steps and after the last one."""
+
+    every: int
+    call: Callable[[TrainState, Log], None]
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """How often, in steps, a run writes a line of its log and a checkpoint."""
+
+    log: int = 20
+    checkpoint: int = 500
+
+
+Step = Callable[[TrainState, Batch], dict[str, torch.Tensor]]
+
+
+def fit(
+    state: TrainState,
+    steps: int,
+    batches: Iterator[Batch],
+    step: Step,
+    *,
+    checkpoints: Checkpoints,
+    log: Log,
+    meta: dict[str, Any],
+    intervals: Intervals | None = None,
+    hooks: Sequence[Hook] = (),
+) -> None:
+    """Train from `state.step` to `steps`. `step` changes the state and returns named scalars, `loss/total` among them.
+
+    The checkpoint's `meta` goes into its `state.json`. Raises `TrainingError` when a logged loss or gradient norm is
+    not finite (checked before every checkpoint, so the last one is good), `Interrupted` after a signal.
+    """
+    intervals = intervals or Intervals()
+    bad: dict[str, str] = {}
+    recent: list[tuple[dict[str, torch.Tensor], Batch]] = []
+    with _Signals() as signals:
+        clock = time.monotonic()
+        while state.step < steps:
+            batch = next(batches)
+            values = step(state, batch)
+            state.step += 1
+            log.advance()
+            _report_bad(batch, bad, state.step, log)
+            recent.append((values, batch))
+            last = state.step == steps or signals.received is not None
+            saving = last or state.step % intervals.checkpoint == 0
+            if saving or state.step % intervals.log == 0:
+                _check_finite(recent, state.step)
+                elapsed = time.monotonic() - clock
+                rate = len(recent) * len(batch.images) / elapsed
+                log.values(state.step, {name: float(value) for name, value in values.items()}, rate)
+                recent, clock = [], time.monotonic()
+            if saving:
+                checkpoints.save(state, {**meta, "bad_files": bad})
+            if signals.received is not None and state.step < steps:
+                name = signal.Signals(signals.received).name
+                raise Interrupted(signals.received, f"stopped by {name} after step {state.step}; the run is saved.")
+            for hook in hooks:
+                if state.step % hook.every == 0 or state.step == steps:
+                    hook.call(state, log)
+    if bad:
+        log.say(f"{len(bad)} unreadable files were skipped, the first: {next(iter(bad.values()))}")
+
+
+def _report_bad(batch: Batch, bad: dict[str, str], step: int, log: Log) -> None:
+    for name, reason in batch.bad.items():
+        if name not in bad:
+            bad[name] = reason
+            log.event(step, {"bad_file": name, "reason": reason})
+            log.say(f"skipped: {reason}")
+
+
+def _check_finite(recent: list[tuple[dict[str, torch.Tensor], Batch]], step: int) -> None:
+    for back, (values, batch) in enumerate(recent):
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"step {step - len(recent) + back + 1}: {name} is {float(value)} on the images "
+                    f"{', '.join(batch.names[:4])}, …; the last checkpoint is from before. "
+                    "Lower the learning rate, or use --precision float32."
+                )
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM noted while the block runs, so that a step ends before the run does."""
+
+    def __init__(self):
+        self.received: int | None = None
+
+    def __enter__(self) -> "_Signals":
+        self.previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number: int, _frame: Any) -> None:
+        if self.received is not None:  # asked twice: stop at once
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)

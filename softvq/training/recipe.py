@@ -1,0 +1,46 @@
+"""What a tokenizer run is: every choice that changes its result, as one frozen dataclass."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from softvq.data.images import Augment
+from softvq.losses.reconstruction import Distance
+from softvq.optim import AdamWConfig
+from softvq.tokenizer import TokenizerConfig
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """A tokenizer training run.
+
+    `data` and `val` name the images: `emoji`, `emoji-val`, or a folder (`val` may be None). `weights` are λ of Eq. 7
+    by term: `reconstruction`, and the losses that the quantizer reports (`kl`; `codebook` and `commitment` for VQ).
+    `init`: `vit` is the usual random start; `local` starts attention at each token's own place (see
+    `training.initialise`). `batch_size` is over all processes.
+    """
+
+    name: str
+    about: str
+    tokenizer: TokenizerConfig
+    data: str = "emoji"
+    val: str | None = "emoji-val"
+    augment: Augment = field(default_factory=Augment)
+    batch_size: int = 256
+    steps: int = 250_000
+    seed: int = 0
+    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
+    reconstruction: Distance = "l2"
+    weights: dict[str, float] = field(default_factory=lambda: {"reconstruction": 1.0, "kl": 0.01})
+    ema_decay: float = 0.9999
+    init: Literal["vit", "local"] = "vit"
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.steps < 1:
+            raise ValueError(f"batch_size and steps must be at least 1, not {self.batch_size} and {self.steps}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), not {self.ema_decay}")
+
+    @property
+    def command(self) -> str:
+        """The command that runs this recipe."""
+        return f"softvq train tokenizer {self.name}"

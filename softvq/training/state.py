@@ -1,0 +1,127 @@
+"""What a run is made of between two steps, and its checkpoints.
+
+A checkpoint is a folder `step-0000500` with safetensors of the model, its EMA and the optimizer, and `state.json`. It
+appears whole (by a rename) or not at all.
+"""
+
+import copy
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softvq import hub
+from softvq.config import ConfigError
+
+
+@dataclass
+class TrainState:
+    """A model, its exponential moving average (a copy without gradients), its optimizer, and the steps done."""
+
+    model: nn.Module
+    ema: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+    @classmethod
+    def of(cls, model: nn.Module, optimizer: torch.optim.Optimizer) -> "TrainState":
+        return cls(model, copy.deepcopy(model).requires_grad_(False).eval(), optimizer)
+
+    @torch.no_grad()
+    def update_ema(self, decay: float) -> None:
+        """ema ← decay · ema + (1 − decay) · model, for parameters; `decay` starts lower: at most (1 + t) / (10 + t)."""
+        decay = min(decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.ema.parameters()), [p.detach() for p in self.model.parameters()], 1 - decay)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors by part and name."""
+        return {
+            "model": dict(self.model.state_dict()),
+            "ema": dict(self.ema.state_dict()),
+            "optimizer": _optimizer_tensors(self.model, self.optimizer),
+        }
+
+    def load(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over what `tensors` gave."""
+        self.model.load_state_dict(parts["model"])
+        self.ema.load_state_dict(parts["ema"])
+        _load_optimizer(self.model, self.optimizer, parts["optimizer"])
+
+
+class Checkpoints:
+    """The checkpoints of a run, newest last; `keep` of them stay."""
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder, self.keep = folder, keep
+
+    def all(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        found = [path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+        return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+    def save(self, state: TrainState, meta: Mapping[str, Any]) -> Path:
+        """Write the state; older checkpoints beyond `keep` are removed once the new one is in place."""
+        target = self.folder / f"step-{state.step:07d}"
+        temporary = self.folder / f".writing-{target.name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            for part, tensors in state.tensors().items():
+                hub.write_tensors(temporary / f"{part}.safetensors", tensors)
+            hub.write_json(temporary / "state.json", {"step": state.step, **meta})
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for old in self.all()[: -self.keep]:
+            shutil.rmtree(old)
+        return target
+
+    def load(self, state: TrainState) -> dict[str, Any]:
+        """Load the newest checkpoint into `state`; gives its `state.json`."""
+        folder = self.all()[-1]
+        meta = hub.read_json(folder / "state.json")
+        state.load({part: hub.read_tensors(folder / f"{part}.safetensors") for part in ("model", "ema", "optimizer")})
+        state.step = meta["step"]
+        return meta
+
+
+def check_same_run(path: Path, description: Mapping[str, Any]) -> None:
+    """Compare this run with the one recorded in `path`; a difference is a `ConfigError` that names the fields."""
+    old, new = _flat(hub.read_json(path)), _flat(json.loads(json.dumps(description)))
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if differing:
+        shown = ", ".join(f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)" for key in differing[:4])
+        raise ConfigError(
+            f"{path.parent} holds a run that differs in {shown}; use another --out, or the same settings to resume it."
+        )
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix[:-1]: node}
+    return {key: value for name, item in node.items() for key, value in _flat(item, f"{prefix}{name}.").items()}
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for full_name, value in tensors.items():
+        name, key = full_name.rsplit("/", 1)
+        parameter = parameters[name]
+        # AdamW's fused step counter lives on the parameter's device like the moments.
+        optimizer.state[parameter][key] = value.to(parameter.device).clone()

@@ -1,0 +1,188 @@
+"""Training a tokenizer: the step of Eq. 7, the whole run, and the latent statistics."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from softvq import config as configs
+from softvq import distributed, hub
+from softvq.data.loader import Batch, Order, ordered_batches, sample_rng, training_batches
+from softvq.data.sources import Source, open_source
+from softvq.losses.reconstruction import reconstruction
+from softvq.losses.total import total
+from softvq.tokenizer import Tokenizer
+from softvq.training.initialise import local_start
+from softvq.training.logs import Log
+from softvq.training.loop import Hook, Intervals, fit
+from softvq.training.recipe import TokenizerRecipe
+from softvq.training.state import Checkpoints, TrainState, check_same_run
+
+Precision = Literal["float32", "bfloat16"]
+STATISTICS_IMAGES = 10_000  # enough for a standard error of 0.1 % at 64 tokens an image
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What does not change a run's result (but for the precision): where it runs and what it writes."""
+
+    out: Path
+    device: torch.device
+    precision: Precision = "float32"
+    workers: int = 2
+    intervals: Intervals = field(default_factory=Intervals)
+
+
+def new_tokenizer(recipe: TokenizerRecipe) -> Tokenizer:
+    """The recipe's tokenizer before its first step: a function of the recipe alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        tokenizer = Tokenizer(recipe.tokenizer)
+        if recipe.init == "local":
+            local_start(tokenizer)
+    return tokenizer
+
+
+def make_step(recipe: TokenizerRecipe, precision: Precision) -> Callable[[TrainState, Batch], dict[str, Tensor]]:
+    """One step of Eq. 7 (first floor: reconstruction and the quantizer's own terms)."""
+
+    def step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
+        lr = recipe.optimizer.lr_at(state.step, recipe.steps)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        images = batch.images
+        noise = latent_noise(recipe, batch.positions).to(images.device)
+        state.model.train()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            output = state.model(images, noise)
+        terms = {
+            "reconstruction": reconstruction(output.images, images, recipe.reconstruction),
+            **output.quantized.losses,
+        }
+        loss = total(terms, recipe.weights)
+        loss.backward()
+        limit = recipe.optimizer.grad_clip
+        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), float("inf") if limit is None else limit)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.update_ema(recipe.ema_decay)
+        return {
+            "loss/total": loss.detach(),
+            **{f"loss/{name}": term.detach() for name, term in terms.items()},
+            **{f"weight/{name}": torch.tensor(weight) for name, weight in recipe.weights.items()},
+            **{f"latent/{name}": value for name, value in output.quantized.statistics.items()},
+            "optimizer/gradient_norm": norm.detach(),
+            "optimizer/lr": torch.tensor(lr),
+        }
+
+    return step
+
+
+def latent_noise(recipe: TokenizerRecipe, positions: list[int]) -> Float[Tensor, "B L D"]:
+    """The reparametrisation noise of these sample numbers (KL samples with it), whatever rank they are on."""
+    shape = (recipe.tokenizer.tokens, recipe.tokenizer.latent_dim)
+    draws = [sample_rng(recipe.seed, p, stream=2).standard_normal(shape, dtype=np.float32) for p in positions]
+    return torch.from_numpy(np.stack(draws))
+
+
+def train(
+    recipe: TokenizerRecipe,
+    options: RunOptions,
+    *,
+    hooks: Callable[[Path], list[Hook]] = lambda folder: [],
+    finish: Callable[[Tokenizer], dict[str, Any]] = lambda tokenizer: {},
+) -> Path:
+    """Run a recipe to its end, from its last checkpoint where `options.out` holds one; gives the model's folder.
+
+    At the end the EMA weights become the model, its latent statistics are fitted, and `finish(tokenizer)` gives
+    figures to store with it.
+    """
+    source = open_source(recipe.data)
+    model = new_tokenizer(recipe).to(options.device)
+    state = TrainState.of(model, recipe.optimizer.build(model))
+    description = {"recipe": configs.to_dict(recipe), "precision": options.precision}
+    checkpoints = Checkpoints(options.out / "checkpoints")
+    if checkpoints.all():
+        check_same_run(options.out / "run.json", description)
+        checkpoints.load(state)
+    else:
+        hub.write_json(options.out / "run.json", description)
+    log = Log(options.out, state.step, recipe.steps)
+    try:
+        batches = training_batches(
+            source,
+            size=recipe.tokenizer.image_size,
+            batch_size=recipe.batch_size,
+            augment=recipe.augment,
+            seed=recipe.seed,
+            start_step=state.step,
+            workers=options.workers,
+        )
+        fit(
+            state,
+            recipe.steps,
+            (batch.to(options.device) for batch in batches),
+            make_step(recipe, options.precision),
+            checkpoints=checkpoints,
+            log=log,
+            meta=description,
+            intervals=options.intervals,
+            hooks=hooks(options.out),
+        )
+        log.say("fitting the latent statistics")
+        return _finish(state.ema, recipe, options, finish)
+    finally:
+        log.close()
+
+
+def _finish(
+    tokenizer: Tokenizer, recipe: TokenizerRecipe, options: RunOptions, finish: Callable[[Tokenizer], dict[str, Any]]
+) -> Path:
+    source, size = open_source(recipe.data), tokenizer.config.image_size
+    images = statistics_batches(source, size, STATISTICS_IMAGES, recipe.batch_size)
+    tokenizer.set_statistics(*fit_statistics(tokenizer, images))
+    tokenizer.about = {
+        "recipe": json.loads(json.dumps(configs.to_dict(recipe))),
+        "command": recipe.command,
+        "precision": options.precision,
+        **finish(tokenizer),
+    }
+    tokenizer.save_pretrained(options.out / "model")
+    return options.out / "model"
+
+
+def statistics_batches(source: Source, size: int, images: int, batch_size: int) -> Iterator[Float[Tensor, "B 3 H W"]]:
+    """Up to `images` centre crops, spread at random (but always the same way) over the source."""
+    chosen = sorted(Order(len(source.names), seed=0)(0, min(images, len(source.names))))
+    return (batch.images for batch in ordered_batches(source, size=size, batch_size=batch_size, chosen=chosen))
+
+
+@torch.no_grad()
+def fit_statistics(tokenizer: Tokenizer, batches: Iterable[Float[Tensor, "B 3 H W"]]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (D,) of the latents before normalisation, over all tokens of all images.
+
+    Sums run in float64; the batches of all ranks are counted together.
+    """
+    device = tokenizer.latent_mean.device
+    dim = tokenizer.config.latent_dim
+    count = torch.zeros((), dtype=torch.float64)
+    sums = torch.zeros(2, dim, dtype=torch.float64)
+    for images in batches:
+        latents = tokenizer.encode(images.to(device)) * tokenizer.latent_std + tokenizer.latent_mean
+        latents = latents.double().cpu().flatten(0, 1)
+        count += len(latents)
+        sums += torch.stack([latents.sum(0), latents.square().sum(0)])
+    count, sums = distributed.total(count), distributed.total(sums)
+    if count < 2:
+        raise ValueError("latent statistics need at least one readable image.")
+    mean = sums[0] / count
+    std = (sums[1] / count - mean.square()).clamp_min(0).sqrt()
+    if (std < 1e-8).any():
+        raise ValueError("some latent channels are constant over these images; train the tokenizer first.")
+    return mean.float(), std.float()
