@@ -137,7 +137,7 @@ class VisionTransformer(Trunk):
 def resample_positions(
     pos_embed: Float[Tensor, "1 T D"], old: tuple[int, int], new: tuple[int, int]
 ) -> Float[Tensor, "1 S D"]:
-    """Position embeddings of an `old` grid of patches (behind the class token's) for a `new` one: antialiased bicubic."""
+    """Position embeddings of an `old` grid of patches (behind the class token) for a `new` one: antialiased bicubic."""
     if old == new:
         return pos_embed
     prefix = pos_embed.shape[1] - old[0] * old[1]

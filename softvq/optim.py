@@ -1,8 +1,8 @@
-"""Parameter groups and learning-rate schedules."""
+"""Optimizers, their parameter groups and learning-rate schedules."""
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -26,17 +26,60 @@ class AdamWConfig:
     min_lr: float = 0.0
     grad_clip: float | None = 1.0
 
-    def build(self, model: nn.Module) -> torch.optim.AdamW:
-        groups = parameter_groups(model.named_parameters(), self.weight_decay)
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
+    def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
+        """The optimizers of all trainable parameters; each group keeps its peak learning rate as `peak`."""
+        return [self.build_for(model.named_parameters())]
 
-    def lr_at(self, step: int, steps: int) -> float:
-        """The learning rate of step 0 … steps − 1: linear from lr / warmup_steps, then half a cosine to the floor."""
+    def build_for(self, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
+        groups = parameter_groups(named, self.weight_decay)
+        return torch.optim.AdamW([{**g, "peak": self.lr} for g in groups], lr=self.lr, betas=self.betas, fused=True)
+
+    def factor_at(self, step: int, steps: int) -> float:
+        """The share of the peak at step 0 … steps − 1: linear from 1 / warmup_steps, then a half cosine to the floor."""
         if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
+            return (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        return self.lr * (self.min_lr + (1 - self.min_lr) * cosine)
+        return self.min_lr + (1 - self.min_lr) * cosine
+
+
+@dataclass(frozen=True)
+class MuonConfig:
+    """Muon (Jordan et al. 2024; `torch.optim.Muon`, PyTorch 2.9 or newer) for the matrices inside transformer blocks,
+    AdamW for all else. Not the paper's: on the emoji it needs about a third of AdamW's steps (benchmarks/README.md).
+
+    `lr` is Muon's peak, scaled so that an update's size is that of AdamW's; schedule and clipping are those of `rest`.
+    """
+
+    lr: float = 0.012
+    momentum: float = 0.95
+    weight_decay: float = 0.0
+    rest: AdamWConfig = field(default_factory=AdamWConfig)
+
+    @property
+    def grad_clip(self) -> float | None:
+        return self.rest.grad_clip
+
+    def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(f"Muon needs PyTorch 2.9 or newer, this is {torch.__version__}; use the AdamW optimizer.")
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        inside = {name for name, p in named if p.ndim == 2 and ".blocks." in name}
+        muon = torch.optim.Muon(
+            [{"params": [p for name, p in named if name in inside], "peak": self.lr}],
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        return [muon, self.rest.build_for((name, p) for name, p in named if name not in inside)]
+
+    def factor_at(self, step: int, steps: int) -> float:
+        """As `AdamWConfig.factor_at`."""
+        return self.rest.factor_at(step, steps)
+
+
+OptimizerConfig = AdamWConfig | MuonConfig
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:

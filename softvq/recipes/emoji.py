@@ -4,13 +4,13 @@ from dataclasses import replace
 
 from softvq.data.images import Augment
 from softvq.layers import ViTConfig
-from softvq.optim import AdamWConfig
+from softvq.optim import AdamWConfig, MuonConfig
 from softvq.quantizers.compose import ProductConfig
 from softvq.quantizers.soft import SoftVQConfig
 from softvq.tokenizer import TokenizerConfig
 from softvq.training.recipe import TokenizerRecipe
 
-_VIT = ViTConfig(width=128, depth=4, heads=2, patch_size=8, layer_scale=None)
+_VIT = ViTConfig(width=192, depth=4, heads=3, patch_size=8, layer_scale=None)
 
 EMOJI_64 = TokenizerRecipe(
     name="emoji-64",
@@ -21,12 +21,12 @@ EMOJI_64 = TokenizerRecipe(
         latent_dim=16,
         encoder=_VIT,
         decoder=_VIT,
-        quantizer=ProductConfig(SoftVQConfig.released(1024), groups=4, axis="token", kl="pooled"),
+        quantizer=ProductConfig(SoftVQConfig.released(1024, tau=0.2), groups=4, axis="token", kl="pooled"),
     ),
     augment=Augment(min_scale=0.9),
     batch_size=32,
-    steps=12_000,
-    optimizer=AdamWConfig(lr=2e-3, warmup_steps=100),
+    steps=8_000,
+    optimizer=MuonConfig(lr=0.012, rest=AdamWConfig(lr=2e-3, warmup_steps=100)),
     ema_decay=0.999,
     init="local",
 )
@@ -36,6 +36,5 @@ EMOJI_64_QUICK = replace(
     name="emoji-64-quick",
     about="The same for some minutes on a laptop: what `softvq demo --train` runs.",
     steps=1_000,
-    optimizer=AdamWConfig(lr=2e-3, warmup_steps=50),
     ema_decay=0.99,
 )

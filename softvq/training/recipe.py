@@ -5,7 +5,7 @@ from typing import Literal
 
 from softvq.data.images import Augment
 from softvq.losses.reconstruction import Distance
-from softvq.optim import AdamWConfig
+from softvq.optim import AdamWConfig, OptimizerConfig
 from softvq.tokenizer import TokenizerConfig
 
 
@@ -28,7 +28,7 @@ class TokenizerRecipe:
     batch_size: int = 256
     steps: int = 250_000
     seed: int = 0
-    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
+    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     reconstruction: Distance = "l2"
     weights: dict[str, float] = field(default_factory=lambda: {"reconstruction": 1.0, "kl": 0.01})
     ema_decay: float = 0.9999

@@ -23,16 +23,16 @@ from softvq.config import ConfigError
 
 @dataclass
 class TrainState:
-    """A model, its exponential moving average (a copy without gradients), its optimizer, and the steps done."""
+    """A model, its exponential moving average (a copy without gradients), its optimizers, and the steps done."""
 
     model: nn.Module
     ema: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     step: int = 0
 
     @classmethod
-    def of(cls, model: nn.Module, optimizer: torch.optim.Optimizer) -> "TrainState":
-        return cls(model, copy.deepcopy(model).requires_grad_(False).eval(), optimizer)
+    def of(cls, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> "TrainState":
+        return cls(model, copy.deepcopy(model).requires_grad_(False).eval(), optimizers)
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
@@ -45,14 +45,14 @@ class TrainState:
         return {
             "model": dict(self.model.state_dict()),
             "ema": dict(self.ema.state_dict()),
-            "optimizer": _optimizer_tensors(self.model, self.optimizer),
+            "optimizer": _optimizer_tensors(self.model, self.optimizers),
         }
 
     def load(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take over what `tensors` gave."""
         self.model.load_state_dict(parts["model"])
         self.ema.load_state_dict(parts["ema"])
-        _load_optimizer(self.model, self.optimizer, parts["optimizer"])
+        _load_optimizers(self.model, self.optimizers, parts["optimizer"])
 
 
 class Checkpoints:
@@ -110,18 +110,22 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name, item in node.items() for key, value in _flat(item, f"{prefix}{name}.").items()}
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Each parameter's state as `parameter name/state name`; no parameter is in two optimizers."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{name}/{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        f"{names[parameter]}/{key}": value
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
     }
 
 
-def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def _load_optimizers(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
+    owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     for full_name, value in tensors.items():
         name, key = full_name.rsplit("/", 1)
         parameter = parameters[name]
-        # AdamW's fused step counter lives on the parameter's device like the moments.
-        optimizer.state[parameter][key] = value.to(parameter.device).clone()
+        # Fused AdamW keeps its step counter on the parameter's device, like the moments.
+        owner[parameter].state[parameter][key] = value.to(parameter.device)

@@ -53,9 +53,10 @@ def make_step(recipe: TokenizerRecipe, precision: Precision) -> Callable[[TrainS
     """One step of Eq. 7 (first floor: reconstruction and the quantizer's own terms)."""
 
     def step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
-        lr = recipe.optimizer.lr_at(state.step, recipe.steps)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
+        factor = recipe.optimizer.factor_at(state.step, recipe.steps)
+        for optimizer in state.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = factor * group["peak"]
         images = batch.images
         noise = latent_noise(recipe, batch.positions).to(images.device)
         state.model.train()
@@ -69,8 +70,9 @@ def make_step(recipe: TokenizerRecipe, precision: Precision) -> Callable[[TrainS
         loss.backward()
         limit = recipe.optimizer.grad_clip
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), float("inf") if limit is None else limit)
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+        for optimizer in state.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         state.update_ema(recipe.ema_decay)
         return {
             "loss/total": loss.detach(),
@@ -78,7 +80,7 @@ def make_step(recipe: TokenizerRecipe, precision: Precision) -> Callable[[TrainS
             **{f"weight/{name}": torch.tensor(weight) for name, weight in recipe.weights.items()},
             **{f"latent/{name}": value for name, value in output.quantized.statistics.items()},
             "optimizer/gradient_norm": norm.detach(),
-            "optimizer/lr": torch.tensor(lr),
+            "optimizer/lr": torch.tensor(factor * recipe.optimizer.lr),
         }
 
     return step

@@ -1,0 +1,150 @@
+"""The house's order: who may import whom, how large a file and a function may be, and what importing costs.
+
+The source is read, not imported; imports inside functions count.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import softvq
+
+ROOT = Path(softvq.__file__).parent
+MODULES = sorted(ROOT.rglob("*.py"))
+
+# Room -> rooms it may import, besides itself.
+ALLOWED = {
+    "config": set(),
+    "layers": set(),
+    "optim": set(),
+    "distributed": set(),
+    "transports": set(),
+    "hub": set(),
+    "quantizers": {"config", "distributed"},
+    "pretrained": {"layers", "hub"},
+    "data": {"distributed"},
+    "released": {"config", "quantizers"},
+    "tokenizer": {"config", "layers", "quantizers", "hub", "released"},
+    "generators": {"config", "layers", "transports", "hub", "released"},
+    "losses": {"layers"},
+    "evaluation": {"pretrained", "distributed", "optim"},
+    "training": {
+        *("config", "optim", "distributed", "hub", "layers", "quantizers"),
+        *("tokenizer", "generators", "losses", "pretrained", "data"),
+    },
+    "recipes": {"config", "layers", "optim", "quantizers", "tokenizer", "generators", "losses", "data", "training"},
+    "__init__": {"tokenizer", "generators"},
+}
+TOP = {"cli", "web", "__main__"}  # may import everything
+RECIPE_CLASSES = ("Config", "Recipe", "Augment", "Weight")
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[0]
+
+
+def imports(path: Path) -> list[tuple[str, list[str], int]]:
+    """(module, imported names, line) of every import of ours in a file, at any depth."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, [], node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            found.append((node.module, [alias.name for alias in node.names], node.lineno))
+    return [(module, names, line) for module, names, line in found if module.split(".")[0] == "softvq"]
+
+
+def rooms_imported(module: str, names: list[str]) -> set[str]:
+    parts = module.split(".")
+    return {parts[1]} if len(parts) > 1 else set(names)
+
+
+def violations(path: Path) -> list[str]:
+    room, found = room_of(path), []
+    if room in TOP:
+        return found
+    for module, names, line in imports(path):
+        for target in rooms_imported(module, names) - {room}:
+            if target not in ALLOWED[room]:
+                found.append(f"{path.relative_to(ROOT)}:{line} imports {target}, but {room} may not")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path):
+    assert not violations(path)
+
+
+def test_the_order_has_no_cycle():
+    order: list[str] = []
+    rooms = {room: set(targets) for room, targets in ALLOWED.items()}
+    while rooms:
+        free = [room for room, targets in rooms.items() if not targets & rooms.keys()]
+        assert free, f"these rooms import each other: {sorted(rooms)}"
+        order += free
+        for room in free:
+            del rooms[room]
+    assert order.index("config") < order.index("training")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_siblings_are_imported_by_module_path(path: Path):
+    room = room_of(path)
+    for module, names, line in imports(path):
+        is_package = (ROOT / room).is_dir()
+        through_init = module == f"softvq.{room}" and any(not (ROOT / room / f"{n}.py").exists() for n in names)
+        assert not (is_package and through_init), f"{path}:{line} imports through its own package's __init__"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_recipes_import_configuration_classes_only(path: Path):
+    if room_of(path) != "recipes":
+        return
+    for module, names, line in imports(path):
+        if not module.startswith(("softvq.recipes", "softvq.config")):
+            for name in names:
+                assert name.endswith(RECIPE_CLASSES), f"{path}:{line} imports {name}, which configures nothing"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_a_sitting_and_a_function_a_screen(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 400, f"{path} has {text.count(chr(10))} lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 60, f"{path}:{node.lineno} {node.name} has {length} lines"
+
+
+def test_no_room_is_a_drawer_for_odds_and_ends():
+    names = {part for path in MODULES for part in path.relative_to(ROOT).with_suffix("").parts}
+    assert not names & {"utils", "util", "common", "misc", "helpers"}
+
+
+def test_a_forbidden_import_is_seen(tmp_path: Path, monkeypatch):
+    module = tmp_path / "layers.py"
+    module.write_text("def f():\n    from softvq.training import loop\n")
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert violations(module) == ["layers.py:2 imports training, but layers may not"]
+
+
+def run_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_importing_the_package_does_no_work():
+    code = "import sys, softvq; print(sorted(m for m in ('torch', 'numpy', 'PIL') if m in sys.modules))"
+    assert run_python(code).strip() == "[]"
+
+
+def test_importing_costs_little_over_torch():
+    code = (
+        "import torch, time; start = time.perf_counter(); import softvq; softvq.Tokenizer; "
+        "print(time.perf_counter() - start)"
+    )
+    assert min(float(run_python(code)) for _ in range(3)) < 1.0  # measured 0.2 s; machines are shared
