@@ -35,7 +35,7 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:
-            raise ConfigError(f"{where} has the unknown key {key!r}{nearest(key, list(fields))}.")
+            raise ConfigError(f"{where} has the unknown key {key!r}{nearest(key, list(fields))}")
     values = {}
     for name, field in fields.items():
         if name in data:
@@ -65,7 +65,7 @@ def override(config: T, changes: dict[str, str], where: str = "") -> T:
         for parent in parents:
             node = node.get(parent) if isinstance(node, dict) else None
         if not isinstance(node, dict) or last not in node:
-            raise ConfigError(f"there is no field {path!r}{nearest(path, valid)}.")
+            raise ConfigError(f"there is no field {path!r}{nearest(path, valid)}")
         try:
             node[last] = json.loads(text)
         except json.JSONDecodeError:
@@ -84,7 +84,7 @@ def field_names(config: Any) -> list[str]:
                 names += walk(value, prefix + key + ".")
         return names
 
-    return [name for name in walk(to_dict(config), "") if not name.endswith(".type")]
+    return walk(to_dict(config), "")
 
 
 def _variant_name(cls: type) -> str:
@@ -170,10 +170,10 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def nearest(name: str, valid: list[str]) -> str:
-    """`; did you mean …?` for close names, else the list of valid ones."""
-    matches = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
-    tails = [v for v in valid if v.split(".")[-1] == name.split(".")[-1] and v not in matches]
-    if near := [*tails[:2], *matches]:
-        return f"; did you mean {' or '.join(near)}?"
-    return f"; valid: {', '.join(valid)}"
+def nearest(name: str, valid: list[str], mark: str = "") -> str:
+    """`; did you mean …?` for close names, else the list of valid ones; `mark` is put before each (`--`)."""
+    same_end = [other for other in valid if other.split(".")[-1] == name.split(".")[-1]]
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
+    if near := list(dict.fromkeys([*same_end, *close]))[:3]:
+        return f"; did you mean {' or '.join(mark + name for name in near)}?"
+    return f"; valid: {', '.join(mark + name for name in valid)}"

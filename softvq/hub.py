@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
@@ -36,11 +37,13 @@ class SavedModel:
     tensors: dict[str, Tensor]
 
 
-def save(folder: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a model folder; each file appears whole or not at all."""
+def save(
+    folder: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a model folder, floats as `dtype`; each file appears whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS, tensors)
+    write_tensors(folder / WEIGHTS, {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()})
     write_json(folder / CONFIG, {"format": FORMAT, **config})
 
 

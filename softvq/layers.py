@@ -24,6 +24,10 @@ class ViTConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self):
+        if min(self.width, self.depth, self.heads, self.patch_size) < 1:
+            raise ValueError("width, depth, heads and patch_size must be at least 1")
+        if self.mlp_ratio <= 0 or self.norm_eps <= 0:
+            raise ValueError("mlp_ratio and norm_eps must be positive")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
 

@@ -26,6 +26,14 @@ class AdamWConfig:
     min_lr: float = 0.0
     grad_clip: float | None = 1.0
 
+    def __post_init__(self):
+        if self.lr <= 0 or self.weight_decay < 0 or self.warmup_steps < 0:
+            raise ValueError("lr must be positive, weight_decay and warmup_steps not negative")
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.min_lr <= 1:
+            raise ValueError("betas must be in [0, 1), min_lr in [0, 1]")
+        if self.grad_clip is not None and self.grad_clip <= 0:
+            raise ValueError(f"grad_clip must be positive or null, not {self.grad_clip}")
+
     def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
         """The optimizers of all trainable parameters; each group keeps its peak learning rate as `peak`."""
         return [self.build_for(model.named_parameters())]
@@ -35,7 +43,7 @@ class AdamWConfig:
         return torch.optim.AdamW([{**g, "peak": self.lr} for g in groups], lr=self.lr, betas=self.betas, fused=True)
 
     def factor_at(self, step: int, steps: int) -> float:
-        """The share of the peak at step 0 … steps − 1: linear from 1 / warmup_steps, then a half cosine to the floor."""
+        """The share of the peak at a step from 0 on: linear from 1 / warmup_steps, then half a cosine to the floor."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
@@ -55,6 +63,10 @@ class MuonConfig:
     momentum: float = 0.95
     weight_decay: float = 0.0
     rest: AdamWConfig = field(default_factory=AdamWConfig)
+
+    def __post_init__(self):
+        if self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.momentum < 1:
+            raise ValueError("lr must be positive, weight_decay not negative, momentum in [0, 1)")
 
     @property
     def grad_clip(self) -> float | None:

@@ -55,6 +55,8 @@ class TokenizerConfig:
     quantizer: QuantizerConfig = field(default_factory=_released_quantizer)
 
     def __post_init__(self):
+        if min(self.image_size, self.tokens, self.latent_dim) < 1:
+            raise ValueError("image_size, tokens and latent_dim must be at least 1")
         for name in ("encoder", "decoder"):
             patch = getattr(self, name).patch_size
             if self.image_size % patch:
@@ -183,10 +185,11 @@ class Tokenizer(nn.Module):
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, atomically."""
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write `config.json` and `model.safetensors` into `folder`, atomically. `torch.float16` halves the file; it
+        is loaded as float32 again."""
         config = {"kind": self.kind, "config": configs.to_dict(self.config), "about": self.about}
-        hub.save(folder, config, self.state_dict())
+        hub.save(folder, config, self.state_dict(), dtype)
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> "Tokenizer":

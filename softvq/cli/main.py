@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from softvq import __version__
+from softvq.config import nearest
 
 # One line a command: its module in this package, and what it says in `softvq --help`.
 COMMANDS = {
@@ -35,7 +36,10 @@ class Usage(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors keep to this command's form."""
+    """argparse whose errors keep to this command's form, and whose options are never abbreviated."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise Usage(f"{message}; see {self.prog} --help")
@@ -82,6 +86,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"softvq {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     asked = next((word for word in arguments if not word.startswith("-")), None)
+    if asked is not None and asked not in COMMANDS:
+        raise Usage(f"there is no command {asked!r}{nearest(asked, list(COMMANDS))}")
     for name, (module, summary) in COMMANDS.items():
         if name != asked:  # keep `softvq --help` free of what the commands import
             commands.add_parser(name, help=summary)
@@ -98,8 +104,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         sub.set_defaults(run=command.run, extra=[])
     options, extra = parser.parse_known_args(arguments)
     if extra and not getattr(options, "takes_fields", False):
-        known = [word for word in _option_words(arguments[0]) if word.startswith("--")]
-        raise Usage(f"unknown option {extra[0]}{_did_you_mean(extra[0], known)}; see softvq {asked} --help")
+        hint = nearest(extra[0].partition("=")[0], _option_words(asked))
+        raise Usage(f"unknown option {extra[0]}{hint} (softvq {asked} --help explains them)")
     options.extra = extra
     return options
 
@@ -108,14 +114,7 @@ def _option_words(name: str) -> list[str]:
     module = importlib.import_module(f"softvq.cli.{COMMANDS[name][0]}")
     parser = Parser(parents=[common_options()])
     module.configure(parser)
-    return [word for action in parser._actions for word in action.option_strings]
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(word.split("=")[0], known, n=3, cutoff=0.4)
-    return f": did you mean {' or '.join(near)}?" if near else f"; the options are {', '.join(known)}"
+    return [word for action in parser._actions for word in action.option_strings if word.startswith("--")]
 
 
 def _explain(error: Exception) -> int:

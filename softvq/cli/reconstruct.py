@@ -55,10 +55,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             shown.append((images[:room], output[:room]))
         bar.update(len(names))
     bar.close()
+    if len(bad) == 1 and not rows:
+        raise Failure(next(iter(bad.values())))
     for reason in bad.values():
         print(f"skipped: {reason}", file=sys.stderr)
     if not rows:
-        raise Failure(next(iter(bad.values())) if len(bad) == 1 else f"none of the {len(bad)} images can be read.")
+        raise Failure(f"none of the {len(bad)} images can be read.")
     save_picture(comparison(*(torch.cat(part) for part in zip(*shown, strict=True))), options.out)
     if options.save_latents:
         save_latents(options.save_latents, torch.cat(latents), [row["image"] for row in rows], options.model)

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     valid = configs.field_names(recipe)
     for field in changes:
         if field not in valid:
-            raise Usage(f"unknown option --{field}{configs.nearest(field, [*valid, *own])}")
+            raise Usage(f"unknown option --{field}{configs.nearest(field, [*valid, *own], '--')}")
     recipe = configs.override(recipe, changes)
     out = options.out or Path("runs") / recipe.name
     if options.resume and not (out / "run.json").is_file():

@@ -148,6 +148,8 @@ def _collate(samples: list) -> Batch:
 
 
 def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process stops the workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Ctrl-C and a group's SIGTERM reach workers too, but the main process finishes its step and stops them itself:
+    so they let the first pass (not the second: that is how a worker that hangs is ended)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     torch.set_num_threads(1)

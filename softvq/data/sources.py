@@ -10,7 +10,7 @@ import tarfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from softvq.data.images import EXTENSIONS
 
@@ -21,6 +21,7 @@ class DataError(ValueError):
     """Data that cannot be used; the message is one sentence for the user."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """A list of encoded images with class labels."""
 

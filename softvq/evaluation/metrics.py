@@ -6,7 +6,6 @@ an 11 × 11 Gaussian window, K = (0.01, 0.03), per colour channel, averaged over
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
@@ -44,9 +43,16 @@ def _bytes(images: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor) -> Tensor:
-    """Gaussian window averages, separably, where the window fits."""
-    offsets = torch.arange(_WINDOW, dtype=images.dtype, device=images.device) - _WINDOW // 2
+    """Gaussian window averages along rows and columns, where the window fits: two matrix products."""
+    H, W = images.shape[2:]
+    return _windows(H).to(images) @ images @ _windows(W).to(images).T
+
+
+def _windows(length: int) -> Float[Tensor, "places length"]:
+    """One row a place: the normalised Gaussian window, shifted there."""
+    offsets = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
     window = torch.exp(-0.5 * (offsets / _SIGMA) ** 2)
-    window = (window / window.sum()).expand(images.shape[1], 1, 1, -1)
-    images = F.conv2d(images, window, groups=images.shape[1])
-    return F.conv2d(images, window.transpose(2, 3), groups=images.shape[1])
+    rows = torch.zeros(length - _WINDOW + 1, length, dtype=torch.float64)
+    for place, row in enumerate(rows):
+        row[place : place + _WINDOW] = window / window.sum()
+    return rows

@@ -78,8 +78,8 @@ class Quantizer(nn.Module):
 
 
 def entropy(q: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
-    """H(q) = −Σ q log q in nats, with 0 log 0 = 0."""
-    return torch.special.entr(q).sum(-1)
+    """H(q) = −Σ q log q in nats, with 0 log 0 = 0, and a finite gradient there: E q underflows to 0 at τ = 0.01."""
+    return -(q * q.clamp_min(torch.finfo(q.dtype).tiny).log()).sum(-1)
 
 
 def assign(log_q: Float[Tensor, "B L K"], indices: Int[Tensor, "B L"]) -> Assignment:

@@ -25,7 +25,7 @@ EMOJI_64 = TokenizerRecipe(
     ),
     augment=Augment(min_scale=0.9),
     batch_size=32,
-    steps=8_000,
+    steps=5_000,
     optimizer=MuonConfig(lr=0.012, rest=AdamWConfig(lr=2e-3, warmup_steps=100)),
     ema_decay=0.999,
     init="local",

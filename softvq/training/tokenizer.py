@@ -40,12 +40,22 @@ class RunOptions:
 
 
 def new_tokenizer(recipe: TokenizerRecipe) -> Tokenizer:
-    """The recipe's tokenizer before its first step: a function of the recipe alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        tokenizer = Tokenizer(recipe.tokenizer)
-        if recipe.init == "local":
-            local_start(tokenizer)
+    """The recipe's tokenizer before its first step: a function of the recipe alone.
+
+    A recipe whose parts do not fit each other (groups that do not divide the tokens, weights of other loss terms than
+    its quantizer has) is a `ConfigError`.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            tokenizer = Tokenizer(recipe.tokenizer)
+            if recipe.init == "local":
+                local_start(tokenizer)
+        with torch.no_grad():
+            tried = tokenizer.quantizer(torch.zeros(1, recipe.tokenizer.tokens, tokenizer.quantizer.in_dim))
+        total({"reconstruction": torch.zeros(()), **tried.losses}, recipe.weights)
+    except ValueError as error:
+        raise configs.ConfigError(f"recipe {recipe.name}: {error}") from error
     return tokenizer
 
 

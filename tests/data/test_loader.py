@@ -1,0 +1,270 @@
+"""The order of images and every batch are functions of the seed and the sample number, whoever makes them."""
+
+import io
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from softvq import distributed
+from softvq.data.images import Augment, fit, open_image, to_tensor
+from softvq.data.loader import Batch, Order, ordered_batches, sample_rng, training_batches
+from softvq.data.sources import DataError, Folder
+
+few = settings(max_examples=40, deadline=None, derandomize=True)
+lengths, numbers, seeds = st.integers(1, 12), st.integers(0, 60), st.integers(0, 99)
+IMAGES, SIZE = 7, 8
+
+
+def lay(root: Path, good: int = 0, bad: tuple[int, ...] = ()) -> Folder:
+    """`good` noise images over two classes; those numbered in `bad` are no images at all."""
+    for number in range(good):
+        path = root / "ab"[number % 2] / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (13, 11, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        path.write_bytes(b"no image" if number in bad else file.getvalue())
+    return Folder(root)
+
+
+@pytest.fixture
+def source(tmp_path) -> Folder:
+    return lay(tmp_path / "images", IMAGES)
+
+
+def first(count: int, source: Folder, **options) -> list[Batch]:
+    options = {"size": SIZE, "batch_size": 4, "augment": Augment(), "seed": 5, "workers": 0} | options
+    return list(islice(training_batches(source, **options), count))
+
+
+def assert_same(batch: Batch, other: Batch) -> None:
+    assert torch.equal(batch.images, other.images)
+    assert torch.equal(batch.labels, other.labels)
+    assert (batch.names, batch.positions, batch.bad) == (other.names, other.positions, other.bad)
+
+
+# Order
+
+
+@few
+@given(length=lengths, seed=seeds, epoch=st.integers(0, 5))
+def test_every_epoch_is_a_permutation(length, seed, epoch):
+    order = Order(length, seed)
+    assert sorted(order(epoch * length, (epoch + 1) * length)) == list(range(length))
+
+
+@few
+@given(length=lengths, seed=seeds, cuts=st.lists(numbers, min_size=3, max_size=3).map(sorted))
+def test_the_order_can_be_cut_anywhere(length, seed, cuts):
+    a, b, c = cuts
+    order = Order(length, seed)
+    assert order(a, c) == order(a, b) + order(b, c)
+    assert len(order(a, c)) == c - a
+    assert order(a, c) == order(0, c)[a:]
+
+
+def test_epochs_and_seeds_differ():
+    orders = {tuple(Order(50, seed)(epoch * 50, (epoch + 1) * 50)) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16
+    assert tuple(range(50)) not in orders
+
+
+def test_random_numbers_differ_by_seed_position_and_stream():
+    """And the augmentation's are not those that permute: stream 0 at position e is epoch e's permutation."""
+    draws = {sample_rng(s, p, stream).random() for s in range(3) for p in range(3) for stream in (1, 2)}
+    assert len(draws) == 18
+    assert sample_rng(3, 4).random() == sample_rng(3, 4, stream=1).random() == sample_rng(3, 4).random()
+    assert sample_rng(3, 4).permutation(20).tolist() != Order(20, 3).permutation(4).tolist()
+
+
+# Training batches
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [1, 2, 5])
+def test_starting_at_a_step_gives_the_batches_of_a_run_from_zero(source, start, workers):
+    """Seven images in batches of four: step 1 straddles the first two epochs, step 2 is inside one, step 5 later."""
+    whole = first(8, source)
+    for batch, expected in zip(first(3, source, start_step=start, workers=workers), whole[start:], strict=False):
+        assert_same(batch, expected)
+
+
+def test_workers_change_nothing(source):
+    batches = first(5, source, workers=2)
+    assert len(batches) == 5
+    for batch, expected in zip(batches, first(5, source), strict=True):
+        assert_same(batch, expected)
+
+
+def test_batches_are_what_they_say(source):
+    """Each sample is its named image, augmented by its own random numbers; names follow the order."""
+    order, augment = Order(IMAGES, 5), Augment()
+    for step, batch in enumerate(first(4, source)):
+        assert batch.positions == list(range(4 * step, 4 * step + 4))
+        assert batch.bad == {}
+        assert batch.images.dtype == torch.float32
+        assert batch.images.shape == (4, 3, SIZE, SIZE)
+        assert batch.images.abs().max() <= 1
+        for i, (position, index) in enumerate(zip(batch.positions, order(4 * step, 4 * step + 4), strict=True)):
+            assert batch.names[i] == source.names[index]
+            assert batch.labels[i] == source.labels[index]
+            view = augment(open_image(source.read(index)), SIZE, sample_rng(5, position))
+            assert torch.equal(batch.images[i], to_tensor(view))
+
+
+def test_an_epoch_holds_every_image_once_and_epochs_are_augmented_anew(source):
+    samples = [(n, x) for b in first(7, source) for n, x in zip(b.names, b.images, strict=True)]
+    for epoch in range(4):
+        assert sorted(name for name, _ in samples[epoch * 7 : epoch * 7 + 7]) == sorted(source.names)
+    views = {name: {x.numpy().tobytes() for n, x in samples if n == name} for name in source.names}
+    assert all(len(of_one) > 1 for of_one in views.values())
+
+
+def test_a_sample_depends_on_seed_and_position_alone(source):
+    """Not on the batch it comes in, not on what was drawn before, not on the global random numbers."""
+    small = first(8, source, batch_size=2)
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    for number, batch in enumerate(first(4, source)):
+        pair = small[2 * number : 2 * number + 2]
+        assert torch.equal(batch.images, torch.cat([b.images for b in pair]))
+        assert batch.positions == pair[0].positions + pair[1].positions
+    other = first(1, source, seed=6)[0]
+    assert not torch.equal(other.images, first(1, source)[0].images)
+
+
+def test_two_ranks_together_make_the_one_process_batch(source, monkeypatch):
+    whole = first(4, source)
+    halves = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
+        halves.append(first(4, source))
+    for batch, left, right in zip(whole, *halves, strict=True):
+        assert torch.equal(batch.images, torch.cat((left.images, right.images)))
+        assert torch.equal(batch.labels, torch.cat((left.labels, right.labels)))
+        assert batch.names == left.names + right.names
+        assert batch.positions == left.positions + right.positions
+
+
+def test_a_batch_that_cannot_be_shared_is_a_sentence_with_both_numbers(source, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(DataError, match=r"4 .* 3 "):
+        first(1, source)
+
+
+def test_batches_move_whole(source):
+    batch = first(1, source)[0]
+    moved = batch.to(torch.device("meta"))
+    assert (moved.images.device.type, moved.labels.device.type) == ("meta", "meta")
+    assert (moved.names, moved.positions, moved.bad) == (batch.names, batch.positions, batch.bad)
+
+
+# Bad files
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_file_is_replaced_and_named(tmp_path, workers):
+    source = lay(tmp_path, IMAGES, bad=(3,))
+    bad = "b/03.png"
+    batches, order = first(7, source, workers=workers), Order(IMAGES, 5)
+    replacement = source.names[source.names.index(bad) + 1]
+    for step, batch in enumerate(batches):
+        asked = [source.names[i] for i in order(4 * step, 4 * step + 4)]
+        assert batch.names == [replacement if name == bad else name for name in asked]
+        assert batch.labels.tolist() == [source.labels[source.names.index(name)] for name in batch.names]
+        assert batch.images.shape == (4, 3, SIZE, SIZE)
+        assert list(batch.bad) == ([bad] if bad in asked else [])
+        assert all(reason.startswith(bad) for reason in batch.bad.values())
+    assert sum(len(batch.bad) for batch in batches) == 4  # once an epoch: 28 samples of 7 images
+
+
+def test_the_image_after_the_last_is_the_first(tmp_path):
+    source = lay(tmp_path, 4, bad=(1, 3))  # a/00, a/02, b/01, b/03: the last two are bad
+    batch = first(1, source)[0]
+    assert set(batch.names) == {"a/00.png", "a/02.png"}
+    assert batch.names.count("a/00.png") == 3
+    assert set(batch.bad) == {"b/01.png", "b/03.png"}
+
+
+def test_a_file_that_vanished_is_replaced_too(source):
+    (source.root / source.names[0]).unlink()
+    batches = first(2, source)  # more than an epoch
+    assert source.names[0] in {name for batch in batches for name in batch.bad}
+    assert all(len(batch.names) == 4 for batch in batches)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_folder_of_bad_files_only_is_a_sentence(tmp_path, workers):
+    """With workers too, which is what a user has: not the traceback of a worker process."""
+    with pytest.raises(DataError, match="none of the 3 images can be read") as error:
+        first(1, lay(tmp_path, 3, bad=(0, 1, 2)), workers=workers)
+    assert "\n" not in str(error.value).strip()
+
+
+# Ordered batches
+
+
+@pytest.mark.parametrize("how", ["crop", "resize", "pad"])
+def test_ordered_batches_are_all_images_once_in_order(source, how):
+    batches = list(ordered_batches(source, size=SIZE, batch_size=3, how=how))
+    assert [len(batch.names) for batch in batches] == [3, 3, 1]
+    assert [name for batch in batches for name in batch.names] == source.names
+    assert [index for batch in batches for index in batch.positions] == list(range(IMAGES))
+    assert [label for batch in batches for label in batch.labels.tolist()] == source.labels
+    expected = [to_tensor(fit(open_image(source.read(i)), SIZE, how)) for i in range(IMAGES)]
+    assert torch.equal(torch.cat([batch.images for batch in batches]), torch.stack(expected))
+
+
+def test_ordered_batches_crop_unless_told(source):
+    batch, crop = (next(ordered_batches(source, size=SIZE, batch_size=7, **how)) for how in ({}, {"how": "crop"}))
+    assert_same(batch, crop)
+
+
+def test_chosen_images_come_in_the_order_chosen(source):
+    chosen = [5, 0, 6, 2, 2]
+    batches = list(ordered_batches(source, size=SIZE, batch_size=2, chosen=chosen))
+    assert [index for batch in batches for index in batch.positions] == chosen
+    assert [name for batch in batches for name in batch.names] == [source.names[i] for i in chosen]
+    assert list(ordered_batches(source, size=SIZE, batch_size=2, chosen=[])) == []
+
+
+def bad_names(batches) -> set[str]:
+    return {name for batch in batches for name in batch.bad}
+
+
+def test_bad_files_are_left_out_and_named(tmp_path):
+    source = lay(tmp_path, IMAGES, bad=(2, 5))
+    batches = list(ordered_batches(source, size=SIZE, batch_size=4))
+    good = [name for name in source.names if name not in ("a/02.png", "b/05.png")]
+    assert [name for batch in batches for name in batch.names] == good
+    assert [source.names[i] for batch in batches for i in batch.positions] == good
+    assert [label for batch in batches for label in batch.labels.tolist()] == [0, 0, 0, 1, 1]
+    assert bad_names(batches) == {"a/02.png", "b/05.png"}
+    assert all(reason.startswith(name) for batch in batches for name, reason in batch.bad.items())
+
+
+@pytest.mark.parametrize(
+    "bad", [(0, 2), (4, 6), (1, 3), (5,)], ids=["the first batch", "the second", "the third", "the last, of one"]
+)
+def test_a_batch_of_bad_files_only_is_still_reported(tmp_path, bad):
+    source = lay(tmp_path, IMAGES, bad=bad)  # in order: a/00 a/02, a/04 a/06, b/01 b/03, b/05
+    batches = list(ordered_batches(source, size=SIZE, batch_size=2))
+    assert sum(len(batch.names) for batch in batches) == IMAGES - len(bad)
+    assert bad_names(batches) == {source.names[i] for i in range(IMAGES) if int(source.names[i][2:4]) in bad}
+
+
+def test_ordered_batches_of_bad_files_only_do_not_end_in_silence(tmp_path):
+    """Either an error for people or a batch that names them; not an empty list."""
+    source = lay(tmp_path, 3, bad=(0, 1, 2))
+    try:
+        told = bad_names(ordered_batches(source, size=SIZE, batch_size=2))
+    except DataError as error:
+        told = str(error)
+    assert source.names[0] in told

@@ -1,0 +1,216 @@
+"""The `softvq` command as a user meets it: in a process of its own where that matters, else through `main`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from softvq.cli.main import COMMANDS, main
+from softvq.hub import read_tensors
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A noisy picture, unlike any emoji."""
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def emoji(tmp_path: Path) -> Path:
+    """One of the validation images, as a file."""
+    from softvq.data.sources import open_source
+
+    path = tmp_path / "emoji.webp"
+    path.write_bytes(open_source("emoji-val").read(3))
+    return path
+
+
+def softvq(capsys, *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+def in_a_process(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "softvq", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+def test_help_imports_no_torch_and_teaches(arguments: list[str]):
+    code = (
+        "import sys\nfrom softvq.cli.main import main\n"
+        f"try:\n    main({arguments})\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout) > 10
+
+
+def test_every_command_shares_its_common_options(capsys):
+    for name in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        text = capsys.readouterr().out
+        assert all(option in text for option in ("--device", "--precision", "--json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["recontruct"], "no command 'recontruct'; did you mean reconstruct"),
+        (["demo", "--trian"], "unknown option --trian; did you mean --train"),
+        (["reconstruct"], "required: IMAGE"),
+        (["recipes", "emoji-65"], "no recipe 'emoji-65'; did you mean emoji-64"),
+        (["train", "tokenizer", "emoji-64", "--stpes", "3"], "unknown option --stpes; did you mean --steps"),
+        (["train", "tokenizer", "emoji-64", "--steps"], "--steps needs a value"),
+        (["train", "tokenizer", "emoji-64", "steps"], "'steps' stands where an option was expected"),
+        (["train", "tokenizer", "emoji-64", "--steps", "many"], 'steps must be a whole number, not "many"'),
+        (["train", "tokenizer", "emoji-64", "--tokenizer.tokens", "63"], "63 tokens cannot be split into the 4"),
+        (["train", "tokenizer", "emoji-64", "--optimizer.lr", "-1"], "lr must be positive"),
+        (["train", "tokenizer", "emoji-64", "--log-every", "0"], "--log-every must be at least 1"),
+        (["demo", "--device", "tpu"], "--device tpu cannot be used here"),
+        (["reconstruct", "a.png", "--out", "a.txt"], "written as .png or .jpg"),
+        (["statistics", "softvq-emoji-64", "--data", "emoji"], "name another folder with --out"),
+    ],
+)
+def test_misunderstood_commands_say_what_to_do(capsys, arguments: list[str], message: str):
+    code, out, err = softvq(capsys, *arguments)
+    assert code == 2
+    assert message in err
+    assert err.startswith("softvq: ")
+    assert err.count("\n") == 1
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reconstruct", "missing.png"], "missing.png does not exist"),
+        (["reconstruct", "."], "holds no images"),
+        (["reconstruct", "x.png", "--model", "nowhere"], "no model folder 'nowhere'"),
+        (["decode", "missing.safetensors"], "missing.safetensors does not exist"),
+        (["train", "tokenizer", "emoji-64", "--data", "nowhere"], "no folder 'nowhere'"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(capsys, tmp_path, monkeypatch, arguments: list[str], message: str):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = softvq(capsys, *arguments)
+    assert code == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_reconstruct_writes_the_picture_and_prints_the_scores(capsys, emoji: Path, tmp_path: Path):
+    code, out, err = softvq(capsys, "reconstruct", emoji, "--out", tmp_path / "r.png")
+    assert code == 0
+    assert "1024 latent floats an image, 12.0 times fewer" in out
+    assert err == ""
+    width, height = Image.open(tmp_path / "r.png").size
+    assert width >= 3 * 128
+    assert height >= 128
+
+
+def test_reconstruct_warns_about_what_the_model_does_not_know(capsys, photo: Path, tmp_path: Path):
+    code, out, err = softvq(capsys, "reconstruct", photo, "--out", tmp_path / "r.png", "--json")
+    assert code == 0
+    assert "SoftVQVAE/softvq-l-64" in err
+    assert json.loads(out)["warning"] in err
+
+
+def test_one_bad_image_does_not_stop_the_others(capsys, emoji: Path, tmp_path: Path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    code, out, err = softvq(capsys, "reconstruct", tmp_path, "--out", tmp_path / "out" / "r.png", "--json")
+    result = json.loads(out)
+    assert code == 0
+    assert [Path(row["image"]).name for row in result["images"]] == ["emoji.webp"]
+    assert list(result["skipped"]) == [str(tmp_path / "bad.png")]
+    assert "bad.png" in err
+
+
+def test_latents_go_through_a_file(capsys, emoji: Path, photo: Path, tmp_path: Path):
+    latents, decoded = tmp_path / "l.safetensors", tmp_path / "decoded"
+    picture = tmp_path / "r.png"
+    assert softvq(capsys, "reconstruct", emoji, photo, "--save-latents", latents, "--out", picture)[0] == 0
+    assert read_tensors(latents)["latents"].shape == (2, 64, 16)
+    code, out, _ = softvq(capsys, "decode", latents, "--out", decoded, "--json")
+    assert code == 0
+    names = [Path(path).name for path in json.loads(out)["images"]]
+    assert names == ["000000-emoji.png", "000001-photo.png"]
+    assert Image.open(decoded / names[0]).size == (64, 64)
+
+
+def test_decoding_another_models_latents_is_refused(capsys, tmp_path: Path):
+    from softvq.hub import write_tensors
+
+    write_tensors(tmp_path / "l.safetensors", {"latents": torch.zeros(1, 32, 64)})
+    code, _, err = softvq(capsys, "decode", tmp_path / "l.safetensors")
+    assert code == 1
+    assert "32 × 64, but softvq-emoji-64 decodes 64 × 16" in err
+
+
+@pytest.mark.parametrize("fit", ["crop", "resize", "pad"])
+def test_other_sizes_are_fitted_by_choice(capsys, photo: Path, tmp_path: Path, fit: str):
+    code, out, _ = softvq(capsys, "reconstruct", photo, "--fit", fit, "--out", tmp_path / "r.png", "--json")
+    assert code == 0
+    assert json.loads(out)["fit"] == fit
+
+
+def test_statistics_are_stored_in_another_folder(capsys, emoji: Path, tmp_path: Path):
+    from softvq import Tokenizer
+
+    data = emoji.parent
+    (data / "second.webp").write_bytes(emoji.read_bytes())
+    out = tmp_path / "fitted"
+    code, text, _ = softvq(capsys, "statistics", "softvq-emoji-64", "--data", data, "--out", out, "--json")
+    assert code == 0
+    fitted = Tokenizer.from_pretrained(out)
+    assert json.loads(text)["std"] == pytest.approx(fitted.latent_std.tolist())
+    assert not torch.allclose(fitted.latent_std, Tokenizer.from_pretrained("softvq-emoji-64").latent_std)
+
+
+def test_recipes_lists_and_shows(capsys):
+    code, out, _ = softvq(capsys, "recipes")
+    assert code == 0
+    assert "softvq train tokenizer emoji-64" in out
+    code, out, _ = softvq(capsys, "recipes", "emoji-64", "--json")
+    assert json.loads(out)["tokenizer"]["tokens"] == 64
+
+
+def test_demo_prints_the_table_and_writes_the_picture(tmp_path: Path):
+    result = in_a_process("demo", "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    table = json.loads(result.stdout)
+    assert [row["method"] for row in table["rows"]][1:] == ["PCA", "box-downsampling"]
+    assert table["rows"][0]["images"] == 280
+    assert (tmp_path / "softvq-demo" / "reconstruction.png").is_file()
+
+
+def test_the_demos_figures_are_those_stored_with_the_model(tmp_path: Path):
+    from softvq import Tokenizer
+
+    about = Tokenizer.from_pretrained("softvq-emoji-64").about
+    result = json.loads(in_a_process("demo", "--json", cwd=tmp_path).stdout)
+    assert result["rows"][0]["psnr"] == pytest.approx(about["figures"]["psnr"], abs=0.02)
+
+
+def test_no_space_is_a_sentence(capsys, emoji: Path, tmp_path: Path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", str(tmp_path / "r.png"))
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, err = softvq(capsys, "reconstruct", emoji, "--out", tmp_path / "r.png")
+    assert code == 1
+    assert "No space left on device" in err
+    assert not (tmp_path / "r.png").exists()

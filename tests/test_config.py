@@ -1,0 +1,100 @@
+"""Configurations survive JSON, and refuse what they do not know."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from softvq import config as configs
+from softvq.config import ConfigError
+from softvq.recipes.all import RECIPES
+from softvq.training.recipe import TokenizerRecipe
+
+
+@dataclass(frozen=True)
+class CircleConfig:
+    radius: float = 1.0
+
+
+@dataclass(frozen=True)
+class SquareConfig:
+    side: float
+    inner: "CircleConfig | SquareConfig | None" = None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    shape: CircleConfig | SquareConfig
+    count: int = 1
+    title: str | None = None
+    mode: Literal["fill", "line"] = "fill"
+    size: tuple[int, int] = (1, 2)
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.count < 0:
+            raise ValueError("count must not be negative")
+
+
+DRAWING = Drawing(SquareConfig(2.0, CircleConfig()), 3, "a", "line", (4, 5), {"x": 0.5})
+
+
+def test_json_round_trip():
+    data = json.loads(json.dumps(configs.to_dict(DRAWING)))
+    assert data["shape"] == {"type": "Square", "side": 2.0, "inner": {"type": "Circle", "radius": 1.0}}
+    assert configs.from_dict(Drawing, data) == DRAWING
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_survives_json(name: str):
+    recipe = RECIPES[name]
+    assert configs.from_dict(TokenizerRecipe, json.loads(json.dumps(configs.to_dict(recipe)))) == recipe
+
+
+def test_defaults_may_be_left_out():
+    assert configs.from_dict(Drawing, {"shape": "Circle"}) == Drawing(CircleConfig())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"shape": "Circle", "cuont": 2}, "unknown key 'cuont'; did you mean count"),
+        ({"shape": "Circle", "zzz": 2}, "valid: shape, count"),
+        ({}, "lacks the key 'shape'"),
+        ({"shape": {"type": "Blob"}}, 'one of Circle, Square, not "Blob"'),
+        ({"shape": {"type": "Square"}}, "config.shape lacks the key 'side'"),
+        ({"shape": 3}, "'type' is one of Circle, Square"),
+        ({"shape": "Circle", "count": 1.5}, "config.count must be a whole number, not 1.5"),
+        ({"shape": "Circle", "count": True}, "config.count must be a whole number"),
+        ({"shape": "Circle", "count": -1}, "count must not be negative"),
+        ({"shape": "Circle", "title": 3}, "config.title must be a string"),
+        ({"shape": "Circle", "mode": "dot"}, "one of 'fill', 'line'"),
+        ({"shape": "Circle", "size": [1]}, "config.size must have 2 entries, not 1"),
+        ({"shape": "Circle", "size": [1, "a"]}, r"config.size\[1\] must be a whole number"),
+        ({"shape": "Circle", "weights": {"x": "a"}}, "config.weights.x must be a number"),
+        ({"shape": {"type": "Circle", "radius": float("nan")}}, "finite"),
+        ([], "must be an object"),
+    ],
+)
+def test_what_is_wrong_is_named(data, message: str):
+    with pytest.raises(ConfigError, match=message):
+        configs.from_dict(Drawing, data)
+
+
+def test_override_reads_text():
+    changed = configs.override(DRAWING, {"shape.side": "3", "title": "new", "size": "[7, 8]", "mode": "fill"})
+    assert changed == Drawing(SquareConfig(3.0, CircleConfig()), 3, "new", "fill", (7, 8), {"x": 0.5})
+    assert configs.override(DRAWING, {"shape": "Circle", "title": "null"}).shape == CircleConfig()
+    assert configs.override(DRAWING, {"title": "null"}).title is None
+
+
+@pytest.mark.parametrize("path", ["shape.sied", "side", "count.x", "nothing"])
+def test_override_of_an_unknown_field(path: str):
+    with pytest.raises(ConfigError, match=f"there is no field '{path}'"):
+        configs.override(DRAWING, {path: "1"})
+
+
+def test_override_names_the_nearest_field():
+    with pytest.raises(ConfigError, match=r"did you mean shape\.side"):
+        configs.override(DRAWING, {"side": "1"})

@@ -1,0 +1,221 @@
+"""A training run: what it leaves, that it learns, and what stops it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from softvq import Tokenizer, hub
+from softvq.config import ConfigError
+from softvq.data.images import Augment
+from softvq.data.loader import ordered_batches
+from softvq.data.sources import open_source
+from softvq.layers import ViTConfig
+from softvq.losses.reconstruction import reconstruction
+from softvq.losses.total import total
+from softvq.optim import AdamWConfig, MuonConfig
+from softvq.quantizers.compose import ProductConfig
+from softvq.quantizers.gaussian import AEConfig, KLConfig
+from softvq.quantizers.hard import VQConfig
+from softvq.quantizers.soft import SoftVQConfig
+from softvq.tokenizer import TokenizerConfig
+from softvq.training.loop import Intervals, TrainingError
+from softvq.training.recipe import TokenizerRecipe
+from softvq.training.state import Checkpoints
+from softvq.training.tokenizer import RunOptions, fit_statistics, latent_noise, new_tokenizer, train
+
+VIT = ViTConfig(width=16, depth=1, heads=1, patch_size=8, layer_scale=None)
+CPU = torch.device("cpu")
+
+
+def tiny_recipe(**changes) -> TokenizerRecipe:
+    quantizer = changes.pop("quantizer", ProductConfig(SoftVQConfig(8), 2, "token"))
+    recipe = TokenizerRecipe(
+        name="tiny",
+        about="for tests",
+        tokenizer=TokenizerConfig(16, 4, 4, VIT, VIT, quantizer),
+        augment=Augment(min_scale=0.8),
+        batch_size=4,
+        steps=7,
+        optimizer=AdamWConfig(lr=1e-3, warmup_steps=2),
+        ema_decay=0.9,
+        val=None,
+    )
+    return replace(recipe, **changes)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        path = folder / f"class{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def run(recipe: TokenizerRecipe, out: Path, checkpoint: int = 3, **arguments) -> Path:
+    options = RunOptions(out, CPU, workers=0, intervals=Intervals(log=2, checkpoint=checkpoint))
+    return train(recipe, options, **arguments)
+
+
+def lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_a_model_checkpoints_and_a_log(pictures: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    folder = run(tiny_recipe(data=str(pictures)), out, finish=lambda tokenizer: {"figures": {"psnr": 1.0}})
+    tokenizer = Tokenizer.from_pretrained(folder)
+    assert tokenizer.about["figures"] == {"psnr": 1.0}
+    assert tokenizer.about["recipe"]["name"] == "tiny"
+    assert [p.name for p in Checkpoints(out / "checkpoints").all()] == ["step-0000006", "step-0000007"]
+    assert [line["step"] for line in lines(out)] == [2, 3, 4, 6, 7]
+    assert {"loss/total", "loss/reconstruction", "loss/kl", "weight/kl", "latent/usage"} <= lines(out)[0].keys()
+    assert list((out / "tensorboard").iterdir())
+
+
+def test_saved_latents_have_zero_mean_and_unit_variance(pictures: Path, tmp_path: Path):
+    tokenizer = Tokenizer.from_pretrained(run(tiny_recipe(data=str(pictures)), tmp_path / "run"))
+    batches = ordered_batches(open_source(str(pictures)), size=16, batch_size=4)
+    latents = torch.cat([tokenizer.encode(batch.images) for batch in batches]).flatten(0, 1)
+    assert torch.allclose(latents.mean(0), torch.zeros(4), atol=1e-4)
+    assert torch.allclose(latents.std(0, unbiased=False), torch.ones(4), atol=1e-4)
+
+
+def test_statistics_are_those_of_all_tokens_whatever_is_stored():
+    tokenizer = new_tokenizer(tiny_recipe(quantizer=AEConfig(), weights={"reconstruction": 1.0}))
+    images = torch.rand(6, 3, 16, 16) * 2 - 1
+    raw = tokenizer.encode(images).flatten(0, 1).detach()
+    tokenizer.set_statistics(3.0, 7.0)
+    mean, std = fit_statistics(tokenizer, images.split(4))
+    assert torch.allclose(mean, raw.mean(0), atol=1e-5)
+    assert torch.allclose(std, raw.std(0, unbiased=False), atol=1e-5)
+
+
+def test_the_same_recipe_gives_the_same_weights_another_seed_others(pictures: Path, tmp_path: Path):
+    recipe = tiny_recipe(data=str(pictures))
+    first, second, third = (
+        (run(replace(recipe, seed=seed), tmp_path / f"run{i}") / hub.WEIGHTS).read_bytes()
+        for i, seed in enumerate((0, 0, 1))
+    )
+    assert first == second
+    assert first != third
+
+
+@pytest.mark.parametrize("optimizer", [AdamWConfig(1e-3, warmup_steps=2), MuonConfig()])
+@pytest.mark.parametrize("cut", [3, 6])
+def test_a_resumed_run_equals_an_uninterrupted_one(pictures: Path, tmp_path: Path, optimizer, cut: int):
+    recipe = tiny_recipe(data=str(pictures), optimizer=optimizer, quantizer=KLConfig())
+    whole = run(recipe, tmp_path / "whole")
+
+    def stop(state, log):
+        if state.step == cut:
+            raise RuntimeError("power cut")
+
+    from softvq.training.loop import Hook
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(recipe, tmp_path / "cut", hooks=lambda folder: [Hook(1, stop)])
+    resumed = run(recipe, tmp_path / "cut")
+    assert (whole / hub.WEIGHTS).read_bytes() == (resumed / hub.WEIGHTS).read_bytes()
+    for part in ("model", "ema", "optimizer"):
+        newest = (tmp_path / name / "checkpoints" / "step-0000007" / f"{part}.safetensors" for name in ("whole", "cut"))
+        assert len({path.read_bytes() for path in newest}) == 1
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+
+
+def test_another_recipe_is_refused_by_name(pictures: Path, tmp_path: Path):
+    recipe = tiny_recipe(data=str(pictures))
+    run(recipe, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"recipe\.steps \(7 there, 9 now\)"):
+        run(replace(recipe, steps=9), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "weights"),
+    [
+        (AEConfig(), {"reconstruction": 1.0}),
+        (KLConfig(), {"reconstruction": 1.0, "kl": 1e-6}),
+        (VQConfig(8), {"reconstruction": 1.0, "codebook": 1.0, "commitment": 0.25}),
+        (SoftVQConfig.released(8), {"reconstruction": 1.0, "kl": 0.01}),
+    ],
+)
+def test_every_kind_of_tokenizer_trains(pictures: Path, tmp_path: Path, quantizer, weights: dict):
+    recipe = tiny_recipe(data=str(pictures), quantizer=quantizer, weights=weights, steps=3)
+    assert run(recipe, tmp_path / "run").is_dir()
+    assert {f"loss/{name}" for name in weights} <= lines(tmp_path / "run")[0].keys()
+
+
+def test_weights_of_other_terms_are_refused_before_anything_is_written(pictures: Path, tmp_path: Path):
+    recipe = tiny_recipe(data=str(pictures), quantizer=VQConfig(8))
+    with pytest.raises(ConfigError, match=r"terms are codebook, commitment, reconstruction.*kl, reconstruction"):
+        run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_learns(pictures: Path, tmp_path: Path):
+    recipe = tiny_recipe(data=str(pictures), steps=60, optimizer=MuonConfig(rest=AdamWConfig(lr=2e-3, warmup_steps=5)))
+    run(recipe, tmp_path / "run", checkpoint=60)
+    losses = [line["loss/reconstruction"] for line in lines(tmp_path / "run")]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_nan_stops_the_run_with_the_last_good_state_kept(pictures: Path, tmp_path: Path):
+    recipe = tiny_recipe(data=str(pictures), steps=40, optimizer=AdamWConfig(lr=1e30, warmup_steps=0, grad_clip=None))
+    with pytest.raises(TrainingError, match=r"step \d+: .* is (nan|inf|-inf) on the images class\d/\d\.png"):
+        run(recipe, tmp_path / "run", checkpoint=1)
+    for path in Checkpoints(tmp_path / "run" / "checkpoints").all():
+        tensors = hub.read_tensors(path / "model.safetensors")
+        assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_a_bad_file_is_named_counted_and_skipped(pictures: Path, tmp_path: Path, capsys):
+    (pictures / "class0" / "bad.png").write_bytes(b"not an image")
+    run(tiny_recipe(data=str(pictures)), tmp_path / "run")
+    events = [line for line in lines(tmp_path / "run") if "bad_file" in line]
+    assert [event["bad_file"] for event in events] == ["class0/bad.png"]
+    assert "1 unreadable file" in capsys.readouterr().err
+
+
+def test_noise_is_a_function_of_the_sample_number():
+    recipe = tiny_recipe()
+    together = latent_noise(recipe, [5, 6, 7])
+    assert torch.equal(together[1:], latent_noise(recipe, [6, 7]))
+    assert not torch.equal(together[0], together[1])
+    assert not torch.equal(latent_noise(replace(recipe, seed=1), [5]), together[:1])
+
+
+def test_the_total_is_weighted_and_strict():
+    terms = {"a": torch.tensor(2.0), "b": torch.tensor(3.0)}
+    assert total(terms, {"a": 1.0, "b": 0.5}) == 3.5
+    with pytest.raises(ValueError, match="terms are a, b, but the weights name a"):
+        total(terms, {"a": 1.0})
+    with pytest.raises(ValueError, match="the weights name a, b, c"):
+        total(terms, {"a": 1.0, "b": 1.0, "c": 1.0})
+
+
+def test_reconstruction_distances():
+    a, b = torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.5)
+    assert reconstruction(a, b) == 0.25
+    assert reconstruction(a, b, "l1") == 0.5
+
+
+def test_local_start_attends_nearby():
+    """Before any training, a local start lets a latent token's output follow the patch at its own place most."""
+    recipe = tiny_recipe(quantizer=AEConfig(), weights={"reconstruction": 1.0}, init="local")
+    vit = replace(VIT, width=64, heads=2)
+    config = replace(recipe.tokenizer, image_size=64, tokens=64, encoder=vit, decoder=vit)
+    tokenizer = new_tokenizer(replace(recipe, tokenizer=config))
+    image = torch.zeros(1, 3, 64, 64)
+    changed = image.clone()
+    changed[..., 24:32, 40:48] = 1.0  # the patch in row 3, column 5
+    with torch.no_grad():
+        moved = (tokenizer.encode(changed) - tokenizer.encode(image))[0].norm(dim=-1)
+    assert moved.argmax() == 3 * 8 + 5
+    assert moved.max() > 4 * moved.median()
