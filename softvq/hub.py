@@ -51,7 +51,7 @@ def load(name_or_folder: str | Path, kind: str) -> SavedModel:
     """Find and read a model folder of this `kind`; `ModelError` says what is missing or wrong."""
     folder = find(name_or_folder)
     config = read_json(folder / CONFIG)
-    if config.get("format") != FORMAT or "config" not in config:
+    if config.get("format") != FORMAT or "config" not in config or not isinstance(config.get("about", {}), dict):
         raise ModelError(f"{folder / CONFIG} is not a softvq model configuration (format {FORMAT}).")
     if config.get("kind") != kind:
         raise ModelError(f"{folder} holds a {config.get('kind')}, not a {kind}.")

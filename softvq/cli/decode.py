@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from softvq.cli.models import BUNDLED_TOKENIZER, Runner
+from softvq.cli.options import BUNDLED_TOKENIZER
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq.cli.hooks import save_picture
     from softvq.cli.main import Failure, Usage
+    from softvq.cli.models import Runner
     from softvq.data.images import to_image
     from softvq.hub import read_metadata, read_tensors
 

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from softvq.cli.models import BUNDLED_TOKENIZER, Runner
+from softvq.cli.options import BUNDLED_TOKENIZER
 
 _RECIPE = "emoji-64-quick"
 _SHOWN = 32
@@ -29,6 +29,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from softvq.cli.hooks import comparison, save_picture, spread
+    from softvq.cli.models import Runner
     from softvq.data.loader import ordered_batches
     from softvq.data.sources import open_source
     from softvq.evaluation.metrics import CONVENTION

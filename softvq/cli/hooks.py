@@ -48,7 +48,7 @@ def evaluate(tokenizer: Tokenizer, data: str, batch_size: int = 32) -> Reconstru
     """PSNR and SSIM over a data set at the model's own size."""
     device = tokenizer.latent_mean.device
     batches = ordered_batches(open_source(data), size=tokenizer.config.image_size, batch_size=batch_size)
-    return score(lambda images: tokenizer(images).images, (batch.images.to(device) for batch in batches))
+    return score(lambda images: tokenizer(images.to(device)).images, (batch.images for batch in batches))
 
 
 def figures_of(tokenizer: Tokenizer, val: str | None) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def spread(source: Source, size: int, count: int) -> torch.Tensor:
 def comparison(images: torch.Tensor, outputs: torch.Tensor):
     """original | reconstruction | error."""
     columns = [enlarge(to_bytes(x)) for x in (images, outputs, error_map(outputs, images))]
-    return grid(columns, ("original", "reconstruction", "error × 4"))
+    return grid(columns, ("original", "reconstruction", "error x 4"))
 
 
 def save_picture(picture: Any, path: Path) -> None:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from softvq.cli.models import RELEASED, Runner, add_fit_option, add_model_option, image_paths, read_images
+from softvq.cli.options import RELEASED, add_fit_option, add_model_option
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     from softvq.cli.hooks import comparison, save_picture
     from softvq.cli.main import Failure, Usage
+    from softvq.cli.models import Runner, image_paths, read_images
     from softvq.evaluation.metrics import CONVENTION, psnr, ssim
 
     if options.batch_size < 1 or options.shown < 1:

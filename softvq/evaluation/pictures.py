@@ -22,8 +22,8 @@ def grid(columns: Sequence[UInt8[Tensor, "B 3 H W"]], titles: Sequence[str], row
     """Several batches side by side, a column each, in panels of `rows` rows (default: about a square picture)."""
     B, _, H, W = columns[0].shape
     rows = rows or max(1, round((B * len(columns) * W / H) ** 0.5))
-    rows = min(rows, B)
-    panels = -(-B // rows)
+    panels = -(-B // min(rows, B))
+    rows = -(-B // panels)  # as equal panels as can be
     cell_w, cell_h = W + _GAP, H + _GAP
     panel_w = len(columns) * cell_w + 3 * _GAP
     canvas = np.full((_HEADER + rows * cell_h, panels * panel_w - 3 * _GAP, 3), 255, dtype=np.uint8)
@@ -48,7 +48,7 @@ def _fitting(draw: ImageDraw.ImageDraw, title: str, width: int) -> str:
     return title
 
 
-def enlarge(images: UInt8[Tensor, "B 3 H W"], side: int = 128) -> UInt8[Tensor, "B 3 H W"]:
+def enlarge(images: UInt8[Tensor, "B 3 H W"], side: int = 128) -> UInt8[Tensor, "B 3 h w"]:
     """Small images by a whole factor of pixel repetition, so that a person sees them; large ones as they are."""
     factor = max(1, side // max(images.shape[2:]))
     return torch.repeat_interleave(torch.repeat_interleave(images, factor, dim=2), factor, dim=3)

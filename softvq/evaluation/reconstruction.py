@@ -32,10 +32,10 @@ class ReconstructionScores:
 
 @torch.no_grad()
 def score(reconstruct: Callable[[Images], Images], batches: Iterable[Images]) -> ReconstructionScores:
-    """Reconstruct every batch (in [-1, 1]) and measure it."""
+    """Reconstruct every batch (in [-1, 1]) and measure it, on the CPU (float64 is not everywhere)."""
     scores = ReconstructionScores([], [])
     for images in batches:
-        output = reconstruct(images)
+        output = reconstruct(images).cpu()
         scores.psnr.extend(psnr(output, images).tolist())
         scores.ssim.extend(ssim(output, images).tolist())
     if not scores.psnr:

@@ -1,10 +1,10 @@
 """Every recipe by name."""
 
 from softvq.config import ConfigError, nearest
-from softvq.recipes.emoji import EMOJI_64, EMOJI_64_QUICK
+from softvq.recipes.emoji import EMOJI_64, EMOJI_64_QUICK, EMOJI_128
 from softvq.training.recipe import TokenizerRecipe
 
-RECIPES: dict[str, TokenizerRecipe] = {recipe.name: recipe for recipe in (EMOJI_64, EMOJI_64_QUICK)}
+RECIPES: dict[str, TokenizerRecipe] = {recipe.name: recipe for recipe in (EMOJI_64, EMOJI_64_QUICK, EMOJI_128)}
 
 
 def find(name: str) -> TokenizerRecipe:

@@ -11,6 +11,7 @@ from softvq.tokenizer import TokenizerConfig
 from softvq.training.recipe import TokenizerRecipe
 
 _VIT = ViTConfig(width=192, depth=4, heads=3, patch_size=8, layer_scale=None)
+_VIT_128 = ViTConfig(width=256, depth=4, heads=4, patch_size=16, layer_scale=None)
 
 EMOJI_64 = TokenizerRecipe(
     name="emoji-64",
@@ -31,10 +32,21 @@ EMOJI_64 = TokenizerRecipe(
     init="local",
 )
 
+EMOJI_128 = replace(
+    EMOJI_64,
+    name="emoji-128",
+    about="The same at 128 px with the paper's 32 numbers a token, for a GPU (benchmarks/README.md, the queue).",
+    tokenizer=replace(EMOJI_64.tokenizer, image_size=128, latent_dim=32, encoder=_VIT_128, decoder=_VIT_128),
+    batch_size=64,
+    steps=40_000,
+    optimizer=MuonConfig(lr=0.012, rest=AdamWConfig(lr=1e-3, warmup_steps=500)),
+    ema_decay=0.9995,
+)
+
 EMOJI_64_QUICK = replace(
     EMOJI_64,
     name="emoji-64-quick",
     about="The same for some minutes on a laptop: what `softvq demo --train` runs.",
-    steps=1_000,
+    steps=600,
     ema_decay=0.99,
 )

@@ -118,7 +118,8 @@ def train(
     source = open_source(recipe.data)
     model = new_tokenizer(recipe).to(options.device)
     state = TrainState.of(model, recipe.optimizer.build(model))
-    description = {"recipe": configs.to_dict(recipe), "precision": options.precision}
+    choices = {key: value for key, value in configs.to_dict(recipe).items() if key != "about"}
+    description = {"recipe": choices, "precision": options.precision}
     checkpoints = Checkpoints(options.out / "checkpoints")
     if checkpoints.all():
         check_same_run(options.out / "run.json", description)
@@ -187,7 +188,7 @@ def fit_statistics(tokenizer: Tokenizer, batches: Iterable[Float[Tensor, "B 3 H 
     sums = torch.zeros(2, dim, dtype=torch.float64)
     for images in batches:
         latents = tokenizer.encode(images.to(device)) * tokenizer.latent_std + tokenizer.latent_mean
-        latents = latents.double().cpu().flatten(0, 1)
+        latents = latents.cpu().double().flatten(0, 1)
         count += len(latents)
         sums += torch.stack([latents.sum(0), latents.square().sum(0)])
     count, sums = distributed.total(count), distributed.total(sums)

@@ -255,7 +255,7 @@ def test_statistics_describe_the_posterior_that_made_z_not_the_one_of_the_kl_ter
 @pytest.mark.parametrize("config", [SoftVQConfig(K, tau=0.4), VQConfig(K)], ids=["SoftVQ", "VQ"])
 def test_expectations_run_over_the_batches_of_all_ranks(config, monkeypatch):
     """Two ranks in turn: each sum over ranks adds what the other one gave at the same place."""
-    codebook, whole = draw(K, D), draw(2, L, D, seed=1)
+    codebook, whole = draw(K, D), draw(2, L, D, seed=2)
     quantizer, given = with_codebook(config, codebook), []
 
     def recorded(x: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ def test_expectations_run_over_the_batches_of_all_ranks(config, monkeypatch):
     combine = {"mean": lambda a, b: (a + b) / 2, "total": torch.add, "maximum": torch.maximum}
     for name in combine:
         monkeypatch.setattr(distributed, name, recorded)
-    quantizer(whole[:1])
+    first = quantizer(whole[:1])
     for name, function in combine.items():
         monkeypatch.setattr(distributed, name, lambda x, function=function: function(x, given.pop(0)))
     second = quantizer(whole[1:])
@@ -273,6 +273,8 @@ def test_expectations_run_over_the_batches_of_all_ranks(config, monkeypatch):
     together = quantizer(whole)
     torch.testing.assert_close(second.statistics, together.statistics)
     torch.testing.assert_close(second.assignment.kl, together.assignment.kl)
+    assert first.statistics["usage"] < together.statistics["usage"]  # else one rank alone would know as much
+    assert quantizer(whole[1:]).statistics["usage"] < together.statistics["usage"]
 
 
 # ---- Gradients
