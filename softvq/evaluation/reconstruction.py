@@ -9,7 +9,7 @@ from torch import Tensor
 
 from softvq.evaluation.metrics import CONVENTION, psnr, ssim
 
-Images = Float[Tensor, "B 3 H W"]
+Images = Float[Tensor, "_ 3 H W"]
 
 
 @dataclass(frozen=True)

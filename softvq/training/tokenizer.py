@@ -170,14 +170,14 @@ def _finish(
     return options.out / "model"
 
 
-def statistics_batches(source: Source, size: int, images: int, batch_size: int) -> Iterator[Float[Tensor, "B 3 H W"]]:
+def statistics_batches(source: Source, size: int, images: int, batch_size: int) -> Iterator[Float[Tensor, "_ 3 H W"]]:
     """Up to `images` centre crops, spread at random (but always the same way) over the source."""
     chosen = sorted(Order(len(source.names), seed=0)(0, min(images, len(source.names))))
     return (batch.images for batch in ordered_batches(source, size=size, batch_size=batch_size, chosen=chosen))
 
 
 @torch.no_grad()
-def fit_statistics(tokenizer: Tokenizer, batches: Iterable[Float[Tensor, "B 3 H W"]]) -> tuple[Tensor, Tensor]:
+def fit_statistics(tokenizer: Tokenizer, batches: Iterable[Float[Tensor, "_ 3 H W"]]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (D,) of the latents before normalisation, over all tokens of all images.
 
     Sums run in float64; the batches of all ranks are counted together.

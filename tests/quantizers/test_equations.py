@@ -279,6 +279,7 @@ def test_pooled_product_uses_the_kl_temperature():
 def test_residual_is_equation_13_as_meant(depth, distance):
     """Depth 3 is where the printed r_l = r_{l−1} − z_l (the running sum) would give another latent."""
     quantizer = built(ResidualConfig(SoftVQConfig(K, distance, 0.4), depth))
+    assert len({id(inner.codebook) for inner in quantizer.inner}) == depth
     z = draw(B, L, D, seed=6).requires_grad_()
     answer = straight(quantizer)(z)
     assert_same(quantizer(z), answer, answer.kl, [z, *quantizer.parameters()])
