@@ -133,7 +133,7 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
     if hint is Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**1023 else math.inf
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(f"{where} must be {_article(hint)}, not {_show(value)}.")
     if hint is float and not math.isfinite(value):
@@ -146,7 +146,7 @@ def _parse_variant(variants: dict[str, type], value: Any, where: str) -> Any:
         value = {"type": value}
     if not isinstance(value, dict) or "type" not in value:
         raise ConfigError(f"{where} must be an object whose 'type' is one of {', '.join(variants)}.")
-    if value["type"] not in variants:
+    if not isinstance(value["type"], str) or value["type"] not in variants:
         raise ConfigError(f"{where}.type must be one of {', '.join(variants)}, not {_show(value['type'])}.")
     return from_dict(variants[value["type"]], {k: v for k, v in value.items() if k != "type"}, where)
 

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from softvq.cli.machine import autocast, pick_device, pick_precision
-from softvq.data.images import EXTENSIONS, ImageError, fit, open_image, to_tensor
+from softvq.data.images import ImageError, fit, open_image, to_tensor
+from softvq.data.sources import Folder
 from softvq.tokenizer import Tokenizer
 
 
@@ -42,10 +43,7 @@ def image_paths(arguments: Sequence[str]) -> list[Path]:
     paths: list[Path] = []
     for path in map(Path, arguments):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.name[0] != ".")
-            if not inside:
-                raise ImageError(f"{path} holds no images (looked for {', '.join(EXTENSIONS)}).")
-            paths += inside
+            paths += [path / name for name in Folder(path).names]
         else:
             paths.append(path)
     return paths

@@ -6,6 +6,7 @@ RGB, palettes and CMYK converted. Whatever cannot be read raises `ImageError`, o
 
 import io
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from numpy.random import Generator
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -28,8 +29,11 @@ def open_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
     """Decode a file, or the bytes of one, to 8-bit RGB (the first frame of an animation)."""
     name = name or (str(source) if not isinstance(source, bytes) else "the image")
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            image.load()
+        with (
+            warnings.catch_warnings(),
+            Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image,
+        ):
+            warnings.simplefilter("ignore")  # of odd metadata: the pixels are what counts
             return to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise ImageError(f"{name} does not exist.") from None
@@ -37,9 +41,9 @@ def open_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
         raise ImageError(f"{name} is a folder, not an image.") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{name} has more pixels than an image should; resize it first.") from None
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise many kinds on damaged files (OSError, SyntaxError, struct.error, …)
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} is not an image of a kind that can be read.") from None
+    except Exception as error:  # on damaged files Pillow raises OSError, SyntaxError, struct.error and more
         raise ImageError(f"{name} is not an image that can be read, or is truncated ({error}).") from error
 
 
@@ -96,6 +100,11 @@ def random_crop(image: Image.Image, size: int, rng: Generator, min_scale: float 
 
 
 def _short_side_to(image: Image.Image, size: int) -> Image.Image:
+    """ADM's resizing. Of an image longer than 16 times its short side only the middle is kept, so that enlarging a thin
+    line does not take gigabytes."""
+    if max(image.size) > (longest := 16 * min(image.size)):
+        left, top = (max(0, side - longest) // 2 for side in image.size)
+        image = image.crop((left, top, image.width - left, image.height - top))
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)

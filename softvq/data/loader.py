@@ -5,12 +5,14 @@ number used on it, whatever the number of workers and ranks. Resuming is startin
 """
 
 import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -65,7 +67,10 @@ def sample_rng(seed: int, position: int, stream: int = 1) -> np.random.Generator
 
 
 class _Samples(Dataset):
-    """Reads one sample (position, index) in a worker process; a bad file gives the next readable one of the source."""
+    """Reads one sample (position, index) in a worker process; a bad file gives the next readable one of the source.
+
+    Where none is readable the `DataError` is the sample: raised in a worker it would reach people as a traceback.
+    """
 
     def __init__(self, source: Source, size: int, augment: Augment, seed: int):
         self.source, self.size, self.augment, self.seed = source, size, augment, seed
@@ -76,13 +81,12 @@ class _Samples(Dataset):
         for _ in range(len(self.source.names)):
             name = self.source.names[index]
             try:
-                image = open_image(self.source.read(index), name)
-                image = self.augment(image, self.size, sample_rng(self.seed, position))
+                image = self.augment(_read(self.source, index), self.size, sample_rng(self.seed, position))
                 return to_tensor(image), self.source.labels[index], name, position, bad
-            except (ImageError, OSError) as error:
+            except ImageError as error:
                 bad[name] = str(error)
                 index = (index + 1) % len(self.source.names)
-        raise DataError(f"none of the {len(bad)} images can be read; the first: {next(iter(bad.values()))}")
+        return _none_readable(bad)
 
 
 class _Steps:
@@ -117,7 +121,13 @@ def training_batches(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
     )
-    return iter(loader)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*worker processes in total")  # the number is the user's choice
+        batches = iter(loader)
+    for batch in batches:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
 
 
 def ordered_batches(
@@ -125,26 +135,51 @@ def ordered_batches(
 ) -> Iterator[Batch]:
     """The `chosen` images (default: all), once and in order, each fitted to `size` (see `images.fit`).
 
-    Bad files are left out and named in the batch's `bad`; `positions` are indices into the source.
+    Bad files are left out and named in the `bad` of their batch or, where all of a batch are bad, of a neighbour;
+    `positions` are indices into the source. `DataError` when nothing is readable.
     """
     chosen = range(len(source.names)) if chosen is None else chosen
+    ready: Batch | None = None  # held back, to name the bad files that no later batch can
+    bad: dict[str, str] = {}
     for start in range(0, len(chosen), batch_size):
-        samples, bad = [], {}
+        samples = []
         for index in chosen[start : start + batch_size]:
             name = source.names[index]
             try:
-                image = to_tensor(fit(open_image(source.read(index), name), size, how))
+                image = to_tensor(fit(_read(source, index), size, how))
                 samples.append((image, source.labels[index], name, index, {}))
-            except (ImageError, OSError) as error:
+            except ImageError as error:
                 bad[name] = str(error)
         if samples:
-            yield replace(_collate(samples), bad=bad)
+            if ready is not None:
+                yield ready
+            ready, bad = replace(_collate(samples), bad=bad), {}
+    if ready is None:
+        raise _none_readable(bad)
+    yield replace(ready, bad={**ready.bad, **bad})
 
 
-def _collate(samples: list) -> Batch:
+def _read(source: Source, index: int) -> Image.Image:
+    """Image number `index`, decoded."""
+    name = source.names[index]
+    try:
+        return open_image(source.read(index), name)
+    except OSError as error:
+        raise ImageError(f"{name} cannot be read ({error.strerror}).") from error
+
+
+def _collate(samples: list) -> Batch | DataError:
+    if failed := [sample for sample in samples if isinstance(sample, DataError)]:
+        return failed[0]
     images, labels, names, positions, bads = zip(*samples, strict=True)
     bad = {name: reason for bad in bads for name, reason in bad.items()}
     return Batch(torch.stack(images), torch.tensor(labels), list(names), list(positions), bad)
+
+
+def _none_readable(bad: dict[str, str]) -> DataError:
+    return DataError(
+        f"none of the {len(bad)} images can be read; the first: {next(iter(bad.values()), 'there is none')}"
+    )
 
 
 def _start_worker(_: int) -> None:

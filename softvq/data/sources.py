@@ -50,8 +50,13 @@ class Folder:
 
     @cached_property
     def names(self) -> list[str]:
-        found = []
-        for folder, _, files in os.walk(self.root, followlinks=True):
+        found, seen = [], set()
+        for folder, folders, files in os.walk(self.root, followlinks=True):
+            if (real := os.path.realpath(folder)) in seen:  # a link back up
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if name[0] != ".")
             found += [os.path.join(folder, f) for f in files if f.lower().endswith(EXTENSIONS) and f[0] != "."]
         return sorted(os.path.relpath(path, self.root) for path in found)
 

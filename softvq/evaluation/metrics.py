@@ -36,7 +36,7 @@ def ssim(images: Shaped[Tensor, "B 3 H W"], targets: Shaped[Tensor, "B 3 H W"]) 
 
 
 def _bytes(images: Tensor) -> Tensor:
-    """8-bit values in float64."""
+    """8-bit values in float64, from [-1, 1] or as they are."""
     if images.dtype == torch.uint8:
         return images.double()
     return images.double().add(1).mul(127.5).round().clamp(0, 255)

@@ -19,7 +19,8 @@ class ProductConfig:
 
     `axis`: `token` splits the L tokens into runs of L/G as the released `num_codebooks` does; `channel` splits each
     token's D numbers as Eq. 12 is usually read. `kl`: `group` averages the parts' own KL terms, `pooled` takes the
-    expectation over all codebooks together, as released (only for parts with codebooks of one size).
+    expectation over all codebooks together, as released (only for parts with a soft posterior). All other losses are
+    averaged over the parts.
     """
 
     inner: "QuantizerConfig" = field(default_factory=SoftVQConfig)
@@ -52,6 +53,10 @@ class Product(Quantizer):
         self.inner = nn.ModuleList(config.inner.build(part) for _ in range(G))
         self.in_dim = self.inner[0].in_dim * (1 if config.axis == "token" else G)
         self.discrete = self.inner[0].discrete
+        if config.kl == "pooled" and isinstance(config.inner, VQConfig | KLConfig | AEConfig):
+            raise ValueError(
+                f"Product's kl 'pooled' needs soft posteriors, which {type(self.inner[0]).__name__} has not."
+            )
 
     def forward(self, z: Float[Tensor, "B L D_in"], noise: Float[Tensor, "B L D"] | None = None) -> Quantized:
         noises = [None] * len(self.inner) if noise is None else self._split(noise)
@@ -77,7 +82,8 @@ class Product(Quantizer):
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
         G, size = len(self.inner), x.shape[self.split_axis]
         if size % G:
-            raise ValueError(f"{size} tokens cannot be split into the {G} equal groups of Product.")
+            what = "tokens" if self.split_axis == 1 else "channels"
+            raise ValueError(f"{size} {what} cannot be split into the {G} equal groups of Product.")
         return x.split(size // G, dim=self.split_axis)
 
     def _join_indices(self, parts: list[Tensor]) -> Tensor:

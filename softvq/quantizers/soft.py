@@ -34,7 +34,7 @@ class SoftVQConfig:
 
     def __post_init__(self):
         _check_codebook(self.codebook_size, self.tau)
-        if self.kl_tau is not None and self.kl_tau <= 0:
+        if self.kl_tau is not None and not self.kl_tau > 0:
             raise ValueError(f"kl_tau must be positive, not {self.kl_tau}")
 
     @classmethod
@@ -61,7 +61,8 @@ class SoftVQ(Quantizer):
 
     def similarities(self, z: Float[Tensor, "B L D"]) -> Float[Tensor, "B L K"]:
         """What is divided by τ: −‖ẑ − c‖₂, or the cosine."""
-        codebook = self.codewords.detach() if self.config.detach_codebook else self.codewords
+        codebook = self.codewords.to(z.dtype)
+        codebook = codebook.detach() if self.config.detach_codebook else codebook
         if self.config.distance == "euclidean":
             return -distances(z, codebook)
         return F.normalize(z, dim=-1) @ codebook.T
@@ -75,7 +76,7 @@ class SoftVQ(Quantizer):
         with full_precision(z) as z:
             similarities = self.similarities(z)
             log_q = F.log_softmax(similarities / self.tau, dim=-1)
-            latent = log_q.exp() @ self.codewords
+            latent = log_q.exp() @ self.codewords.to(z.dtype)
             indices = log_q.detach().argmax(-1)
             assignment = assign(log_q, indices)
             kl_tau = self.config.kl_tau
@@ -112,8 +113,9 @@ class GMMVQ(Quantizer):
             z, raw = z[..., : self.dim], z[..., self.dim :]
             # Positive, and 1/0.07 where the encoder says 0: softplus(log(e − 1)) = 1.
             omega = F.softplus(raw + math.log(math.e - 1)) / TAU
-            log_q = F.log_softmax(-omega * distances(z, self.codebook), dim=-1)
-            latent = log_q.exp() @ self.codebook
+            codebook = self.codebook.to(z.dtype)
+            log_q = F.log_softmax(-omega * distances(z, codebook), dim=-1)
+            latent = log_q.exp() @ codebook
             indices = log_q.detach().argmax(-1)
             assignment = assign(log_q, indices)
         return soft_result(latent, indices, assignment, assignment)
@@ -127,5 +129,5 @@ def soft_result(latent: Tensor, indices: Tensor, assignment: Assignment, kl_assi
 def _check_codebook(codebook_size: int, tau: float = TAU) -> None:
     if codebook_size < 1:
         raise ValueError(f"codebook_size must be at least 1, not {codebook_size}")
-    if tau <= 0:
+    if not tau > 0:
         raise ValueError(f"tau must be positive, not {tau}")

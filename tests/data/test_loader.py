@@ -171,8 +171,8 @@ def test_batches_move_whole(source):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_file_is_replaced_and_named(tmp_path, workers):
-    source = lay(tmp_path, IMAGES, bad=(3,))
-    bad = "b/03.png"
+    source = lay(tmp_path, IMAGES, bad=(6,))
+    bad = "a/06.png"  # the last of its class: the next image is of the other, and so must be the label
     batches, order = first(7, source, workers=workers), Order(IMAGES, 5)
     replacement = source.names[source.names.index(bad) + 1]
     for step, batch in enumerate(batches):
