@@ -113,16 +113,16 @@ def training_batches(
     """
     if batch_size % distributed.world_size():
         raise DataError(f"batch_size {batch_size} is not a multiple of the {distributed.world_size()} processes.")
-    loader = DataLoader(
-        _Samples(source, size, augment, seed),
-        batch_sampler=_Steps(Order(len(source.names), seed), batch_size, start_step),
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_start_worker,
-    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*worker processes in total")  # the number is the user's choice
+        loader = DataLoader(
+            _Samples(source, size, augment, seed),
+            batch_sampler=_Steps(Order(len(source.names), seed), batch_size, start_step),
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_start_worker,
+        )
         batches = iter(loader)
     for batch in batches:
         if isinstance(batch, DataError):
@@ -154,9 +154,10 @@ def ordered_batches(
             if ready is not None:
                 yield ready
             ready, bad = replace(_collate(samples), bad=bad), {}
-    if ready is None:
+    if ready is not None:
+        yield replace(ready, bad={**ready.bad, **bad})
+    elif bad:
         raise _none_readable(bad)
-    yield replace(ready, bad={**ready.bad, **bad})
 
 
 def _read(source: Source, index: int) -> Image.Image:
@@ -177,9 +178,7 @@ def _collate(samples: list) -> Batch | DataError:
 
 
 def _none_readable(bad: dict[str, str]) -> DataError:
-    return DataError(
-        f"none of the {len(bad)} images can be read; the first: {next(iter(bad.values()), 'there is none')}"
-    )
+    return DataError(f"none of the {len(bad)} images can be read; the first: {next(iter(bad.values()))}")
 
 
 def _start_worker(_: int) -> None:
