@@ -68,7 +68,7 @@ def fit(
     """
     intervals = intervals or Intervals()
     bad: dict[str, str] = {}
-    recent: list[tuple[dict[str, torch.Tensor], Batch]] = []
+    recent: list[tuple[dict[str, torch.Tensor], list[str]]] = []  # values not read yet, and the images' names
     with _Signals() as signals:
         clock = time.monotonic()
         while state.step < steps:
@@ -77,23 +77,23 @@ def fit(
             state.step += 1
             log.advance()
             _report_bad(batch, bad, state.step, log)
-            recent.append((values, batch))
-            last = state.step == steps or signals.received is not None
-            saving = last or state.step % intervals.checkpoint == 0
+            recent.append((values, batch.names))
+            stopping = signals.received  # read once: a signal that comes later in this step waits for the next
+            saving = stopping is not None or state.step == steps or state.step % intervals.checkpoint == 0
             if saving or state.step % intervals.log == 0:
                 _check_finite(recent, state.step)
                 elapsed = time.monotonic() - clock
                 rate = len(recent) * len(batch.images) / elapsed
                 log.values(state.step, {name: float(value) for name, value in values.items()}, rate)
                 recent, clock = [], time.monotonic()
-            if saving:
-                checkpoints.save(state, {**meta, "bad_files": bad})
-            if signals.received is not None and state.step < steps:
-                name = signal.Signals(signals.received).name
-                raise Interrupted(signals.received, f"stopped by {name} after step {state.step}; the run is saved.")
             for hook in hooks:
                 if state.step % hook.every == 0 or state.step == steps:
                     hook.call(state, log)
+            if saving:  # behind the hooks, so that what a killed run must do again is all of a step's output
+                checkpoints.save(state, {**meta, "bad_files": bad})
+            if stopping is not None and state.step < steps:
+                name = signal.Signals(stopping).name
+                raise Interrupted(stopping, f"stopped by {name} after step {state.step}; the run is saved.")
     if bad:
         log.say(f"{len(bad)} unreadable files were skipped, the first: {next(iter(bad.values()))}")
 
@@ -106,13 +106,13 @@ def _report_bad(batch: Batch, bad: dict[str, str], step: int, log: Log) -> None:
             log.say(f"skipped: {reason}")
 
 
-def _check_finite(recent: list[tuple[dict[str, torch.Tensor], Batch]], step: int) -> None:
-    for back, (values, batch) in enumerate(recent):
+def _check_finite(recent: list[tuple[dict[str, torch.Tensor], list[str]]], step: int) -> None:
+    for back, (values, names) in enumerate(recent):
         for name, value in values.items():
             if not math.isfinite(value):
                 raise TrainingError(
                     f"step {step - len(recent) + back + 1}: {name} is {float(value)} on the images "
-                    f"{', '.join(batch.names[:4])}, …; the last checkpoint is from before. "
+                    f"{', '.join(names[:4])}, …; the last checkpoint is from before. "
                     "Lower the learning rate, or use --precision float32."
                 )
 

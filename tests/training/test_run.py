@@ -1,6 +1,8 @@
 """A training run: what it leaves, that it learns, and what stops it."""
 
 import json
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from softvq.quantizers.gaussian import AEConfig, KLConfig
 from softvq.quantizers.hard import VQConfig
 from softvq.quantizers.soft import SoftVQConfig
 from softvq.tokenizer import TokenizerConfig
-from softvq.training.loop import Intervals, TrainingError
+from softvq.training.loop import Hook, Interrupted, Intervals, TrainingError
 from softvq.training.recipe import TokenizerRecipe
 from softvq.training.state import Checkpoints
 from softvq.training.tokenizer import RunOptions, fit_statistics, latent_noise, new_tokenizer, train
@@ -117,8 +119,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pictures: Path, tmp_path: Pat
     def stop(state, log):
         if state.step == cut:
             raise RuntimeError("power cut")
-
-    from softvq.training.loop import Hook
 
     with pytest.raises(RuntimeError, match="power cut"):
         run(recipe, tmp_path / "cut", hooks=lambda folder: [Hook(1, stop)])
@@ -219,3 +219,26 @@ def test_local_start_attends_nearby():
         moved = (tokenizer.encode(changed) - tokenizer.encode(image))[0].norm(dim=-1)
     assert moved.argmax() == 3 * 8 + 5
     assert moved.max() > 4 * moved.median()
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_a_signal_at_any_moment_of_a_step_leaves_its_checkpoint(pictures: Path, tmp_path: Path, moment: int):
+    """The signal comes while the first, second, … line of step 3's end runs: nothing done may be lost."""
+    recipe = tiny_recipe(data=str(pictures), steps=20)
+    countdown = iter(range(-moment, 100))
+
+    def interrupt(frame, event, argument):
+        in_the_loop = frame.f_code.co_filename.endswith("loop.py") and "signals" in frame.f_locals
+        if in_the_loop and event == "line" and frame.f_locals["state"].step == 3 and next(countdown) == 0:
+            signal.raise_signal(signal.SIGTERM)
+        return interrupt
+
+    before = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        with pytest.raises(Interrupted) as stopped:
+            run(recipe, tmp_path / "run", checkpoint=100)
+    finally:
+        sys.settrace(before)
+    assert stopped.value.signal == signal.SIGTERM
+    assert [p.name for p in Checkpoints(tmp_path / "run" / "checkpoints").all()] in (["step-0000003"], ["step-0000004"])
