@@ -52,6 +52,16 @@ def test_the_bundled_tokenizer_loads():
     assert size <= 15_000_000
 
 
+def test_half_precision_halves_the_file_and_loads_as_float32(folder: Path, tmp_path: Path):
+    whole = Tokenizer.from_pretrained(folder)
+    whole.save_pretrained(tmp_path / "half", torch.float16)
+    half = Tokenizer.from_pretrained(tmp_path / "half")
+    assert (tmp_path / "half" / hub.WEIGHTS).stat().st_size < 0.7 * (folder / hub.WEIGHTS).stat().st_size
+    for name, tensor in half.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, whole.state_dict()[name].half().float())
+
+
 def edit(folder: Path, change) -> None:
     data = json.loads((folder / "config.json").read_text())
     change(data)

@@ -1,5 +1,6 @@
 """What a training run shows and measures: sample grids and validation scores, made here and given to `training`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,12 @@ def sample_hooks(folder: Path, recipe: TokenizerRecipe, every: int) -> list[Hook
     return [Hook(every, sample)]
 
 
-def evaluate(tokenizer: Tokenizer, data: str, batch_size: int = 32) -> ReconstructionScores:
-    """PSNR and SSIM over a data set at the model's own size."""
-    device = tokenizer.latent_mean.device
-    batches = ordered_batches(open_source(data), size=tokenizer.config.image_size, batch_size=batch_size)
+def evaluate(
+    tokenizer: Tokenizer, data: str, batch_size: int = 32, chosen: Sequence[int] | None = None
+) -> ReconstructionScores:
+    """PSNR and SSIM over a data set (or the images chosen from it) at the model's own size."""
+    device, size = tokenizer.latent_mean.device, tokenizer.config.image_size
+    batches = ordered_batches(open_source(data), size=size, batch_size=batch_size, chosen=chosen)
     return score(lambda images: tokenizer(images.to(device)).images, (batch.images for batch in batches))
 
 
