@@ -32,8 +32,23 @@ class Source(Protocol):
     def read(self, index: int) -> bytes: ...
 
 
+class _ByFolder:
+    """Classes from names: the first folder of each is its class; names without a folder are one class."""
+
+    names: list[str]
+
+    @cached_property
+    def classes(self) -> list[str]:
+        return sorted({_class_of(name) for name in self.names})
+
+    @cached_property
+    def labels(self) -> list[int]:
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        return [numbers[_class_of(name)] for name in self.names]
+
+
 @dataclass(frozen=True)
-class Folder:
+class Folder(_ByFolder):
     """Images under a folder, sorted by path. Each sub-folder of `root` is a class; a flat folder is one class."""
 
     root: Path
@@ -60,21 +75,12 @@ class Folder:
             found += [os.path.join(folder, f) for f in files if f.lower().endswith(EXTENSIONS) and f[0] != "."]
         return sorted(os.path.relpath(path, self.root) for path in found)
 
-    @cached_property
-    def classes(self) -> list[str]:
-        return sorted({_class_of(name) for name in self.names})
-
-    @cached_property
-    def labels(self) -> list[int]:
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        return [numbers[_class_of(name)] for name in self.names]
-
     def read(self, index: int) -> bytes:
         return (self.root / self.names[index]).read_bytes()
 
 
 @dataclass(frozen=True)
-class TarFile:
+class TarFile(_ByFolder):
     """A tar of `class/name` images, read in place by offset: the bundled emoji."""
 
     path: Path
@@ -87,15 +93,6 @@ class TarFile:
     @cached_property
     def names(self) -> list[str]:
         return [name for name, _, _ in self._entries]
-
-    @cached_property
-    def classes(self) -> list[str]:
-        return sorted({_class_of(name) for name in self.names})
-
-    @cached_property
-    def labels(self) -> list[int]:
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        return [numbers[_class_of(name)] for name in self.names]
 
     def read(self, index: int) -> bytes:
         _, offset, size = self._entries[index]
