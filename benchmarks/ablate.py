@@ -9,6 +9,7 @@ Prints validation PSNR (280 bundled images, EMA weights) and writes benchmarks/r
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ def main() -> None:
     rows = [run(name, options.steps, options.runs) for name in options.only]
     for row in rows:
         print(f"{row['psnr']:6.2f} dB  SSIM {row['ssim']:.4f}  {row['variant']:10} {row['about']}")
-    write_json(options.out, {"command": f"python benchmarks/ablate.py --steps {options.steps}", "rows": rows})
+    write_json(options.out, {"command": shlex.join(["python", "benchmarks/ablate.py", *sys.argv[1:]]), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ PCA is fitted on the training images. Images are fitted by ADM's centre crop, as
 """
 
 import argparse
+import shlex
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -47,7 +49,7 @@ def main() -> None:
                 means = score(reconstruct, val.split(64)).summary()
                 rows.append({"method": name, "size": size, "floats": floats, **means})
                 print(f"{size:4} px  {floats:5} floats  {name:17} {means['psnr']:6.2f} dB  SSIM {means['ssim']:.4f}")
-    command = f"python benchmarks/yardsticks.py --fit {options.fit}"
+    command = shlex.join(["python", "benchmarks/yardsticks.py", *sys.argv[1:]])
     write_json(options.out, {"command": command, "data": "emoji-val", "fit": options.fit, "rows": rows})
 
 

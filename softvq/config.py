@@ -50,41 +50,52 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
         raise ConfigError(f"{where}: {error}") from error
 
 
+class UnknownField(ConfigError):
+    """A dotted field that is not there: `path`, and the `valid` ones."""
+
+    def __init__(self, path: str, valid: list[str]):
+        super().__init__(f"there is no field {path!r}{nearest(path, valid)}")
+        self.path, self.valid = path, valid
+
+
 def override(config: T, changes: dict[str, str], where: str = "") -> T:
     """A copy with dotted fields replaced by values given as text: `{"optimizer.lr": "3e-4"}`.
 
-    Values are read as JSON where they are JSON, else as strings. A union field also takes just the name of a variant
-    (`quantizer` = `VQ`: that variant with its defaults). Unknown fields raise `ConfigError` with the nearest valid
-    names.
+    Values are read as JSON where they are JSON, else as strings; a field that holds a string keeps the text as it is
+    (but for `null`). A union field also takes just the name of a variant (`quantizer` = `VQ`: that variant with its
+    defaults), and later changes may then set the variant's own fields. Unknown fields raise `UnknownField`.
     """
+    where = where or type(config).__name__
     data = to_dict(config)
-    valid = field_names(config)
     for path, text in changes.items():
         *parents, last = path.split(".")
         node = data
         for parent in parents:
             node = node.get(parent) if isinstance(node, dict) else None
         if not isinstance(node, dict) or last not in node:
-            raise ConfigError(f"there is no field {path!r}{nearest(path, valid)}")
-        try:
-            node[last] = json.loads(text)
-        except json.JSONDecodeError:
-            node[last] = text
-    return from_dict(type(config), data, where or type(config).__name__)
+            raise UnknownField(path, _walk(data))
+        old = node[last]
+        node[last] = text if isinstance(old, str) and text != "null" else _json_or_text(text)
+        if isinstance(old, dict) and "type" in old:  # another variant has other fields
+            data = to_dict(from_dict(type(config), data, where))
+    return from_dict(type(config), data, where)
 
 
-def field_names(config: Any) -> list[str]:
-    """Every dotted field of a dataclass, nested ones too: what `override` accepts."""
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
-    def walk(node: dict, prefix: str) -> list[str]:
-        names = []
-        for key, value in node.items():
-            names.append(prefix + key)
-            if isinstance(value, dict):
-                names += walk(value, prefix + key + ".")
-        return names
 
-    return walk(to_dict(config), "")
+def _walk(node: dict, prefix: str = "") -> list[str]:
+    """Every dotted name of nested dictionaries."""
+    names = []
+    for key, value in node.items():
+        names.append(prefix + key)
+        if isinstance(value, dict):
+            names += _walk(value, f"{prefix}{key}.")
+    return names
 
 
 def _variant_name(cls: type) -> str:

@@ -207,6 +207,10 @@ class Tokenizer(nn.Module):
         return self.quantizer(self._encoded(images), noise)
 
     def _encoded(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(
+                f"images must be floats in [-1, 1] of shape (B, 3, H, W), not {images.dtype} of {tuple(images.shape)}."
+            )
         _check_size(images.shape[2:], self.config.encoder.patch_size)
         return self.to_quantizer(self.encoder(images))
 

@@ -33,8 +33,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if "latents" not in tensors or tensors["latents"].ndim != 3:
         raise Failure(f"{options.latents} holds no tensor 'latents' of shape (N, L, D).")
     latents, metadata = tensors["latents"], read_metadata(options.latents)
+    if not latents.isfinite().all():
+        raise Failure(f"{options.latents} holds latents that are NaN or infinite; the file is damaged.")
     options.model = options.model or metadata.get("model", BUNDLED_TOKENIZER)
-    names = json.loads(metadata.get("names", "[]")) or [f"{i:06d}" for i in range(len(latents))]
+    names = _names(metadata, len(latents))
     runner = Runner(options)
     own = (runner.tokenizer.config.tokens, runner.tokenizer.config.latent_dim)
     if latents.shape[1:] != own:
@@ -46,9 +48,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for start in range(0, len(latents), options.batch_size):
         images = runner.decode(latents[start : start + options.batch_size].float())
         for number, image in enumerate(images, start):
-            path = options.out / f"{number:06d}-{Path(names[number]).stem}.png"
+            path = options.out / f"{number:06d}{names[number]}.png"
             save_picture(to_image(image), path)
             written.append(str(path))
     if not options.json:
         print(f"wrote {len(written)} images to {options.out}")
     return {"model": options.model, "images": written}
+
+
+def _names(metadata: dict[str, str], count: int) -> list[str]:
+    """What is put behind each image's number: the name it was encoded from, where the file says so."""
+    try:
+        names = [f"-{Path(name).stem}" for name in json.loads(metadata["names"])]
+    except (KeyError, ValueError, TypeError):
+        names = []
+    return names if len(names) == count else [""] * count

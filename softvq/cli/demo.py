@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from softvq.cli.main import Parser, Usage, common_options
 from softvq.cli.options import BUNDLED_TOKENIZER
 
 _RECIPE = "emoji-64-quick"
@@ -35,6 +36,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq.evaluation.metrics import CONVENTION
     from softvq.evaluation.reconstruction import score
 
+    if options.steps is not None and not options.train:
+        raise Usage("--steps goes with --train")
     options.model = _train(options) if options.train else BUNDLED_TOKENIZER
     runner = Runner(options)
     source = open_source("emoji-val")
@@ -63,16 +66,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(options: argparse.Namespace) -> str:
-    from softvq.cli.main import Failure, main
+    """Train the quick recipe as `softvq train` does; gives the model's folder."""
+    from softvq.cli import train
 
-    steps = ["--steps", str(options.steps)] if options.steps else []
-    run = options.out / "run"
-    own = ["--out", str(run), "--sample-every", "250", "--workers", str(options.workers)]
-    shared = ["--device", options.device, "--precision", options.precision]
-    code = main(["train", "tokenizer", _RECIPE, *own, *shared, *steps])
-    if code:
-        raise Failure("the training did not finish; the same command goes on where it stopped.")
-    return str(run / "model")
+    steps = [] if options.steps is None else ["--steps", str(options.steps)]
+    parser = Parser(parents=[common_options()])
+    train.configure(parser)
+    own = ["--out", str(options.out / "run"), "--sample-every", "200", "--workers", str(options.workers)]
+    shared = ["--device", options.device, "--precision", options.precision, "--json"]
+    chosen = parser.parse_args(["tokenizer", _RECIPE, *own, *shared])
+    chosen.extra = steps
+    return train.run(chosen)["model"]
 
 
 def yardsticks(size: int, floats: int) -> list[dict[str, Any]]:

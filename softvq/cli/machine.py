@@ -12,6 +12,8 @@ def pick_device(asked: str) -> torch.device:
         return distributed.best_device()
     try:
         device = torch.device(asked)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("softvq runs on cpu, cuda and mps")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]

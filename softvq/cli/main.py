@@ -122,7 +122,8 @@ def _explain(error: Exception) -> int:
     from softvq.cli.errors import exit_code_of, is_for_users
 
     if isinstance(error, Failure) or is_for_users(error):
-        return _say(error, exit_code_of(error))
+        named = isinstance(error, OSError) and error.strerror and error.filename
+        return _say(f"{error.filename}: {error.strerror}." if named else error, exit_code_of(error))
     raise error
 
 

@@ -104,7 +104,8 @@ def save_latents(path: Path, latents: Any, names: list[str], model: str) -> None
     """Latents (N, L, D), normalised, with the images' names and the model in the file's metadata."""
     from softvq.hub import write_tensors
 
-    write_tensors(path, {"latents": latents}, {"names": json.dumps(names), "model": str(model)})
+    model = str(Path(model).resolve()) if Path(model).is_dir() else model
+    write_tensors(path, {"latents": latents}, {"names": json.dumps(names), "model": model})
 
 
 def outside_of_domain(about: dict[str, Any], rows: list[dict[str, Any]]) -> str | None:

@@ -22,25 +22,39 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from tqdm import tqdm
 
-    from softvq import hub
-    from softvq.cli.main import Usage
+    from softvq.cli.machine import autocast
+    from softvq.cli.main import Failure, Usage
     from softvq.cli.models import Runner
     from softvq.data.sources import open_source
     from softvq.training.tokenizer import fit_statistics, statistics_batches
 
     if options.images < 2 or options.batch_size < 1:
         raise Usage("--images must be at least 2 and --batch-size at least 1")
-    out = options.out or hub.find(options.model)
-    if out.resolve().is_relative_to(hub.BUNDLED.resolve()):
-        raise Usage("the bundled model stays as it is; name another folder with --out")
+    if options.out is None and not Path(options.model).is_dir():
+        raise Usage(f"{options.model} is no folder of yours to write to; name one with --out")
     runner = Runner(options)
     source = open_source(options.data)
+    used, bad = 0, {}
+
+    def images(bar: tqdm):
+        nonlocal used
+        for batch in statistics_batches(source, runner.size, options.images, options.batch_size):
+            used += len(batch.images)
+            bad.update(batch.bad)
+            bar.update(len(batch.images) + len(batch.bad))
+            yield batch.images
+
     total = min(options.images, len(source.names))
-    with tqdm(total=total, unit="image", disable=not sys.stderr.isatty()) as bar:
-        batches = statistics_batches(source, runner.size, options.images, options.batch_size)
-        mean, std = fit_statistics(runner.tokenizer, (bar.update(len(images)) or images for images in batches))
+    bar = tqdm(total=total, unit="image", disable=not sys.stderr.isatty())
+    with bar, autocast(runner.device, runner.precision):
+        mean, std = fit_statistics(runner.tokenizer, images(bar))
+    for reason in bad.values():
+        print(f"skipped: {reason}", file=sys.stderr)
+    if (std == 0).any():
+        raise Failure(f"{int((std == 0).sum())} latent channels are the same for all these images; give more of them.")
+    out = options.out or Path(options.model)
     runner.tokenizer.set_statistics(mean, std)
     runner.tokenizer.save_pretrained(out)
     if not options.json:
         print(f"latent mean {mean.mean():.4g}, standard deviation {std.mean():.4g} (over channels); stored in {out}")
-    return {"model": str(out), "images": total, "mean": mean.tolist(), "std": std.tolist()}
+    return {"model": str(out), "images": used, "skipped": bad, "mean": mean.tolist(), "std": std.tolist()}

@@ -9,10 +9,14 @@ A run that was stopped goes on where its last checkpoint stands when the same co
 """
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 from softvq.cli.main import Usage
+
+OWN_OPTIONS = ("out", "resume", "workers", "log-every", "checkpoint-every", "sample-every")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,22 +43,27 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for name in ("log_every", "checkpoint_every", "sample_every"):
         if getattr(options, name) < 1:
             raise Usage(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
+    if options.workers < 0:
+        raise Usage(f"--workers must not be negative, not {options.workers}")
     changes = field_changes(options.extra)
-    own = ("out", "resume", "workers", "log-every", "checkpoint-every", "sample-every", "device", "precision", "json")
-    recipe = recipes.find(options.recipe)
-    valid = configs.field_names(recipe)
-    for field in changes:
-        if field not in valid:
-            raise Usage(f"unknown option --{field}{configs.nearest(field, [*valid, *own], '--')}")
-    recipe = configs.override(recipe, changes)
+    if "data" in changes and "val" not in changes:
+        changes["val"] = "null"  # the recipe's validation images are of another kind than yours
+        print("validating on nothing: give --val FOLDER (or --val emoji-val) to measure as it goes", file=sys.stderr)
+    try:
+        recipe = configs.override(recipes.find(options.recipe), changes, f"recipe {options.recipe}")
+    except configs.UnknownField as error:
+        hint = configs.nearest(error.path, [*error.valid, *OWN_OPTIONS], "--")
+        raise Usage(f"unknown option --{error.path}{hint}") from None
     out = options.out or Path("runs") / recipe.name
-    if options.resume and not (out / "run.json").is_file():
-        raise Usage(f"--resume: {out} holds no run; leave --resume out to start one")
+    if options.resume and not any((out / "checkpoints").glob("step-*")):
+        raise Usage(f"--resume: {out} holds no run to resume; leave --resume out to start one")
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device, training=True)
+    intervals = Intervals(options.log_every, options.checkpoint_every)
+    command = shlex.join(["softvq", "train", "tokenizer", options.recipe, *options.extra])
     folder = train(
         recipe,
-        RunOptions(out, device, precision, options.workers, Intervals(options.log_every, options.checkpoint_every)),
+        RunOptions(out, device, precision, options.workers, command, intervals),
         hooks=lambda run: sample_hooks(run, recipe, options.sample_every),
         finish=lambda tokenizer: figures_of(tokenizer, recipe.val),
     )
@@ -76,5 +85,5 @@ def field_changes(words: list[str]) -> dict[str, str]:
             if not rest:
                 raise Usage(f"--{name} needs a value")
             value = rest.pop(0)
-        changes[name] = value
+        changes[name.replace("-", "_")] = value
     return changes

@@ -72,8 +72,8 @@ class Augment:
     flip: bool = True
 
     def __post_init__(self):
-        if not 0 < self.min_scale <= 1:
-            raise ValueError(f"min_scale must be in (0, 1], not {self.min_scale}")
+        if not 0.1 <= self.min_scale <= 1:  # smaller crops would enlarge an image tenfold and more
+            raise ValueError(f"min_scale must be in [0.1, 1], not {self.min_scale}")
 
     def __call__(self, image: Image.Image, size: int, rng: Generator) -> Image.Image:
         """A `size`×`size` view, a function of the image and the random numbers alone."""

@@ -49,7 +49,7 @@ class VQ(Quantizer):
             z = F.normalize(z, dim=-1) if self.config.distance == "cosine" else z
             with torch.no_grad():
                 indices = distances(z, self.codewords.to(z.dtype)).argmin(-1)
-            codes = self.lookup(indices).to(z.dtype)
+            codes = F.embedding(indices, self.codewords).to(z.dtype)
             losses = {"codebook": F.mse_loss(codes, z.detach()), "commitment": F.mse_loss(z, codes.detach())}
             assignment = assign_hard(indices, len(self.codebook))
             latent = codes.detach() + (z - z.detach())  # the value of c to the bit, the gradient of ẑ

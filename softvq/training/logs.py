@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from softvq.hub import atomic
+
 
 class Log:
     """`log.jsonl` and `tensorboard/` in the run's folder, and a bar on the terminal (plain lines elsewhere).
@@ -21,7 +23,7 @@ class Log:
         self.path = folder / "log.jsonl"
         self._truncate(start_step)
         self.file = self.path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step or None)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
         self.terminal = sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=start_step, unit="step", disable=not self.terminal, dynamic_ncols=True)
         self.steps, self.last_line = steps, 0.0
@@ -30,7 +32,8 @@ class Log:
         if self.path.is_file():
             lines = self.path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) <= step]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            with atomic(self.path) as temporary:
+                temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def advance(self) -> None:
         self.bar.update()
@@ -70,5 +73,5 @@ class Log:
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except (ValueError, KeyError):  # a line cut off by a kill
+    except (ValueError, KeyError, TypeError):  # a line cut off by a kill
         return float("inf")

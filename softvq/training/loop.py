@@ -57,23 +57,23 @@ def fit(
     *,
     checkpoints: Checkpoints,
     log: Log,
-    meta: dict[str, Any],
+    bad: dict[str, str] | None = None,
     intervals: Intervals | None = None,
     hooks: Sequence[Hook] = (),
 ) -> None:
     """Train from `state.step` to `steps`. `step` changes the state and returns named scalars, `loss/total` among them.
 
-    The checkpoint's `meta` goes into its `state.json`. Raises `TrainingError` when a logged loss or gradient norm is
-    not finite (checked before every checkpoint, so the last one is good), `Interrupted` after a signal.
+    `bad` are the unreadable files met before a resume, by name. Raises `TrainingError` when a logged loss or gradient
+    norm is not finite (checked before every checkpoint, so the last one is good), `Interrupted` after a signal.
     """
     intervals = intervals or Intervals()
-    bad: dict[str, str] = {}
+    bad = {} if bad is None else bad
     recent: list[tuple[dict[str, torch.Tensor], list[str]]] = []  # values not read yet, and the images' names
     with _Signals() as signals:
         clock = time.monotonic()
         while state.step < steps:
-            batch = next(batches)
-            values = step(state, batch)
+            batch = _next(batches)
+            values = _run(step, state, batch)
             state.step += 1
             log.advance()
             _report_bad(batch, bad, state.step, log)
@@ -90,12 +90,32 @@ def fit(
                 if state.step % hook.every == 0 or state.step == steps:
                     hook.call(state, log)
             if saving:  # behind the hooks, so that what a killed run must do again is all of a step's output
-                checkpoints.save(state, {**meta, "bad_files": bad})
+                checkpoints.save(state, {"bad_files": bad})
             if stopping is not None and state.step < steps:
                 name = signal.Signals(stopping).name
                 raise Interrupted(stopping, f"stopped by {name} after step {state.step}; the run is saved.")
     if bad:
-        log.say(f"{len(bad)} unreadable files were skipped, the first: {next(iter(bad.values()))}")
+        files = "1 unreadable file was" if len(bad) == 1 else f"{len(bad)} unreadable files were"
+        log.say(f"{files} skipped, the first: {next(iter(bad.values()))}")
+
+
+def _next(batches: Iterator[Batch]) -> Batch:
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            "a process that decodes images died (often: no memory left); the run goes on from its last checkpoint "
+            "when the command is given again, with fewer --workers if that was it."
+        ) from error
+
+
+def _run(step: Step, state: TrainState, batch: Batch) -> dict[str, torch.Tensor]:
+    try:
+        return step(state, batch)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"the device has no memory left for {len(batch.images)} images a step.") from error
 
 
 def _report_bad(batch: Batch, bad: dict[str, str], step: int, log: Log) -> None:

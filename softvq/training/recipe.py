@@ -37,6 +37,10 @@ class TokenizerRecipe:
     def __post_init__(self):
         if self.batch_size < 1 or self.steps < 1:
             raise ValueError(f"batch_size and steps must be at least 1, not {self.batch_size} and {self.steps}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, not {self.seed}")
+        if self.val is not None and self.tokenizer.image_size < 11:
+            raise ValueError("validation measures SSIM, which needs an image_size of at least 11; or set val to null")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), not {self.ema_decay}")
 

@@ -85,12 +85,18 @@ class Checkpoints:
         return target
 
     def load(self, state: TrainState) -> dict[str, Any]:
-        """Load the newest checkpoint into `state`; gives its `state.json`."""
-        folder = self.all()[-1]
-        meta = hub.read_json(folder / "state.json")
-        state.load({part: hub.read_tensors(folder / f"{part}.safetensors") for part in ("model", "ema", "optimizer")})
-        state.step = meta["step"]
-        return meta
+        """Load the newest checkpoint that is whole into `state`; gives its `state.json`."""
+        reasons = []
+        for folder in reversed(self.all()):
+            try:
+                meta = hub.read_json(folder / "state.json")
+                parts = ("model", "ema", "optimizer")
+                state.load({part: hub.read_tensors(folder / f"{part}.safetensors") for part in parts})
+                state.step = int(meta["step"])
+                return meta
+            except (ValueError, KeyError, TypeError, RuntimeError) as error:
+                reasons.append(f"{folder} ({str(error).strip().splitlines()[0]})")
+        raise hub.ModelError(f"no checkpoint can be read: {'; '.join(reasons)}; use another --out to start again.")
 
 
 def check_same_run(path: Path, description: Mapping[str, Any]) -> None:
@@ -123,6 +129,8 @@ def _optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]
 
 def _load_optimizers(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
+    if missing := parameters.keys() - {name.rsplit("/", 1)[0] for name in tensors}:
+        raise ValueError(f"the optimizer's state of {len(missing)} parameters is missing")
     owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     for full_name, value in tensors.items():
         name, key = full_name.rsplit("/", 1)

@@ -1,5 +1,6 @@
 """Training a tokenizer: the step of Eq. 7, the whole run, and the latent statistics."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class RunOptions:
     device: torch.device
     precision: Precision = "float32"
     workers: int = 2
+    command: str | None = None  # what to store as the model's command; None: the recipe's
     intervals: Intervals = field(default_factory=Intervals)
 
 
@@ -117,15 +119,13 @@ def train(
     """
     source = open_source(recipe.data)
     model = new_tokenizer(recipe).to(options.device)
-    state = TrainState.of(model, recipe.optimizer.build(model))
-    choices = {key: value for key, value in configs.to_dict(recipe).items() if key != "about"}
-    description = {"recipe": choices, "precision": options.precision}
+    try:
+        state = TrainState.of(model, recipe.optimizer.build(model))
+    except ValueError as error:
+        raise configs.ConfigError(f"recipe {recipe.name}: {error}") from error
+    description = describe(recipe, options.precision, source)
     checkpoints = Checkpoints(options.out / "checkpoints")
-    if checkpoints.all():
-        check_same_run(options.out / "run.json", description)
-        checkpoints.load(state)
-    else:
-        hub.write_json(options.out / "run.json", description)
+    meta = open_run(options.out, description, checkpoints, state)
     log = Log(options.out, state.step, recipe.steps)
     try:
         batches = training_batches(
@@ -144,25 +144,54 @@ def train(
             make_step(recipe, options.precision),
             checkpoints=checkpoints,
             log=log,
-            meta=description,
+            bad=dict(meta.get("bad_files", {})),
             intervals=options.intervals,
             hooks=hooks(options.out),
         )
         log.say("fitting the latent statistics")
-        return _finish(state.ema, recipe, options, finish)
+        return _finish(state.ema, recipe, options, finish, log)
     finally:
         log.close()
 
 
+def describe(recipe: TokenizerRecipe, precision: Precision, source: Source) -> dict[str, Any]:
+    """What must be the same for a run to be resumed: the recipe's choices, the precision, the images."""
+    choices = {key: value for key, value in configs.to_dict(recipe).items() if key != "about"}
+    names = hashlib.sha256("\n".join(source.names).encode("utf-8", "surrogateescape")).hexdigest()
+    return {"recipe": choices, "precision": precision, "images": {"count": len(source.names), "names": names[:16]}}
+
+
+def open_run(out: Path, description: dict[str, Any], checkpoints: Checkpoints, state: TrainState) -> dict[str, Any]:
+    """Start a run in `out`, or load the last checkpoint of the one that is there; gives the checkpoint's `state.json`.
+
+    `ConfigError` when `out` holds another run, or a finished model without the checkpoints that could say so.
+    """
+    if (out / "run.json").exists():
+        check_same_run(out / "run.json", description)
+    if checkpoints.all():
+        return checkpoints.load(state)
+    if (out / "model").exists():
+        raise configs.ConfigError(f"{out} holds a finished model and no checkpoints; use another --out.")
+    hub.write_json(out / "run.json", description)
+    return {}
+
+
 def _finish(
-    tokenizer: Tokenizer, recipe: TokenizerRecipe, options: RunOptions, finish: Callable[[Tokenizer], dict[str, Any]]
+    tokenizer: Tokenizer,
+    recipe: TokenizerRecipe,
+    options: RunOptions,
+    finish: Callable[[Tokenizer], dict[str, Any]],
+    log: Log,
 ) -> Path:
     source, size = open_source(recipe.data), tokenizer.config.image_size
-    images = statistics_batches(source, size, STATISTICS_IMAGES, recipe.batch_size)
-    tokenizer.set_statistics(*fit_statistics(tokenizer, images))
+    batches = statistics_batches(source, size, STATISTICS_IMAGES, recipe.batch_size)
+    mean, std = fit_statistics(tokenizer, (batch.images for batch in batches))
+    if (constant := std == 0).any():
+        log.say(f"{int(constant.sum())} of {len(std)} latent channels never change: the codebook has collapsed")
+    tokenizer.set_statistics(mean, torch.where(constant, 1.0, std))
     tokenizer.about = {
         "recipe": json.loads(json.dumps(configs.to_dict(recipe))),
-        "command": recipe.command,
+        "command": options.command or recipe.command,
         "precision": options.precision,
         **finish(tokenizer),
     }
@@ -170,17 +199,18 @@ def _finish(
     return options.out / "model"
 
 
-def statistics_batches(source: Source, size: int, images: int, batch_size: int) -> Iterator[Float[Tensor, "_ 3 H W"]]:
+def statistics_batches(source: Source, size: int, images: int, batch_size: int) -> Iterator[Batch]:
     """Up to `images` centre crops, spread at random (but always the same way) over the source."""
     chosen = sorted(Order(len(source.names), seed=0)(0, min(images, len(source.names))))
-    return (batch.images for batch in ordered_batches(source, size=size, batch_size=batch_size, chosen=chosen))
+    return ordered_batches(source, size=size, batch_size=batch_size, chosen=chosen)
 
 
 @torch.no_grad()
 def fit_statistics(tokenizer: Tokenizer, batches: Iterable[Float[Tensor, "_ 3 H W"]]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (D,) of the latents before normalisation, over all tokens of all images.
 
-    Sums run in float64; the batches of all ranks are counted together.
+    Sums run in float64; the batches of all ranks are counted together. A channel that is constant (to 1e-6 of its
+    size) gets the deviation 0, with which `set_statistics` would refuse it.
     """
     device = tokenizer.latent_mean.device
     dim = tokenizer.config.latent_dim
@@ -192,10 +222,6 @@ def fit_statistics(tokenizer: Tokenizer, batches: Iterable[Float[Tensor, "_ 3 H 
         count += len(latents)
         sums += torch.stack([latents.sum(0), latents.square().sum(0)])
     count, sums = distributed.total(count), distributed.total(sums)
-    if count < 2:
-        raise ValueError("latent statistics need at least one readable image.")
     mean = sums[0] / count
     std = (sums[1] / count - mean.square()).clamp_min(0).sqrt()
-    if (std < 1e-8).any():
-        raise ValueError("some latent channels are constant over these images; train the tokenizer first.")
-    return mean.float(), std.float()
+    return mean.float(), torch.where(std > 1e-6 * mean.abs(), std, 0.0).float()
