@@ -1,0 +1,134 @@
+"""What a run does when its folder, its data or its machine is not as it was."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from softvq import Tokenizer, hub
+from softvq.config import ConfigError
+from softvq.hub import ModelError
+from softvq.optim import AdamWConfig, MuonConfig
+from softvq.quantizers.hard import VQConfig
+from softvq.training.loop import Hook, TrainingError
+from softvq.training.state import Checkpoints
+from tests.training.test_run import lines, pictures, run, tiny_recipe  # noqa: F401 (a fixture)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(pictures: Path, tmp_path: Path):  # noqa: F811
+    recipe = tiny_recipe(data=str(pictures))
+    whole = (run(recipe, tmp_path / "run") / hub.WEIGHTS).read_bytes()
+    newest = Checkpoints(tmp_path / "run" / "checkpoints").all()[-1]
+    for name, content in (("optimizer.safetensors", b""), ("state.json", b"{}"), ("model.safetensors", b"x" * 99)):
+        (newest / name).write_bytes(content)
+        assert (run(recipe, tmp_path / "run") / hub.WEIGHTS).read_bytes() == whole
+
+
+def test_only_damaged_checkpoints_are_a_sentence(pictures: Path, tmp_path: Path):  # noqa: F811
+    recipe = tiny_recipe(data=str(pictures))
+    run(recipe, tmp_path / "run")
+    for folder in Checkpoints(tmp_path / "run" / "checkpoints").all():
+        hub.write_tensors(folder / "optimizer.safetensors", {})
+    with pytest.raises(ModelError, match=r"no checkpoint can be read: .*step-0000007 \(the optimizer's state of"):
+        run(recipe, tmp_path / "run")
+
+
+def test_other_images_are_refused(pictures: Path, tmp_path: Path):  # noqa: F811
+    recipe = tiny_recipe(data=str(pictures))
+    run(recipe, tmp_path / "run")
+    (pictures / "class0" / "0.png").rename(pictures / "class0" / "00.png")
+    with pytest.raises(ConfigError, match=r"images\.names"):
+        run(recipe, tmp_path / "run")
+
+
+def test_a_finished_model_is_not_overwritten(pictures: Path, tmp_path: Path):  # noqa: F811
+    recipe = tiny_recipe(data=str(pictures))
+    run(recipe, tmp_path / "run")
+    for folder in Checkpoints(tmp_path / "run" / "checkpoints").all():
+        folder.rename(tmp_path / folder.name)
+    with pytest.raises(ConfigError, match="holds a finished model and no checkpoints"):
+        run(recipe, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"differs in recipe\.seed"):
+        run(replace(recipe, seed=1), tmp_path / "run")
+
+
+def test_bad_files_are_counted_over_the_whole_run(pictures: Path, tmp_path: Path, capsys):  # noqa: F811
+    (pictures / "class0" / "bad.png").write_bytes(b"not an image")
+    recipe = tiny_recipe(data=str(pictures))
+    run(recipe, tmp_path / "whole")
+
+    def stop(state, log):
+        if state.step == 6:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(recipe, tmp_path / "cut", hooks=lambda folder: [Hook(1, stop)])
+    run(recipe, tmp_path / "cut")
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+
+
+def test_a_collapsed_codebook_still_leaves_a_model(pictures: Path, tmp_path: Path, capsys):  # noqa: F811
+    weights = {"reconstruction": 1.0, "codebook": 1.0, "commitment": 0.25}
+    recipe = tiny_recipe(data=str(pictures), quantizer=VQConfig(1), weights=weights)
+    tokenizer = Tokenizer.from_pretrained(run(recipe, tmp_path / "run"))
+    assert torch.equal(tokenizer.latent_std, torch.ones(4))
+    assert "4 of 4 latent channels never change" in capsys.readouterr().err
+
+
+def test_without_muon_a_recipe_that_needs_it_is_a_sentence(pictures: Path, tmp_path: Path, monkeypatch):  # noqa: F811
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ConfigError, match=r"Muon needs PyTorch 2\.9 or newer"):
+        run(tiny_recipe(data=str(pictures), optimizer=MuonConfig()), tmp_path / "run")
+    assert run(tiny_recipe(data=str(pictures), optimizer=AdamWConfig()), tmp_path / "run").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "a process that decodes images died"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "no memory left for 4 images a step"),
+    ],
+)
+def test_what_the_machine_does_is_a_sentence(pictures, tmp_path, monkeypatch, error, message):  # noqa: F811
+    def fail(*_, **__):
+        raise error
+        yield
+
+    where = "training_batches" if isinstance(error, RuntimeError) and "worker" in str(error) else "make_step"
+    monkeypatch.setattr(f"softvq.training.tokenizer.{where}", fail if where == "training_batches" else lambda *_: step)
+
+    def step(*_):
+        raise error
+
+    with pytest.raises(TrainingError, match=message):
+        run(tiny_recipe(data=str(pictures)), tmp_path / "run")
+
+
+def test_tensorboard_has_every_logged_step_once(pictures: Path, tmp_path: Path):  # noqa: F811
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def stop(state, log):
+        if state.step == 5:
+            raise RuntimeError("power cut")
+
+    recipe = tiny_recipe(data=str(pictures))
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(recipe, tmp_path / "cut", hooks=lambda folder: [Hook(1, stop)])
+    run(recipe, tmp_path / "cut")
+    events = EventAccumulator(str(tmp_path / "cut" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss/total")] == [2, 3, 4, 6, 7]
+
+
+def test_a_thousand_files_with_one_bad_one(tmp_path: Path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    Image.fromarray(np.zeros((16, 16, 3), dtype=np.uint8)).save(folder / "0000.png")
+    content = (folder / "0000.png").read_bytes()
+    for number in range(1, 1000):
+        (folder / f"{number:04d}.png").write_bytes(content if number != 500 else content[:40])
+    run(tiny_recipe(data=str(folder), batch_size=250, steps=4), tmp_path / "run", checkpoint=4)
+    events = [line for line in lines(tmp_path / "run") if "bad_file" in line]
+    assert [event["bad_file"] for event in events] == ["0500.png"]
