@@ -82,7 +82,7 @@ def test_every_command_shares_its_common_options(capsys):
         (["train", "tokenizer", "emoji-64", "--log-every", "0"], "--log-every must be at least 1"),
         (["demo", "--device", "tpu"], "--device tpu cannot be used here"),
         (["reconstruct", "a.png", "--out", "a.txt"], "written as .png or .jpg"),
-        (["statistics", "softvq-emoji-64", "--data", "emoji"], "name another folder with --out"),
+        (["statistics", "softvq-emoji-64", "--data", "emoji"], "name one with --out"),
     ],
 )
 def test_misunderstood_commands_say_what_to_do(capsys, arguments: list[str], message: str):
