@@ -59,14 +59,16 @@ def load(name_or_folder: str | Path, kind: str) -> SavedModel:
 
 
 def find(name_or_folder: str | Path) -> Path:
-    """The folder of a model: a path, the name of a bundled model, or a hub name `owner/model`, downloaded once."""
+    """The folder of a model: a path (of the model, or of the run that made it), the name of a bundled model, or a hub
+    name `owner/model`, downloaded once."""
     folder = Path(name_or_folder)
     if folder.is_dir():
-        return folder
+        inside = folder / "model"
+        return inside if (inside / CONFIG).is_file() and not (folder / CONFIG).exists() else folder
     name = str(name_or_folder)
     if (BUNDLED / name / CONFIG).is_file():
         return BUNDLED / name
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not folder.parent.is_dir():
         return _download(name)
     raise ModelError(f"there is no model folder {name!r}, and no bundled model of that name ({', '.join(bundled())}).")
 

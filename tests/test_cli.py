@@ -80,6 +80,13 @@ def test_every_command_shares_its_common_options(capsys):
         (["train", "tokenizer", "emoji-64", "--tokenizer.tokens", "63"], "63 tokens cannot be split into the 4"),
         (["train", "tokenizer", "emoji-64", "--optimizer.lr", "-1"], "lr must be positive"),
         (["train", "tokenizer", "emoji-64", "--log-every", "0"], "--log-every must be at least 1"),
+        (["--device", "cpu", "demo"], "--device stands before the command"),
+        (["demo", "--steps", "3"], "--steps goes with --train"),
+        (["train", "tokenizer", "emoji-64", "--seed", "-1"], "seed must not be negative"),
+        (["train", "tokenizer", "emoji-64", "--workers", "-1"], "--workers must not be negative"),
+        (["train", "tokenizer", "emoji-64", "--augment.min-scale", "0.001"], "min_scale must be in [0.1, 1]"),
+        (["train", "tokenizer", "emoji-64", "--tokenizer.quantizer", "VQ"], "give every term a weight"),
+        (["demo", "--device", "meta"], "softvq runs on cpu, cuda and mps"),
         (["demo", "--device", "tpu"], "--device tpu cannot be used here"),
         (["reconstruct", "a.png", "--out", "a.txt"], "written as .png or .jpg"),
         (["statistics", "softvq-emoji-64", "--data", "emoji"], "name one with --out"),
@@ -100,6 +107,7 @@ def test_misunderstood_commands_say_what_to_do(capsys, arguments: list[str], mes
         (["reconstruct", "missing.png"], "missing.png does not exist"),
         (["reconstruct", "."], "holds no images"),
         (["reconstruct", "x.png", "--model", "nowhere"], "no model folder 'nowhere'"),
+        (["reconstruct", "x.png", "--model", "./nowhere"], "no model folder './nowhere'"),
         (["decode", "missing.safetensors"], "missing.safetensors does not exist"),
         (["train", "tokenizer", "emoji-64", "--data", "nowhere"], "no folder 'nowhere'"),
     ],
@@ -158,6 +166,33 @@ def test_decoding_another_models_latents_is_refused(capsys, tmp_path: Path):
     code, _, err = softvq(capsys, "decode", tmp_path / "l.safetensors")
     assert code == 1
     assert "32 × 64, but softvq-emoji-64 decodes 64 × 16" in err
+
+
+def test_damaged_latents_are_refused_and_odd_names_are_numbers(capsys, tmp_path: Path):
+    from softvq.hub import write_tensors
+
+    path = tmp_path / "l.safetensors"
+    write_tensors(path, {"latents": torch.full((1, 64, 16), torch.nan)})
+    assert softvq(capsys, "decode", path)[2].endswith("the file is damaged.\n")
+    for names in ("[", "3", '["one", "two"]'):
+        write_tensors(path, {"latents": torch.zeros(1, 64, 16)}, {"names": names})
+        code, out, _ = softvq(capsys, "decode", path, "--out", tmp_path / "d", "--json")
+        assert code == 0
+        assert Path(json.loads(out)["images"][0]).name == "000000.png"
+
+
+def test_a_run_on_own_images_is_not_validated_on_emoji(capsys, emoji: Path, tmp_path: Path):
+    thin = json.dumps({"width": 16, "depth": 1, "heads": 1, "patch_size": 8, "layer_scale": None})
+    fields = ["--tokenizer.encoder", thin, "--tokenizer.decoder", thin, "--batch-size", "2", "--steps", "2"]
+    own = ["--data", emoji.parent, "--out", tmp_path / "run", "--workers", "0", "--json"]
+    code, out, err = softvq(capsys, "train", "tokenizer", "emoji-64-quick", *own, *fields)
+    assert code == 0
+    assert "validating on nothing" in err
+    assert json.loads(out)["figures"] is None
+    about = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["about"]
+    assert about["recipe"]["val"] is None
+    assert about["command"].startswith("softvq train tokenizer emoji-64-quick --data")
+    assert softvq(capsys, "reconstruct", emoji, "--model", tmp_path / "run", "--out", tmp_path / "r.png")[0] == 0
 
 
 @pytest.mark.parametrize("fit", ["crop", "resize", "pad"])

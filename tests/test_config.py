@@ -95,6 +95,15 @@ def test_override_of_an_unknown_field(path: str):
         configs.override(DRAWING, {path: "1"})
 
 
+def test_another_variant_can_be_chosen_and_then_set():
+    assert configs.override(DRAWING, {"shape": "Circle", "shape.radius": "2"}).shape == CircleConfig(2.0)
+
+
+@pytest.mark.parametrize(("text", "title"), [("2024", "2024"), ("true", "true"), ("[", "["), ("null", None)])
+def test_a_string_stays_what_was_typed(text: str, title: str | None):
+    assert configs.override(DRAWING, {"title": text}).title == title
+
+
 def test_override_names_the_nearest_field():
     with pytest.raises(ConfigError, match=r"did you mean shape\.side"):
         configs.override(DRAWING, {"side": "1"})

@@ -85,6 +85,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog="softvq", description="SoftVQ-VAE: images to 32 or 64 continuous tokens and back.")
     parser.add_argument("--version", action="version", version=f"softvq {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"):
+        raise Usage(f"{arguments[0]} stands before the command; write softvq COMMAND {arguments[0]} …")
     asked = next((word for word in arguments if not word.startswith("-")), None)
     if asked is not None and asked not in COMMANDS:
         raise Usage(f"there is no command {asked!r}{nearest(asked, list(COMMANDS))}")
