@@ -22,6 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from tqdm import tqdm
 
+    from softvq import hub
     from softvq.cli.machine import autocast
     from softvq.cli.main import Failure, Usage
     from softvq.cli.models import Runner
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         print(f"skipped: {reason}", file=sys.stderr)
     if (std == 0).any():
         raise Failure(f"{int((std == 0).sum())} latent channels are the same for all these images; give more of them.")
-    out = options.out or Path(options.model)
+    out = options.out or hub.find(options.model)
     runner.tokenizer.set_statistics(mean, std)
     runner.tokenizer.save_pretrained(out)
     if not options.json:

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.workers < 0:
         raise Usage(f"--workers must not be negative, not {options.workers}")
     changes = field_changes(options.extra)
-    if "data" in changes and "val" not in changes:
+    if changes.get("data", "emoji") != "emoji" and "val" not in changes:
         changes["val"] = "null"  # the recipe's validation images are of another kind than yours
         print("validating on nothing: give --val FOLDER (or --val emoji-val) to measure as it goes", file=sys.stderr)
     try:
