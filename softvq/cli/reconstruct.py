@@ -117,8 +117,8 @@ def outside_of_domain(about: dict[str, Any], rows: list[dict[str, Any]]) -> str 
     which = worse[0]["image"] if len(worse) == 1 else f"{len(worse)} of {len(rows)} images"
     return (
         f"{which} came back below {floor:.1f} dB, worse than 99 % of this model's validation images "
-        f"({about.get('domain', 'its own data')}): it does not know such images. For photographs use a released model: "
-        f"--model {RELEASED}"
+        f"({about.get('domain', 'its own data')}): it does not know such images. The authors' released models, such as "
+        f"{RELEASED}, know photographs."
     )
 
 
