@@ -27,7 +27,8 @@ A SoftVQ tokenizer for {size}×{size} images of emoji: {tokens} tokens × {dim} 
     {command}
     python benchmarks/bundle.py RUN {name}
 
-Precision {precision}, {steps} steps of {batch}; recipe in `config.json`, loss and validation of every 100th step in `log.jsonl`.
+Precision {precision}, {steps} steps of {batch}; recipe in `config.json`, loss and validation of
+every 100th step in `log.jsonl`.
 Starting values and optimizer (`init: {init}`, {optimizer}) are not the paper's: benchmarks/README.md. The losses are
 reconstruction (pixels) and KL alone.
 
