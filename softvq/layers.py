@@ -1,6 +1,7 @@
 """The nn code that rooms share: a Vision Transformer in parts, with timm's parameter names so that its weights load."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """A Vision Transformer (Dosovitskiy et al.; DINOv2's form when `layer_scale` is set).
+    """A Vision Transformer: DINO's, DINOv2's, CLIP's and EVA-02's are in `VITS`.
 
     `width` must be a multiple of `heads`; `layer_scale` is the initial residual scale (None: no LayerScale).
+    `registers`: extra learned tokens behind the class token (DINOv2 with registers); positions are then of patches
+    alone. `pre_norm`: a LayerNorm before the first block, and no bias in the patch embedding (CLIP). `block`: `vit`
+    is pre-norm attention and a GELU MLP; `eva02` has rotary positions, SwiGLU and two more norms.
     """
 
     width: int = 384
@@ -22,14 +26,73 @@ class ViTConfig:
     mlp_ratio: float = 4.0
     layer_scale: float | None = 1e-5
     norm_eps: float = 1e-6
+    registers: int = 0
+    pre_norm: bool = False
+    block: Literal["vit", "eva02"] = "vit"
 
     def __post_init__(self):
-        if min(self.width, self.depth, self.heads, self.patch_size) < 1:
-            raise ValueError("width, depth, heads and patch_size must be at least 1")
+        if min(self.width, self.depth, self.heads, self.patch_size) < 1 or self.registers < 0:
+            raise ValueError("width, depth, heads and patch_size must be at least 1, registers at least 0")
         if self.mlp_ratio <= 0 or self.norm_eps <= 0:
             raise ValueError("mlp_ratio and norm_eps must be positive")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.block == "eva02" and self.width // self.heads % 4:
+            raise ValueError(
+                f"rotary positions need width / heads to be a multiple of 4, not {self.width // self.heads}"
+            )
+
+    @property
+    def prefix(self) -> int:
+        """How many tokens stand before the patches: the class token and the registers."""
+        return 1 + self.registers
+
+
+def _dinov2(width: int, depth: int, heads: int, registers: int = 0) -> ViTConfig:
+    return ViTConfig(width, depth, heads, patch_size=14, layer_scale=1e-5, registers=registers)
+
+
+# timm's names for architectures -> what they are
+VITS = {
+    "vit_small_patch16_224": ViTConfig(384, 12, 6, 16, layer_scale=None),
+    "vit_small_patch14_dinov2": _dinov2(384, 12, 6),
+    "vit_base_patch14_dinov2": _dinov2(768, 12, 12),
+    "vit_large_patch14_dinov2": _dinov2(1024, 24, 16),
+    "vit_small_patch14_reg4_dinov2": _dinov2(384, 12, 6, registers=4),
+    "vit_base_patch14_reg4_dinov2": _dinov2(768, 12, 12, registers=4),
+    "vit_large_patch14_reg4_dinov2": _dinov2(1024, 24, 16, registers=4),
+    "vit_base_patch16_clip_224": ViTConfig(768, 12, 12, 16, layer_scale=None, norm_eps=1e-5, pre_norm=True),
+    "eva02_base_patch16_clip_224": ViTConfig(768, 12, 12, 16, mlp_ratio=8 / 3, layer_scale=None, block="eva02"),
+}
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotations of the channel pairs of queries and keys, for the tokens from `first` on (RoPE, Su et al. 2021).
+
+    Tokens before them (class, registers) and behind them (latents) are not rotated.
+    """
+
+    sin: Float[Tensor, "N d"]
+    cos: Float[Tensor, "N d"]
+    first: int
+
+    @classmethod
+    def of_grid(cls, grid: tuple[int, int], dim: int, first: int, device: torch.device) -> "Rotary":
+        """EVA-02's: half of a head's `dim` channels turn with the row, half with the column; whatever its size, a
+        grid is stretched over the 16 × 16 places of pretraining."""
+        bands = 10_000.0 ** -(torch.arange(dim // 4, device=device) / (dim // 4))
+        rows, columns = (torch.arange(n, device=device) * (16 / n) for n in grid)
+        places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).view(-1, 2, 1)
+        angles = (places * bands).flatten(1).repeat_interleave(2, dim=1)  # N dim: each angle for a pair of channels
+        return cls(angles.sin(), angles.cos(), first)
+
+    def __call__(self, x: Float[Tensor, "B heads T d"]) -> Float[Tensor, "B heads T d"]:
+        last = self.first + len(self.sin)
+        turned = x[:, :, self.first : last]
+        quarter_turn = torch.stack([-turned[..., 1::2], turned[..., ::2]], dim=-1).flatten(-2)
+        turned = (turned * self.cos + quarter_turn * self.sin).to(x.dtype)
+        return torch.cat([x[:, :, : self.first], turned, x[:, :, last:]], dim=2)
 
 
 class Attention(nn.Module):
@@ -61,6 +124,42 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class EvaAttention(nn.Module):
+    """Multi-head self-attention as in EVA-02: separate projections (no bias for keys), rotary positions, and a
+    LayerNorm before the last projection."""
+
+    def __init__(self, dim: int, heads: int, norm_eps: float):
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim, bias=False)
+        self.v_proj = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "B T D"], rotary: Rotary) -> Float[Tensor, "B T D"]:
+        q, k, v = (
+            projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # B heads T D/heads
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        x = F.scaled_dot_product_attention(rotary(q), rotary(k), v)
+        return self.proj(self.norm(x.transpose(1, 2).flatten(2)))
+
+
+class SwiGLU(nn.Module):
+    """An MLP with a gate, silu(g(x)) · f(x), and a LayerNorm before the last projection (EVA-02)."""
+
+    def __init__(self, dim: int, hidden: int, norm_eps: float):
+        super().__init__()
+        self.fc1_g = nn.Linear(dim, hidden)
+        self.fc1_x = nn.Linear(dim, hidden)
+        self.norm = nn.LayerNorm(hidden, eps=norm_eps)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        return self.fc2(self.norm(F.silu(self.fc1_g(x)) * self.fc1_x(x)))
+
+
 class LayerScale(nn.Module):
     """A learned factor per channel on a residual branch (CaiT)."""
 
@@ -90,13 +189,29 @@ class Block(nn.Module):
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
+class EvaBlock(nn.Module):
+    """EVA-02's pre-norm block: x + attention(norm(x)), then x + swiglu(norm(x))."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        D, eps = config.width, config.norm_eps
+        self.norm1 = nn.LayerNorm(D, eps=eps)
+        self.attn = EvaAttention(D, config.heads, eps)
+        self.norm2 = nn.LayerNorm(D, eps=eps)
+        self.mlp = SwiGLU(D, int(D * config.mlp_ratio), eps)
+
+    def forward(self, x: Float[Tensor, "B T D"], rotary: Rotary) -> Float[Tensor, "B T D"]:
+        x = x + self.attn(self.norm1(x), rotary)
+        return x + self.mlp(self.norm2(x))
+
+
 class PatchEmbed(nn.Module):
     """Image to one token per patch, row by row; height and width must be multiples of the patch size."""
 
-    def __init__(self, patch_size: int, dim: int):
+    def __init__(self, patch_size: int, dim: int, bias: bool = True):
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
         return self.proj(images).flatten(2).transpose(1, 2)
@@ -106,28 +221,52 @@ class Trunk(nn.Module):
     """Class token, 2-D positions, blocks and final norm: what a ViT is behind its patch embedding.
 
     The decoder of Figure 2 feeds it mask tokens; `VisionTransformer` feeds it patches. `pos_embed` belongs to a
-    `grid` (rows, columns) of patches with the class token's position first, and is resampled for other grids.
+    `grid` (rows, columns) of patches, with the class token's position first (unless there are registers), and is
+    resampled for other grids.
     """
 
     def __init__(self, config: ViTConfig, grid: tuple[int, int]):
         super().__init__()
-        self.grid = grid
+        self.config, self.grid = config, grid
+        positions = grid[0] * grid[1] + (0 if config.registers else 1)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid[0] * grid[1], config.width))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.reg_token = nn.Parameter(torch.zeros(1, config.registers, config.width)) if config.registers else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, positions, config.width))
+        self.norm_pre = nn.LayerNorm(config.width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
+        block = EvaBlock if config.block == "eva02" else Block
+        self.blocks = nn.ModuleList(block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
+        if self.reg_token is not None:
+            nn.init.normal_(self.reg_token, std=1e-6)
 
-    def with_positions(self, patches: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B N+1 D"]:
-        """The class token before the patches of a `grid`, positions added."""
-        tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
-        return tokens + resample_positions(self.pos_embed, self.grid, grid)
-
-    def forward(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(
+        self,
+        patches: Float[Tensor, "B N D"],
+        grid: tuple[int, int],
+        behind: Float[Tensor, "B L D"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """All tokens after the final norm: the `prefix` ones, the N patches of a `grid`, then the L tokens given as
+        `behind` (the tokenizer's latents, with positions of their own)."""
+        tokens = self._with_prefix(patches, resample_positions(self.pos_embed, self.grid, grid))
+        if behind is not None:
+            tokens = torch.cat([tokens, behind], dim=1)
+        tokens = self.norm_pre(tokens)
+        if self.config.block == "eva02":
+            dim = self.config.width // self.config.heads
+            rotary = (Rotary.of_grid(grid, dim, self.config.prefix, tokens.device),)
+        else:
+            rotary = ()
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, *rotary)
         return self.norm(tokens)
+
+    def _with_prefix(self, patches: Tensor, positions: Tensor) -> Tensor:
+        cls_token = self.cls_token.expand(len(patches), -1, -1)
+        if self.reg_token is None:
+            return torch.cat([cls_token, patches], dim=1) + positions
+        return torch.cat([cls_token, self.reg_token.expand(len(patches), -1, -1), patches + positions], dim=1)
 
 
 class VisionTransformer(Trunk):
@@ -135,7 +274,14 @@ class VisionTransformer(Trunk):
 
     def __init__(self, config: ViTConfig, grid: tuple[int, int]):
         super().__init__(config, grid)
-        self.patch_embed = PatchEmbed(config.patch_size, config.width)
+        self.patch_embed = PatchEmbed(config.patch_size, config.width, bias=not config.pre_norm)
+
+    def features(
+        self, images: Float[Tensor, "B 3 H W"], behind: Float[Tensor, "B L D"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """`forward` of the images' patches."""
+        P = self.config.patch_size
+        return self(self.patch_embed(images), (images.shape[2] // P, images.shape[3] // P), behind)
 
 
 def resample_positions(
@@ -148,6 +294,18 @@ def resample_positions(
     grid = pos_embed[:, prefix:].unflatten(1, old).permute(0, 3, 1, 2)  # 1 D rows columns
     grid = F.interpolate(grid.float(), size=new, mode="bicubic", antialias=True).to(pos_embed.dtype)
     return torch.cat([pos_embed[:, :prefix], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def resample_patches(weight: Float[Tensor, "D C _ _"], size: int) -> Float[Tensor, "D C P P"]:
+    """Patch-embedding weights for another patch `size`: those that give a resized patch, antialiased bicubically,
+    the embedding that the old ones give the patch itself, as nearly as can be (FlexiViT, Beyer et al. 2023)."""
+    old = weight.shape[-1]
+    if old == size:
+        return weight
+    basis = torch.eye(old * old, dtype=torch.float64).view(-1, 1, old, old)
+    resize = F.interpolate(basis, size=(size, size), mode="bicubic", antialias=True).flatten(1)  # old² size²
+    resized = weight.flatten(2).double() @ torch.linalg.pinv(resize.T)
+    return resized.unflatten(2, (size, size)).to(weight.dtype)
 
 
 def init_linear(module: nn.Module) -> None:

@@ -8,7 +8,7 @@ The encoder reads patches and L learnable latent tokens and keeps the latter; th
 the decoder reads N mask tokens and the latents and regresses the pixels of each patch (Section 3.1).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from softvq import config as configs
 from softvq import hub
-from softvq.layers import Trunk, VisionTransformer, ViTConfig, init_linear
+from softvq.layers import VITS, Trunk, VisionTransformer, ViTConfig, init_linear
 from softvq.quantizers.base import Quantized
 from softvq.quantizers.compose import ProductConfig, QuantizerConfig
 from softvq.quantizers.soft import SoftVQConfig
 
-_SMALL = ViTConfig(width=384, depth=12, heads=6)
-_BASE = ViTConfig(width=768, depth=12, heads=12)
-_LARGE = ViTConfig(width=1024, depth=24, heads=16)
+_SMALL, _BASE, _LARGE = (
+    replace(VITS[f"vit_{size}_patch14_dinov2"], patch_size=16) for size in ("small", "base", "large")
+)
 _TINY = ViTConfig(width=64, depth=2, heads=2)
 SIZES = {  # encoder and decoder of Section 4.1; BL is a B encoder with an L decoder
     "tiny": (_TINY, _TINY),
@@ -93,12 +93,8 @@ class Encoder(nn.Module):
         self.latent_pos_embed = nn.Parameter(torch.empty(1, config.tokens, width).normal_(std=0.02))
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L D"]:
-        P = self.vit.patch_embed.patch_size
-        B, _, H, W = images.shape
-        patches = self.vit.with_positions(self.vit.patch_embed(images), (H // P, W // P))
-        latents = (self.latent_tokens + self.latent_pos_embed).expand(B, -1, -1)
-        tokens = self.vit(torch.cat([patches, latents], dim=1))
-        return tokens[:, -latents.shape[1] :]
+        latents = (self.latent_tokens + self.latent_pos_embed).expand(len(images), -1, -1)
+        return self.vit.features(images, latents)[:, -latents.shape[1] :]
 
 
 class Decoder(nn.Module):
@@ -117,9 +113,10 @@ class Decoder(nn.Module):
     def forward(self, latents: Float[Tensor, "B L D"], size: tuple[int, int]) -> Float[Tensor, "B 3 H W"]:
         P = self.patch_size
         h, w = size[0] // P, size[1] // P
-        masks = self.vit.with_positions(self.mask_token.expand(len(latents), h * w, -1), (h, w))
-        tokens = self.vit(torch.cat([masks, latents + self.latent_pos_embed], dim=1))
-        pixels = self.to_pixel(tokens[:, 1 : 1 + h * w])  # behind the class token; B N P·P·3
+        masks = self.mask_token.expand(len(latents), h * w, -1)
+        tokens = self.vit(masks, (h, w), latents + self.latent_pos_embed)
+        first = self.vit.config.prefix
+        pixels = self.to_pixel(tokens[:, first : first + h * w])  # B N P·P·3
         pixels = pixels.view(-1, h, w, P, P, 3)
         return pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, h * P, w * P)
 
