@@ -107,7 +107,7 @@ def _variants(hint: Any) -> dict[str, type]:
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return {}
     classes = [arg for arg in typing.get_args(hint) if dataclasses.is_dataclass(arg)]
-    return {_variant_name(cls): cls for cls in classes}
+    return {_variant_name(cls): cls for cls in classes} if len(classes) > 1 else {}
 
 
 def _plain(value: Any, hint: Any) -> Any:

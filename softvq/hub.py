@@ -1,4 +1,4 @@
-"""A model folder, read, written and found: `model.safetensors` + `config.json`. Knows no model.
+"""A model folder, read, written, found and shared: `model.safetensors`, `config.json` and a model card. Knows no model.
 
 `config.json` holds `format`, the `kind` of model, its `config`, and `about`: recipe, data and measured figures.
 """
@@ -6,7 +6,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 FORMAT = 1
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 BUNDLED = Path(__file__).parent / "assets" / "models"
 
 
@@ -37,22 +37,41 @@ class SavedModel:
     tensors: dict[str, Tensor]
 
 
+# Reads somebody else's format: (config.json, tensors) -> our `config`, `about`, tensors; None: it is not that format.
+Translate = Callable[
+    [dict[str, Any], dict[str, Tensor]], tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]] | None
+]
+
+
 def save(
-    folder: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+    folder: str | Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+    card: str = "",
 ) -> None:
     """Write a model folder, floats as `dtype`; each file appears whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()})
     write_json(folder / CONFIG, {"format": FORMAT, **config})
+    with atomic(folder / CARD) as temporary:
+        temporary.write_text(card, encoding="utf-8")
 
 
-def load(name_or_folder: str | Path, kind: str) -> SavedModel:
-    """Find and read a model folder of this `kind`; `ModelError` says what is missing or wrong."""
+def load(name_or_folder: str | Path, kind: str, translate: Translate) -> SavedModel:
+    """Find and read a model folder of this `kind`, ours or one that `translate` knows; `ModelError` says what is
+    missing or wrong."""
     folder = find(name_or_folder)
     config = read_json(folder / CONFIG)
+    if "format" not in config:
+        translated = translate(config, read_tensors(folder / WEIGHTS))
+        if translated is not None:
+            return SavedModel(folder, *translated)
     if config.get("format") != FORMAT or "config" not in config or not isinstance(config.get("about", {}), dict):
         raise ModelError(f"{folder / CONFIG} is not a softvq model configuration (format {FORMAT}).")
+    if extra := sorted(config.keys() - {"format", "kind", "config", "about"}):
+        raise ModelError(f"{folder / CONFIG} has the unknown key {extra[0]!r}; valid: format, kind, config, about.")
     if config.get("kind") != kind:
         raise ModelError(f"{folder} holds a {config.get('kind')}, not a {kind}.")
     return SavedModel(folder, config["config"], config.get("about", {}), read_tensors(folder / WEIGHTS))
@@ -69,7 +88,7 @@ def find(name_or_folder: str | Path) -> Path:
     if (BUNDLED / name / CONFIG).is_file():
         return BUNDLED / name
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not folder.parent.is_dir():
-        return _download(name)
+        return download(name, (CONFIG, WEIGHTS))
     raise ModelError(f"there is no model folder {name!r}, and no bundled model of that name ({', '.join(bundled())}).")
 
 
@@ -78,21 +97,68 @@ def bundled() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED.glob(f"*/{CONFIG}"))
 
 
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download  # costs 0.3 s, and only a download needs it
+def download(name: str, files: tuple[str, ...]) -> Path:
+    """The local folder with these files of a hub repository `owner/name`: fetched once, with progress bars, and found
+    without a network from then on."""
+    from huggingface_hub import errors, snapshot_download  # costs 0.3 s, and only a download needs it
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
+    except errors.LocalEntryNotFoundError as error:
+        reason = "it was not downloaded before, and the hub cannot be reached or HF_HUB_OFFLINE is set"
+        cause = error
+    except errors.RepositoryNotFoundError as error:
+        reason, cause = "the hub has no such repository, or you may not read it", error
     except Exception as error:  # the hub raises dozens of kinds; the user needs the name and the reason
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason, cause = _first_line(error), error
+    raise ModelError(
+        f"{name!r} is no folder here and could not be had from the hub ({reason}); "
+        f"download its {' and '.join(files)} and give the place they are in instead."
+    ) from cause
+
+
+def push(folder: Path, name: str, private: bool) -> str:
+    """Upload a model folder to the hub as `owner/name`, which is made where it is missing; gives its address.
+
+    Signs in as `huggingface_hub` does: with `hf auth login`, or the variable HF_TOKEN.
+    """
+    from huggingface_hub import HfApi
+
+    if name.count("/") != 1:
+        raise ModelError(f"{name!r} is not a hub name; write owner/name.")
+    try:
+        hub = HfApi()
+        address = hub.create_repo(name, private=private, exist_ok=True)
+        hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD])
+    except Exception as error:  # as above
+        raise ModelError(f"{name!r} could not be uploaded to the hub ({_first_line(error)}).") from error
+    return str(address)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def build(make: Callable[[], nn.Module], parts: int, saved: SavedModel) -> nn.Module:
+    """The model that `make` gives, with the saved tensors. `parts` is how many blocks and codebooks the configuration
+    asks for: more than the file has tensors would cost memory and time before the difference is found."""
+    if parts > len(saved.tensors):
         raise ModelError(
-            f"{name!r} is no folder here and could not be had from the hub ({reason}); "
-            "download its config.json and model.safetensors and give their folder instead."
+            f"{saved.folder / CONFIG} describes {parts} blocks and codebooks, but {saved.folder / WEIGHTS} has only "
+            f"{len(saved.tensors)} tensors."
+        )
+    try:
+        with torch.device("meta"):
+            model = make()
+    except (RuntimeError, OverflowError, TypeError) as error:  # what torch says of sizes beyond 64 bits
+        raise ModelError(
+            f"{saved.folder / CONFIG} describes a model that is too large ({_first_line(error)})."
         ) from error
+    _assign(model, saved)
+    return model
 
 
-def assign(model: nn.Module, saved: SavedModel) -> None:
-    """Give a model (made on the meta device) the saved tensors; names and shapes must match one to one."""
+def _assign(model: nn.Module, saved: SavedModel) -> None:
     own = model.state_dict()
     where = saved.folder / WEIGHTS
     if missing := sorted(own.keys() - saved.tensors.keys()):
@@ -102,9 +168,32 @@ def assign(model: nn.Module, saved: SavedModel) -> None:
     for name, tensor in saved.tensors.items():
         if tensor.shape != own[name].shape:
             raise ModelError(f"{where}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}.")
-        if not tensor.isfinite().all():
+        if tensor.dtype not in _FLOATS:
+            raise ModelError(f"{where}: {name} is {tensor.dtype}, expected a floating-point type.")
+        if not all(bound.isfinite() for bound in tensor.aminmax()):  # NaN carries over to both
             raise ModelError(f"{where}: {name} holds NaN or Inf; the file is damaged or its training diverged.")
     model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in saved.tensors.items()}, assign=True)
+
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def card(title: str, summary: str, usage: str, about: Mapping[str, Any]) -> str:
+    """A model card in Markdown: what the model is, how to use it, and what `about` says of its making and figures."""
+    recipe = about.get("recipe", {})
+    licence = [f"license: {about['license']}"] if "license" in about else []
+    head = ["---", "library_name: softvq", "tags: [softvq, image-tokenizer]", *licence, "---", "", f"# {title}", ""]
+    lines = [*head, summary, "", "```python", usage, "```", ""]
+    if "command" in about:
+        data = f", on `{recipe['data']}`" if "data" in recipe else ""
+        lines += [f"Trained with `{about['command']}`{data}; every setting is in `{CONFIG}`.", ""]
+    if "source" in about:
+        lines += [f"Converted from {about['source']}.", ""]
+    figures = about.get("figures", {})
+    if figures:
+        cells = {key: f"{value:.4f}" if isinstance(value, float) else value for key, value in figures.items()}
+        lines += ["| figure | measured |", "|---|---|", *(f"| {key} | {value} |" for key, value in cells.items()), ""]
+    return "\n".join(lines)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -113,8 +202,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path} does not exist.")
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{path} is truncated or not a safetensors file ({error}).") from error
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
+        raise ModelError(f"{path} is truncated or not a safetensors file ({_first_line(error)}).") from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -136,7 +225,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not readable JSON ({error}).") from error
     if not isinstance(data, dict):
         raise ModelError(f"{path} must hold a JSON object.")

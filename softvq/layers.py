@@ -1,6 +1,6 @@
 """The nn code that rooms share: a Vision Transformer in parts, with timm's parameter names so that its weights load."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -41,6 +41,15 @@ class ViTConfig:
             raise ValueError(
                 f"rotary positions need width / heads to be a multiple of 4, not {self.width // self.heads}"
             )
+
+    @classmethod
+    def named(cls, name: str, patch_size: int = 16) -> "ViTConfig":
+        """One of `VITS`, with patches of this size."""
+        return replace(VITS[name], patch_size=patch_size)
+
+    def tiny(self) -> "ViTConfig":
+        """The same in small, two blocks with 8 channels a head: what the tiny twins of recipes are made of."""
+        return replace(self, width=8 * self.heads, depth=2)
 
     @property
     def prefix(self) -> int:

@@ -8,7 +8,8 @@ The encoder reads patches and L learnable latent tokens and keeps the latter; th
 the decoder reads N mask tokens and the latents and regresses the pixels of each patch (Section 3.1).
 """
 
-from dataclasses import dataclass, field, replace
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from softvq import config as configs
-from softvq import hub
-from softvq.layers import VITS, Trunk, VisionTransformer, ViTConfig, init_linear
+from softvq import hub, released
+from softvq.layers import Trunk, VisionTransformer, ViTConfig, init_linear
 from softvq.quantizers.base import Quantized
-from softvq.quantizers.compose import ProductConfig, QuantizerConfig
+from softvq.quantizers.compose import ProductConfig, QuantizerConfig, count_codebooks
 from softvq.quantizers.soft import SoftVQConfig
 
-_SMALL, _BASE, _LARGE = (
-    replace(VITS[f"vit_{size}_patch14_dinov2"], patch_size=16) for size in ("small", "base", "large")
-)
+_SMALL, _BASE, _LARGE = (ViTConfig.named(f"vit_{size}_patch14_dinov2") for size in ("small", "base", "large"))
 _TINY = ViTConfig(width=64, depth=2, heads=2)
 SIZES = {  # encoder and decoder of Section 4.1; BL is a B encoder with an L decoder
     "tiny": (_TINY, _TINY),
@@ -183,19 +182,50 @@ class Tokenizer(nn.Module):
         self.latent_std.copy_(std)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, atomically. `torch.float16` halves the file; it
-        is loaded as float32 again."""
+        """Write `config.json`, `model.safetensors` and a model card into `folder`, atomically. `torch.float16` halves
+        the file; it is loaded as float32 again."""
         config = {"kind": self.kind, "config": configs.to_dict(self.config), "about": self.about}
-        hub.save(folder, config, self.state_dict(), dtype)
+        hub.save(folder, config, self.state_dict(), dtype, self._card())
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> "Tokenizer":
-        """A tokenizer from a folder, from those bundled with the package, or from the hub; in evaluation mode."""
-        saved = hub.load(name_or_folder, cls.kind)
-        with torch.device("meta"):
-            model = cls(configs.from_dict(TokenizerConfig, saved.config, "config"), saved.about)
-        hub.assign(model, saved)
+        """A tokenizer in evaluation mode: from a folder, of those bundled with the package (`softvq-emoji-64`), or
+        from the hub. Also reads the authors' own format, so that `SoftVQVAE/softvq-l-64` is a name.
+
+        `ModelError` or `ConfigError`, one sentence, when something is missing, damaged or unknown.
+        """
+        saved = hub.load(name_or_folder, cls.kind, released.tokenizer)
+        try:
+            config = configs.from_dict(TokenizerConfig, saved.config, "config")
+        except RecursionError:
+            raise configs.ConfigError(f"{saved.folder / hub.CONFIG} nests quantizers too deeply.") from None
+        parts = config.encoder.depth + config.decoder.depth + count_codebooks(config.quantizer)
+        model = hub.build(lambda: cls(config, saved.about), parts, saved)
+        if not (model.latent_std > 0).all():
+            raise hub.ModelError(f"{saved.folder / hub.WEIGHTS}: latent_std must be positive.")
         return model.eval()
+
+    def push_to_hub(self, name: str, *, private: bool = False, dtype: torch.dtype = torch.float32) -> str:
+        """Share the model on the hub as `owner/name`: configuration, weights and model card; gives its address.
+
+        Needs a hub account (`hf auth login`, or the variable HF_TOKEN)."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, dtype)
+            return hub.push(Path(folder), name, private)
+
+    def _card(self) -> str:
+        c = self.config
+        parameters = sum(p.numel() for p in self.parameters()) / 1e6
+        name = self.about.get("recipe", {}).get("name", "tokenizer")
+        summary = (
+            f"A SoftVQ image tokenizer: {c.image_size}×{c.image_size} images ↔ {c.tokens} tokens of {c.latent_dim} "
+            f"numbers; {parameters:.2f}M parameters, quantizer {type(self.quantizer).__name__}."
+        )
+        usage = (
+            'from softvq import Tokenizer\n\ntokenizer = Tokenizer.from_pretrained("FOLDER OR OWNER/NAME")\n'
+            "latents = tokenizer.encode(images)  # images (B, 3, H, W) in [-1, 1]\nimages = tokenizer.decode(latents)"
+        )
+        return hub.card(f"softvq {name}", summary, usage, self.about)
 
     def _quantize(self, images: Tensor) -> Quantized:
         noise = None

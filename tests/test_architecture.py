@@ -26,7 +26,7 @@ ALLOWED = {
     "quantizers": {"config", "distributed"},
     "pretrained": {"layers", "hub"},
     "data": {"distributed"},
-    "released": {"config", "quantizers"},
+    "released": {"config", "layers", "quantizers"},
     "tokenizer": {"config", "layers", "quantizers", "hub", "released"},
     "generators": {"config", "layers", "transports", "hub", "released"},
     "losses": {"layers"},

@@ -107,3 +107,21 @@ def test_a_string_stays_what_was_typed(text: str, title: str | None):
 def test_override_names_the_nearest_field():
     with pytest.raises(ConfigError, match=r"did you mean shape\.side"):
         configs.override(DRAWING, {"side": "1"})
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int = 3
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner | None = None
+
+
+def test_a_field_that_may_be_missing_is_plain_or_null():
+    for value in (Outer(), Outer(Inner(5))):
+        assert configs.from_dict(Outer, configs.to_dict(value)) == value
+    assert configs.to_dict(Outer(Inner(5))) == {"inner": {"size": 5}}
+    with pytest.raises(configs.ConfigError, match=r"config\.inner has the unknown key 'sise'; did you mean size"):
+        configs.from_dict(Outer, {"inner": {"sise": 3}})

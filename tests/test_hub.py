@@ -28,8 +28,9 @@ def folder(tmp_path: Path) -> Path:
 def test_save_load_save_is_byte_identical(folder: Path, tmp_path: Path):
     loaded = Tokenizer.from_pretrained(folder)
     loaded.save_pretrained(tmp_path / "again")
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
-    for name in ("config.json", "model.safetensors"):
+    names = ["README.md", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == names
+    for name in names:
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 

@@ -3,9 +3,12 @@
   softvq train tokenizer emoji-64-quick
   softvq train tokenizer emoji-64 --data my_photos/ --val null --steps 5000 --optimizer.lr 1e-3
   softvq train tokenizer emoji-64 --tokenizer.quantizer AE --weights '{"reconstruction": 1}'
+  softvq train tokenizer softvq-l-64 --data imagenet/train --val imagenet/val
 
 Every field of the recipe can be set: --FIELD VALUE, dotted for nested ones (`softvq recipes NAME` shows them all).
 A run that was stopped goes on where its last checkpoint stands when the same command is given again.
+Pretrained networks that a recipe names (`encoder_weights`, `alignment.teacher`) are downloaded from the hub once, or
+read from the files given with --pretrained.
 """
 
 import argparse
@@ -16,7 +19,7 @@ from typing import Any
 
 from softvq.cli.main import Usage
 
-OWN_OPTIONS = ("out", "resume", "workers", "log-every", "checkpoint-every", "sample-every")
+OWN_OPTIONS = ("out", "resume", "workers", "pretrained", "log-every", "checkpoint-every", "sample-every")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +28,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
     parser.add_argument("--resume", action="store_true", help="insist on a run to resume: an error where there is none")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode images (default: 2)")
+    parser.add_argument(
+        "--pretrained",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="read a pretrained network from this safetensors file instead of the hub; can be given for each",
+    )
     parser.add_argument("--log-every", type=int, default=20, metavar="STEPS")
     parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS")
     parser.add_argument("--sample-every", type=int, default=1000, metavar="STEPS", help="sample grid and validation")
@@ -63,7 +73,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     command = shlex.join(["softvq", "train", "tokenizer", options.recipe, *options.extra])
     folder = train(
         recipe,
-        RunOptions(out, device, precision, options.workers, command, intervals),
+        RunOptions(out, device, precision, options.workers, pretrained_files(options.pretrained), command, intervals),
         hooks=lambda run: sample_hooks(run, recipe, options.sample_every),
         finish=lambda tokenizer: figures_of(tokenizer, recipe.val),
     )
@@ -71,6 +81,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         print(f"the tokenizer is in {folder}; try: softvq reconstruct --model {folder} IMAGE")
     about = read_json(folder / "config.json")["about"]
     return {"model": str(folder), "steps": recipe.steps, "figures": about.get("figures")}
+
+
+def pretrained_files(pairs: list[str]) -> dict[str, Path]:
+    """NAME=FILE pairs."""
+    from softvq.pretrained.vit import describe
+
+    files = {}
+    for pair in pairs:
+        name, equals, file = pair.partition("=")
+        if not equals or not Path(file).is_file():
+            raise Usage(f"--pretrained {pair}: write NAME=FILE, with a file that exists")
+        describe(name)
+        files[name] = Path(file)
+    return files
 
 
 def field_changes(words: list[str]) -> dict[str, str]:

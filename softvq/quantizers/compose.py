@@ -159,3 +159,11 @@ def average(dicts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 QuantizerConfig = SoftVQConfig | GMMVQConfig | VQConfig | KLConfig | AEConfig | ProductConfig | ResidualConfig
+
+
+def count_codebooks(config: QuantizerConfig) -> int:
+    """How many simple quantizers a configuration asks for."""
+    if isinstance(config, ProductConfig | ResidualConfig):
+        copies = config.groups if isinstance(config, ProductConfig) else config.depth
+        return copies * count_codebooks(config.inner)
+    return 1

@@ -2,13 +2,36 @@
 
 from softvq.config import ConfigError, nearest
 from softvq.recipes.emoji import EMOJI_64, EMOJI_64_QUICK, EMOJI_128
+from softvq.recipes.paper import PAPER, as_printed, tiny
 from softvq.training.recipe import TokenizerRecipe
 
-RECIPES: dict[str, TokenizerRecipe] = {recipe.name: recipe for recipe in (EMOJI_64, EMOJI_64_QUICK, EMOJI_128)}
+RECIPES: dict[str, TokenizerRecipe] = {recipe.name: recipe for recipe in (EMOJI_64, EMOJI_64_QUICK, EMOJI_128, *PAPER)}
 
 
 def find(name: str) -> TokenizerRecipe:
-    """A recipe by name; an unknown one is an error that names the nearest."""
-    if name not in RECIPES:
-        raise ConfigError(f"there is no recipe {name!r}{nearest(name, list(RECIPES))}")
-    return RECIPES[name]
+    """A recipe by name, or one of its twins: those of the paper also come as `NAME-paper`, with the quantizer as
+    printed instead of as released, and both as `NAME-tiny`, small enough for a laptop.
+
+    An unknown name is an error that names the nearest.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    if (base := name.removesuffix("-tiny")) != name:
+        recipe = find(base)
+        if recipe.published is None:
+            raise ConfigError(f"there is no recipe {name!r}: only recipes of the paper have a tiny twin.")
+        return tiny(recipe)
+    if (base := name.removesuffix("-paper")) in RECIPES and base != name:
+        recipe = RECIPES[base]
+        if recipe.published is None or (printed := as_printed(recipe)) is None:
+            raise ConfigError(f"there is no recipe {name!r}: {base} is the same as released and as printed.")
+        return printed
+    raise ConfigError(f"there is no recipe {name!r}{nearest(name, list(RECIPES))}")
+
+
+def twins(name: str) -> list[str]:
+    """The names of a recipe's twins."""
+    recipe = RECIPES[name]
+    if recipe.published is None:
+        return []
+    return [*([] if as_printed(recipe) is None else [f"{name}-paper"]), f"{name}-tiny"]

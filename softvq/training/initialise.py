@@ -5,8 +5,19 @@ import math
 import torch
 from torch import Tensor, nn
 
-from softvq.layers import Attention
+from softvq.layers import Attention, VisionTransformer
 from softvq.tokenizer import Tokenizer
+
+
+def encoder_start(tokenizer: Tokenizer, vit: VisionTransformer) -> None:
+    """Start the encoder as a pretrained ViT (Section 4.1); its latent tokens, the decoder and all else stay as they
+    are. `ValueError` when the encoder is another architecture."""
+    if vit.config != tokenizer.config.encoder or vit.grid != tokenizer.encoder.vit.grid:
+        raise ValueError(
+            f"the pretrained weights are of {vit.config} on {vit.grid} patches, "
+            f"but the encoder is {tokenizer.config.encoder} on {tokenizer.encoder.vit.grid}"
+        )
+    tokenizer.encoder.vit.load_state_dict(vit.state_dict())
 
 
 @torch.no_grad()
@@ -19,6 +30,8 @@ def local_start(tokenizer: Tokenizer) -> None:
     start as inverses of each other, so it copies what it finds (the idea of mimetic initialisation, Trockman and
     Kolter 2023). Everything stays learnable and the model is unchanged.
     """
+    if "eva02" in (tokenizer.config.encoder.block, tokenizer.config.decoder.block):
+        raise ValueError("init 'local' is for blocks of type 'vit', not 'eva02'")
     for side in (tokenizer.encoder, tokenizer.decoder):
         width = side.vit.pos_embed.shape[-1]
         side.vit.pos_embed[:, 1:] = sine_positions(side.vit.grid, width)

@@ -19,20 +19,32 @@ from torch import Tensor, nn
 
 from softvq import hub
 from softvq.config import ConfigError
+from softvq.optim import OptimizerConfig
 
 
 @dataclass
 class TrainState:
-    """A model, its exponential moving average (a copy without gradients), its optimizers, and the steps done."""
+    """A model, its exponential moving average (a copy without gradients), its optimizers, and the steps done.
+
+    `heads` are trained with the model and are no part of it: the alignment projector.
+    """
 
     model: nn.Module
     ema: nn.Module
+    heads: nn.ModuleDict
     optimizers: list[torch.optim.Optimizer]
     step: int = 0
 
     @classmethod
-    def of(cls, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> "TrainState":
-        return cls(model, copy.deepcopy(model).requires_grad_(False).eval(), optimizers)
+    def of(cls, model: nn.Module, heads: nn.ModuleDict, optimizer: OptimizerConfig) -> "TrainState":
+        """A run before its first step."""
+        ema = copy.deepcopy(model).requires_grad_(False).eval()
+        return cls(model, ema, heads, optimizer.build(_together(model, heads)))
+
+    @property
+    def trained(self) -> nn.ModuleDict:
+        """Everything that the optimizers change."""
+        return _together(self.model, self.heads)
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
@@ -45,14 +57,20 @@ class TrainState:
         return {
             "model": dict(self.model.state_dict()),
             "ema": dict(self.ema.state_dict()),
-            "optimizer": _optimizer_tensors(self.model, self.optimizers),
+            "heads": dict(self.heads.state_dict()),
+            "optimizer": _optimizer_tensors(self.trained, self.optimizers),
         }
 
     def load(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take over what `tensors` gave."""
         self.model.load_state_dict(parts["model"])
         self.ema.load_state_dict(parts["ema"])
-        _load_optimizers(self.model, self.optimizers, parts["optimizer"])
+        self.heads.load_state_dict(parts["heads"])
+        _load_optimizers(self.trained, self.optimizers, parts["optimizer"])
+
+
+def _together(model: nn.Module, heads: nn.ModuleDict) -> nn.ModuleDict:
+    return nn.ModuleDict({"model": model, "heads": heads})
 
 
 class Checkpoints:
@@ -90,7 +108,7 @@ class Checkpoints:
         for folder in reversed(self.all()):
             try:
                 meta = hub.read_json(folder / "state.json")
-                parts = ("model", "ema", "optimizer")
+                parts = ("model", "ema", "heads", "optimizer")
                 state.load({part: hub.read_tensors(folder / f"{part}.safetensors") for part in parts})
                 state.step = int(meta["step"])
                 return meta

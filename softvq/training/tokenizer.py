@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,16 +10,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from softvq import config as configs
 from softvq import distributed, hub
 from softvq.data.loader import Batch, Order, ordered_batches, sample_rng, training_batches
 from softvq.data.sources import Source, open_source
+from softvq.losses.alignment import Projector, alignment
 from softvq.losses.reconstruction import reconstruction
 from softvq.losses.total import total
+from softvq.pretrained.vit import Teacher, load
 from softvq.tokenizer import Tokenizer
-from softvq.training.initialise import local_start
+from softvq.training.initialise import encoder_start, local_start
 from softvq.training.logs import Log
 from softvq.training.loop import Hook, Intervals, fit
 from softvq.training.recipe import TokenizerRecipe
@@ -37,15 +39,16 @@ class RunOptions:
     device: torch.device
     precision: Precision = "float32"
     workers: int = 2
+    pretrained: Mapping[str, Path] = field(default_factory=dict)  # local files of pretrained ViTs, by name
     command: str | None = None  # what to store as the model's command; None: the recipe's
     intervals: Intervals = field(default_factory=Intervals)
 
 
-def new_tokenizer(recipe: TokenizerRecipe) -> Tokenizer:
-    """The recipe's tokenizer before its first step: a function of the recipe alone.
+def new_tokenizer(recipe: TokenizerRecipe, pretrained: Mapping[str, Path] | None = None) -> Tokenizer:
+    """The recipe's tokenizer before its first step: a function of the recipe (and of the weights it names) alone.
 
     A recipe whose parts do not fit each other (groups that do not divide the tokens, weights of other loss terms than
-    its quantizer has) is a `ConfigError`.
+    it has) is a `ConfigError`.
     """
     try:
         with torch.random.fork_rng(devices=[]):
@@ -53,16 +56,43 @@ def new_tokenizer(recipe: TokenizerRecipe) -> Tokenizer:
             tokenizer = Tokenizer(recipe.tokenizer)
             if recipe.init == "local":
                 local_start(tokenizer)
+        if (name := recipe.encoder_weights) is not None:
+            config = recipe.tokenizer
+            file = (pretrained or {}).get(name)
+            encoder_start(tokenizer, load(name, config.image_size, config.encoder.patch_size, file))
         with torch.no_grad():
             tried = tokenizer.quantizer(torch.zeros(1, recipe.tokenizer.tokens, tokenizer.quantizer.in_dim))
-        total({"reconstruction": torch.zeros(()), **tried.losses}, recipe.weights)
+        aligned = {} if recipe.alignment is None else {"alignment": torch.zeros(())}
+        total({"reconstruction": torch.zeros(()), **tried.losses, **aligned}, recipe.weights)
+    except hub.ModelError:  # already a sentence, about the pretrained weights
+        raise
     except ValueError as error:
         raise configs.ConfigError(f"recipe {recipe.name}: {error}") from error
     return tokenizer
 
 
-def make_step(recipe: TokenizerRecipe, precision: Precision) -> Callable[[TrainState, Batch], dict[str, Tensor]]:
-    """One step of Eq. 7 (first floor: reconstruction and the quantizer's own terms)."""
+def new_teacher(recipe: TokenizerRecipe, pretrained: Mapping[str, Path] | None = None) -> Teacher | None:
+    """The frozen network that the recipe aligns its latents with, if it does."""
+    if recipe.alignment is None:
+        return None
+    name, config = recipe.alignment.teacher, recipe.tokenizer
+    return Teacher.load(name, config.image_size, config.encoder.patch_size, (pretrained or {}).get(name))
+
+
+def new_heads(recipe: TokenizerRecipe, teacher: Teacher | None) -> nn.ModuleDict:
+    """What is trained along with the tokenizer: the projector, where there is a teacher."""
+    if recipe.alignment is None or teacher is None:
+        return nn.ModuleDict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        projector = Projector(recipe.tokenizer.latent_dim, recipe.alignment.hidden, teacher.width)
+    return nn.ModuleDict({"projector": projector})
+
+
+def make_step(
+    recipe: TokenizerRecipe, precision: Precision, teacher: Teacher | None
+) -> Callable[[TrainState, Batch], dict[str, Tensor]]:
+    """One step of Eq. 7: reconstruction, alignment and the quantizer's own terms."""
 
     def step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
         factor = recipe.optimizer.factor_at(state.step, recipe.steps)
@@ -74,14 +104,17 @@ def make_step(recipe: TokenizerRecipe, precision: Precision) -> Callable[[TrainS
         state.model.train()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             output = state.model(images, noise)
+            aligned = None if teacher is None else (state.heads["projector"](output.quantized.latent), teacher(images))
         terms = {
             "reconstruction": reconstruction(output.images, images, recipe.reconstruction),
             **output.quantized.losses,
         }
+        if aligned is not None:
+            terms["alignment"] = alignment(*aligned)
         loss = total(terms, recipe.weights)
         loss.backward()
         limit = recipe.optimizer.grad_clip
-        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), float("inf") if limit is None else limit)
+        norm = nn.utils.clip_grad_norm_(state.trained.parameters(), float("inf") if limit is None else limit)
         for optimizer in state.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -118,9 +151,12 @@ def train(
     figures to store with it.
     """
     source = open_source(recipe.data)
-    model = new_tokenizer(recipe).to(options.device)
+    model = new_tokenizer(recipe, options.pretrained).to(options.device)
+    teacher = new_teacher(recipe, options.pretrained)
+    if teacher is not None:
+        teacher = teacher.to(options.device)
     try:
-        state = TrainState.of(model, recipe.optimizer.build(model))
+        state = TrainState.of(model, new_heads(recipe, teacher).to(options.device), recipe.optimizer)
     except ValueError as error:
         raise configs.ConfigError(f"recipe {recipe.name}: {error}") from error
     description = describe(recipe, options.precision, source)
@@ -141,7 +177,7 @@ def train(
             state,
             recipe.steps,
             (batch.to(options.device) for batch in batches),
-            make_step(recipe, options.precision),
+            make_step(recipe, options.precision, teacher),
             checkpoints=checkpoints,
             log=log,
             bad=dict(meta.get("bad_files", {})),
@@ -156,7 +192,7 @@ def train(
 
 def describe(recipe: TokenizerRecipe, precision: Precision, source: Source) -> dict[str, Any]:
     """What must be the same for a run to be resumed: the recipe's choices, the precision, the images."""
-    choices = {key: value for key, value in configs.to_dict(recipe).items() if key != "about"}
+    choices = {key: value for key, value in configs.to_dict(recipe).items() if key not in ("about", "published")}
     names = hashlib.sha256("\n".join(source.names).encode("utf-8", "surrogateescape")).hexdigest()
     return {"recipe": choices, "precision": precision, "images": {"count": len(source.names), "names": names[:16]}}
 

@@ -1,0 +1,150 @@
+"""Other people's Vision Transformers: DINO, DINOv2, CLIP and EVA-02, by timm's names.
+
+    vit = load("vit_base_patch14_dinov2.lvd142m", image_size=256, patch_size=16)      # starts a tokenizer's encoder
+    teacher = Teacher.load("vit_base_patch14_dinov2.lvd142m", image_size=256)         # or gives alignment its targets
+    features = teacher(images)                                  # images (B, 3, H, W) in [-1, 1] -> (B, N, width)
+
+Weights come from timm's hub repositories (downloaded when first asked for) or from a local safetensors file.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from softvq import hub
+from softvq.layers import VITS, VisionTransformer, ViTConfig, init_linear, resample_patches, resample_positions
+
+Channels = tuple[float, float, float]
+_IMAGENET: tuple[Channels, Channels] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CLIP: tuple[Channels, Channels] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+@dataclass(frozen=True)
+class PretrainedViT:
+    """A public network: its architecture, the image side (px) it was trained with, and the mean and deviation of its
+    inputs (images in [0, 1]). `random`: a stand-in of the same kind with seeded random weights, for tests and tiny
+    twins of recipes."""
+
+    architecture: ViTConfig
+    image_size: int
+    statistics: tuple[Channels, Channels]
+    random: bool = False
+
+
+def _tiny(like: str) -> PretrainedViT:
+    return PretrainedViT(VITS[like].tiny(), 224, _IMAGENET, random=True)
+
+
+MODELS: dict[str, PretrainedViT] = {
+    "vit_small_patch16_224.dino": PretrainedViT(VITS["vit_small_patch16_224"], 224, _IMAGENET),
+    **{
+        f"vit_{size}_patch14_{kind}.lvd142m": PretrainedViT(VITS[f"vit_{size}_patch14_{kind}"], 518, _IMAGENET)
+        for kind in ("dinov2", "reg4_dinov2")
+        for size in ("small", "base", "large")
+    },
+    "vit_base_patch16_clip_224.openai": PretrainedViT(VITS["vit_base_patch16_clip_224"], 224, _CLIP),
+    "eva02_base_patch16_clip_224.merged2b": PretrainedViT(VITS["eva02_base_patch16_clip_224"], 224, _CLIP),
+    **{f"tiny_{name}": _tiny(name) for name in VITS},
+}
+
+
+def describe(name: str) -> PretrainedViT:
+    """A network by timm's name; `ModelError` names those there are."""
+    if name not in MODELS:
+        raise hub.ModelError(f"there is no pretrained ViT {name!r}; there are {', '.join(MODELS)}.")
+    return MODELS[name]
+
+
+def load(name: str, image_size: int, patch_size: int | None = None, file: Path | None = None) -> VisionTransformer:
+    """The network, its patch embedding and positions resampled (as timm does it) to another patch and square image
+    size (px). `file`: its weights as safetensors, under timm's or DINOv2's own names, instead of the hub's.
+
+    `ModelError` when the name is unknown, or the weights are missing, damaged or of another network.
+    """
+    known = describe(name)
+    patch_size = patch_size or known.architecture.patch_size
+    if image_size % patch_size:
+        raise hub.ModelError(f"image size {image_size} is not a multiple of {name}'s patch size {patch_size}.")
+    config = replace(known.architecture, patch_size=patch_size)
+    if known.random and file is None:
+        return _random(config, image_size // patch_size)
+    if file is None:
+        file = hub.download(f"timm/{name}", (hub.WEIGHTS,)) / hub.WEIGHTS
+    elif file.suffix != ".safetensors":
+        raise hub.ModelError(f"{file} is no .safetensors file; others are not read, because unpickling runs code.")
+    tensors = _timm_names(hub.read_tensors(file))
+    side = image_size // patch_size
+    if "patch_embed.proj.weight" in tensors and "pos_embed" in tensors:
+        tensors |= _resampled(tensors, known, file, patch_size, side)
+    saved = hub.SavedModel(file.parent, {}, {}, tensors)
+    return hub.build(lambda: VisionTransformer(config, (side, side)), config.depth, saved)
+
+
+class Teacher(nn.Module):
+    """A frozen ViT that gives patch features after its final norm, its own input normalisation included.
+
+    It is an argument of the training step, never part of a model: its weights are in no checkpoint.
+    """
+
+    def __init__(self, vit: VisionTransformer, mean: Channels, std: Channels):
+        super().__init__()
+        self.vit = vit
+        self.width = vit.config.width
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def load(cls, name: str, image_size: int, patch_size: int = 16, file: Path | None = None) -> "Teacher":
+        """As the function `load`; patches of 16 px by default, as the paper's."""
+        return cls(load(name, image_size, patch_size, file), *describe(name).statistics)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
+        """Features of the patches, row by row, of images in [-1, 1]."""
+        tokens = self.vit.features((images * 0.5 + 0.5 - self.mean) / self.std)
+        return tokens[:, self.vit.config.prefix :]
+
+
+def _timm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names as timm writes them; heads, and what only pretraining needs, left out."""
+    tensors = {k: v for k, v in tensors.items() if not k.startswith(("head.", "rope.")) and k != "mask_token"}
+    if "register_tokens" in tensors and "cls_token" in tensors and "pos_embed" in tensors:  # DINOv2's own files
+        tensors["reg_token"] = tensors.pop("register_tokens")
+        tensors["cls_token"] = tensors["cls_token"] + tensors["pos_embed"][:, :1]
+        tensors["pos_embed"] = tensors["pos_embed"][:, 1:]
+    return tensors
+
+
+def _resampled(
+    tensors: dict[str, Tensor], known: PretrainedViT, file: Path, patch_size: int, side: int
+) -> dict[str, Tensor]:
+    weight, positions = tensors["patch_embed.proj.weight"], tensors["pos_embed"]
+    config = known.architecture
+    old, prefix = known.image_size // config.patch_size, 0 if config.registers else 1
+    shapes = ((config.width, 3, config.patch_size, config.patch_size), (1, prefix + old * old, config.width))
+    found = (tuple(weight.shape), tuple(positions.shape))
+    if found != shapes:
+        raise hub.ModelError(
+            f"{file}: patch_embed.proj.weight and pos_embed have shapes {found[0]} and {found[1]}, "
+            f"expected {shapes[0]} and {shapes[1]}."
+        )
+    return {
+        "patch_embed.proj.weight": resample_patches(weight, patch_size),
+        "pos_embed": resample_positions(positions, (old, old), (side, side)),
+    }
+
+
+def _random(config: ViTConfig, side: int) -> VisionTransformer:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vit = VisionTransformer(config, (side, side))
+        vit.apply(init_linear)
+    return vit

@@ -1,0 +1,192 @@
+"""The tokenizers that the paper's authors released (hub organisation `SoftVQVAE`; MAETok's share the format): their
+configuration and tensor names in ours, as data.
+
+The released folder is `config.json`, all fields of their model class flat, and `model.safetensors`, which also holds
+the frozen alignment teacher, the alignment projector and usage counters: none of them encodes or decodes.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softvq import config as configs
+from softvq.layers import VITS
+from softvq.quantizers.compose import ProductConfig
+from softvq.quantizers.gaussian import AEConfig, KLConfig
+from softvq.quantizers.hard import VQConfig
+from softvq.quantizers.soft import SoftVQConfig
+
+
+@dataclass(frozen=True)
+class ReleasedTokenizer:
+    """A released `config.json`, with the defaults of the class that wrote it; an unknown key is an error."""
+
+    encoder_model: str
+    decoder_model: str
+    image_size: int
+    num_latent_tokens: int
+    codebook_embed_dim: int
+    codebook_size: int = 16384
+    num_codebooks: int = 1
+    tau: float = 0.1
+    codebook_l2_norm: bool = True
+    enc_patch_size: int = 16
+    dec_patch_size: int = 16
+    vq_mean: float = 0.0
+    vq_std: float = 1.0
+    # Only some values of these are built here: see BUILT.
+    enc_type: str = "cnn"
+    dec_type: str = "cnn"
+    to_pixel: str = "linear"
+    enc_tuning_method: str = "full"
+    dec_tuning_method: str = "full"
+    use_ape: bool = True
+    use_rope: bool = False
+    dec_cls_token: bool = True
+    # These matter in training only.
+    base_image_size: int = 256
+    codebook_show_usage: bool = True
+    commit_loss_beta: float = 0.25
+    entropy_loss_ratio: float = 0.0
+    vq_loss_ratio: float = 1.0
+    kl_loss_weight: float = 1e-6
+    enc_pretrained: bool = True
+    dec_pretrained: bool = False
+    enc_drop_path_rate: float = 0.0
+    dec_drop_path_rate: float = 0.0
+    enc_token_drop: float = 0.0
+    enc_token_drop_max: float = 0.6
+    repa: bool = False
+    repa_patch_size: int = 16
+    repa_model: str = "vit_base_patch16_224"
+    repa_proj_dim: int = 2048
+    repa_loss_weight: float = 0.1
+    repa_align: str = "global"
+    # These belong to what is not built: convolutional models and rotary positions.
+    encoder_ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    decoder_ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    z_channels: int = 256
+    dropout_p: float = 0.0
+    rope_mixed: bool = False
+    rope_theta: float = 10.0
+    # And these describe the repository.
+    tags: tuple[str, ...] = ()
+    repo_url: str = ""
+    license: str = ""
+
+
+# Option -> the values that are built here, and what another value would ask for.
+BUILT: dict[str, tuple[tuple[Any, ...], str]] = {
+    "enc_type": (("vit",), "a convolutional encoder"),
+    "dec_type": (("vit",), "a convolutional decoder"),
+    "to_pixel": (("linear",), "another head than one linear layer"),
+    "enc_tuning_method": (("full", "frozen"), "low-rank adapters"),
+    "dec_tuning_method": (("full", "frozen"), "low-rank adapters"),
+    "use_ape": ((True,), "positions that are not learned embeddings"),
+    "use_rope": ((False,), "rotary positions inside the tokenizer"),
+    "dec_cls_token": ((True,), "a decoder without class token"),
+}
+
+# Their tensor names -> ours, by beginning; the first that fits counts.
+NAMES: dict[str, str] = {
+    "encoder.model.": "encoder.vit.",
+    "decoder.model.": "decoder.vit.",
+    "decoder.to_pixel.model.": "decoder.to_pixel.",
+    "quant_conv.": "to_quantizer.",
+    "post_quant_conv.": "from_quantizer.",
+    "quantize.embedding.weight": "quantizer.codebook",
+}
+UNUSED = (
+    "repa_model.",  # the frozen teacher
+    "projection.",  # the alignment projector
+    "quantize.codebook_used",  # usage counters
+    "encoder.mask_token",  # stands for dropped patches, in training
+    "encoder.model.head.",  # a pretrained ViT's own head
+    "decoder.model.head.",
+    "decoder.model.patch_embed.",  # the decoder reads no patches
+)
+
+
+def tokenizer(
+    config: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]] | None:
+    """A released tokenizer as our `config`, `about` and tensors; None when `config` is of another format.
+
+    Whether it is SoftVQ, VQ, KL or AE is not in the configuration: its tensors tell. `ConfigError` names an option
+    that is not built here.
+    """
+    if not {"encoder_model", "codebook_embed_dim"} <= config.keys():
+        return None
+    theirs = configs.from_dict(ReleasedTokenizer, config, "config.json")
+    for option, (built, other) in BUILT.items():
+        value = getattr(theirs, option)
+        if value not in built:
+            raise configs.ConfigError(f"config.json has {option} = {value!r}: {other} is not built here.")
+    if not theirs.vq_std > 0:
+        raise configs.ConfigError(f"config.json has vq_std = {theirs.vq_std}, which must be positive.")
+    D = theirs.codebook_embed_dim
+    ours = {
+        "image_size": theirs.image_size,
+        "tokens": theirs.num_latent_tokens,
+        "latent_dim": D,
+        "encoder": _vit(theirs.encoder_model, theirs.enc_patch_size, "encoder_model"),
+        "decoder": _vit(theirs.decoder_model, theirs.dec_patch_size, "decoder_model"),
+        "quantizer": _quantizer(theirs, tensors),
+    }
+    renamed = {_our_name(name): tensor for name, tensor in tensors.items() if not name.startswith(UNUSED)}
+    if "quantize.embedding" in renamed:
+        for g, codebook in enumerate(renamed.pop("quantize.embedding")):
+            renamed[f"quantizer.inner.{g}.codebook"] = codebook
+    renamed["latent_mean"] = torch.full((min(D, 65_536),), theirs.vq_mean)
+    renamed["latent_std"] = torch.full((min(D, 65_536),), theirs.vq_std)
+    about = {"source": theirs.repo_url or "a released checkpoint"}
+    return ours, about | ({"license": theirs.license} if theirs.license else {}), renamed
+
+
+def _vit(name: str, patch_size: int, option: str) -> dict[str, Any]:
+    architecture = name.partition(".")[0]
+    if architecture not in VITS or architecture.startswith(
+        "eva02"
+    ):  # EVA-02 ran there without rotations and final norm
+        known = ", ".join(known for known in VITS if not known.startswith("eva02"))
+        raise configs.ConfigError(f"config.json has {option} = {name!r}, which is not built here; built are {known}.")
+    if patch_size < 1:
+        raise configs.ConfigError(f"config.json has a patch size of {patch_size}; it must be at least 1.")
+    return configs.to_dict(replace(VITS[architecture], patch_size=patch_size))
+
+
+def _quantizer(theirs: ReleasedTokenizer, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    if "quantize.embedding" in tensors:
+        shape = tuple(tensors["quantize.embedding"].shape)
+        if len(shape) != 3 or shape[0] != theirs.num_codebooks:
+            raise configs.ConfigError(
+                f"quantize.embedding has shape {shape}, but config.json has {theirs.num_codebooks} codebooks of "
+                f"{theirs.codebook_size} × {theirs.codebook_embed_dim}."
+            )
+        if not theirs.codebook_l2_norm:
+            raise configs.ConfigError(
+                "config.json has codebook_l2_norm = False: plain dot products are not built here."
+            )
+        try:
+            soft = SoftVQConfig.released(theirs.codebook_size, theirs.tau)
+        except ValueError as error:
+            raise configs.ConfigError(f"config.json: {error}") from error
+        return _tagged("Product", ProductConfig(soft, theirs.num_codebooks, axis="token", kl="pooled"))
+    if "quantize.embedding.weight" in tensors:
+        return _tagged("VQ", VQConfig(theirs.codebook_size, "cosine" if theirs.codebook_l2_norm else "euclidean"))
+    bias = tensors.get("quant_conv.bias", torch.empty(0))
+    is_kl = tuple(bias.shape) == (2 * theirs.codebook_embed_dim,)
+    return _tagged("KL", KLConfig()) if is_kl else _tagged("AE", AEConfig())
+
+
+def _tagged(name: str, config: Any) -> dict[str, Any]:
+    return {"type": name, **configs.to_dict(config)}
+
+
+def _our_name(name: str) -> str:
+    for theirs, ours in NAMES.items():
+        if name.startswith(theirs):
+            return ours + name[len(theirs) :]
+    return name
