@@ -83,6 +83,8 @@ def test_every_command_shares_its_common_options(capsys):
         (["--device", "cpu", "demo"], "--device stands before the command"),
         (["demo", "--steps", "3"], "--steps goes with --train"),
         (["train", "tokenizer", "emoji-64", "--seed", "-1"], "seed must not be negative"),
+        (["train", "tokenizer", "softvq-l-64", "--pretrained", "x"], "--pretrained x: write NAME=FILE"),
+        (["train", "tokenizer", "softvq-l-64", "--alignment.teachr", "x"], "did you mean --alignment.teacher"),
         (["train", "tokenizer", "emoji-64", "--workers", "-1"], "--workers must not be negative"),
         (["train", "tokenizer", "emoji-64", "--augment.min-scale", "0.001"], "min_scale must be in [0.1, 1]"),
         (["train", "tokenizer", "emoji-64", "--tokenizer.quantizer", "VQ"], "give every term a weight"),
@@ -110,6 +112,9 @@ def test_misunderstood_commands_say_what_to_do(capsys, arguments: list[str], mes
         (["reconstruct", "x.png", "--model", "./nowhere"], "no model folder './nowhere'"),
         (["decode", "missing.safetensors"], "missing.safetensors does not exist"),
         (["train", "tokenizer", "emoji-64", "--data", "nowhere"], "no folder 'nowhere'"),
+        (["train", "tokenizer", "softvq-l-64"], "no folder 'imagenet/train'"),
+        (["reconstruct", "x.png", "--model", "SoftVQVAE/softvq-l-64"], "'SoftVQVAE/softvq-l-64' is no folder here"),
+        (["push", "softvq-emoji-64", "name-without-owner"], "is not a hub name; write owner/name"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(capsys, tmp_path, monkeypatch, arguments: list[str], message: str):
@@ -218,7 +223,7 @@ def test_statistics_are_stored_in_another_folder(capsys, emoji: Path, tmp_path: 
 def test_recipes_lists_and_shows(capsys):
     code, out, _ = softvq(capsys, "recipes")
     assert code == 0
-    assert "softvq train tokenizer emoji-64" in out
+    assert "softvq-l-64              0.61  SoftVQ-L: 64 tokens × 32, 256 px (Table 1)." in out
     code, out, _ = softvq(capsys, "recipes", "emoji-64", "--json")
     assert json.loads(out)["tokenizer"]["tokens"] == 64
 
@@ -249,3 +254,21 @@ def test_no_space_is_a_sentence(capsys, emoji: Path, tmp_path: Path, monkeypatch
     assert code == 1
     assert "No space left on device" in err
     assert not (tmp_path / "r.png").exists()
+
+
+def test_a_tiny_twin_trains_offline_and_its_model_loads(capsys, tmp_path: Path):
+    own = ["--out", tmp_path / "run", "--workers", "0", "--steps", "2", "--val", "null", "--json"]
+    code, out, err = softvq(capsys, "train", "tokenizer", "softvq-l-64-tiny", *own)
+    assert code == 0, err
+    model = json.loads(out)["model"]
+    assert "softvq train tokenizer softvq-l-64-tiny" in (Path(model) / "README.md").read_text()
+    picture = tmp_path / "r.png"
+    emoji = tmp_path / "e.png"
+    Image.new("RGB", (128, 128), "red").save(emoji)
+    assert softvq(capsys, "reconstruct", emoji, "--model", model, "--out", picture)[0] == 0
+
+
+def test_pretrained_weights_that_cannot_be_had_say_what_to_do(capsys, emoji: Path):
+    code, _, err = softvq(capsys, "train", "tokenizer", "softvq-s-64", "--data", emoji.parent)
+    assert code == 1
+    assert "'timm/vit_small_patch14_dinov2.lvd142m' is no folder here" in err

@@ -1,6 +1,11 @@
 """Model folders: written whole, read back to the bit, and refused with a sentence when something is wrong."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -79,6 +84,13 @@ def poison(tensors: dict) -> None:
     tensors["latent_mean"][0] = float("nan")
 
 
+def nested(depth: int) -> dict:
+    inner: dict = {"type": "AE"}
+    for _ in range(depth):
+        inner = {"type": "Residual", "inner": inner, "depth": 1}
+    return inner
+
+
 DAMAGE = {
     "no config": (lambda f: (f / "config.json").unlink(), r"config\.json does not exist"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors does not exist"),
@@ -102,6 +114,24 @@ DAMAGE = {
         r"to_quantizer.weight has shape \(3, 16\), expected \(2, 16\)",
     ),
     "nan": (lambda f: rewrite(f, poison), "latent_mean holds NaN"),
+    "whole numbers": (
+        lambda f: rewrite(f, lambda t: t.update(latent_mean=torch.zeros(2, dtype=torch.int32))),
+        r"latent_mean is torch\.int32, expected a floating-point type",
+    ),
+    "no deviation": (lambda f: rewrite(f, lambda t: t["latent_std"].zero_()), "latent_std must be positive"),
+    "unknown outer key": (lambda f: edit(f, lambda d: d.update(knd="x")), "unknown key 'knd'"),
+    "a million blocks": (
+        lambda f: edit(f, lambda d: d["config"]["encoder"].update(depth=10**6)),
+        r"describes 1000002 blocks and codebooks, but .* has only 51 tensors",
+    ),
+    "too wide": (
+        lambda f: edit(f, lambda d: d["config"].update(latent_dim=10**30)),
+        "describes a model that is too large",
+    ),
+    "quantizers without end": (
+        lambda f: edit(f, lambda d: d["config"].update(quantizer=nested(400))),
+        "nests quantizers too deeply",
+    ),
 }
 
 
@@ -114,11 +144,90 @@ def test_damage_is_one_sentence(folder: Path, damage: str):
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_names(tmp_path: Path):
+def test_unknown_names():
     with pytest.raises(ModelError, match=r"no model folder 'nothing'.*softvq-emoji-64"):
         Tokenizer.from_pretrained("nothing")
-    with pytest.raises(ModelError, match="could not be had from the hub"):
-        Tokenizer.from_pretrained("someone/some-model-that-is-not-cached")
+
+
+def test_without_a_network_a_hub_name_is_refused_at_once():
+    start = time.perf_counter()
+    with pytest.raises(
+        ModelError, match=r"'SoftVQVAE/softvq-l-64' is no folder here .*HF_HUB_OFFLINE is set"
+    ) as caught:
+        Tokenizer.from_pretrained("SoftVQVAE/softvq-l-64")
+    assert time.perf_counter() - start < 5  # no rounds of retries; importing the hub's client is most of it
+    assert "download its config.json and model.safetensors" in str(caught.value)
+
+
+def test_a_model_downloaded_before_is_found_without_a_network(folder: Path, tmp_path: Path):
+    """In a process of its own, with a cache as the hub's client lays it out."""
+    repository = tmp_path / "cache" / "models--me--tiny"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    shutil.copytree(folder, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    code = "from softvq import Tokenizer; print(Tokenizer.from_pretrained('me/tiny').about['figures']['psnr'])"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "cache")}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert result.stdout.strip() == "20.5", result.stderr
+
+
+class FakeHub:
+    """Stands in for `huggingface_hub.HfApi`."""
+
+    def __init__(self):
+        self.uploaded: dict[str, bytes] = {}
+
+    def create_repo(self, name: str, private: bool, exist_ok: bool) -> str:
+        if name == "else/model":
+            raise RuntimeError("403 Forbidden: you may not write there\nRequest ID: 1")
+        self.private = private
+        return f"hub/{name}"
+
+    def upload_folder(self, repo_id: str, folder_path: Path, allow_patterns: list[str]) -> None:
+        self.uploaded = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
+        assert set(self.uploaded) <= set(allow_patterns)
+
+
+@pytest.fixture
+def fake_hub(monkeypatch) -> FakeHub:
+    import huggingface_hub
+
+    api = FakeHub()
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
+    return api
+
+
+def test_push_uploads_what_loads_again(folder: Path, tmp_path: Path, fake_hub: FakeHub):
+    tokenizer = Tokenizer.from_pretrained(folder)
+    assert tokenizer.push_to_hub("me/model", private=True) == "hub/me/model"
+    assert fake_hub.private
+    for name, content in fake_hub.uploaded.items():
+        (tmp_path / name).write_bytes(content)
+    again = Tokenizer.from_pretrained(tmp_path)
+    assert again.about == tokenizer.about
+    assert all(torch.equal(tensor, tokenizer.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+def test_push_refusals_are_sentences(folder: Path, fake_hub: FakeHub):
+    tokenizer = Tokenizer.from_pretrained(folder)
+    with pytest.raises(ModelError, match="'model' is not a hub name; write owner/name"):
+        tokenizer.push_to_hub("model")
+    with pytest.raises(ModelError, match=r"'else/model' could not be uploaded to the hub \(403 Forbidden.*\)\.$"):
+        tokenizer.push_to_hub("else/model")
+
+
+def test_the_card_says_what_the_model_is_and_how_good(tmp_path: Path):
+    recipe = {"name": "mine", "data": "photos"}
+    about = {"recipe": recipe, "command": "softvq train tokenizer mine", "figures": {"psnr": 20.123456, "images": 7}}
+    Tokenizer(CONFIG, {**about, "license": "mit"}).save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: softvq\n")
+    for part in (
+        *("license: mit", "# softvq mine", "16×16 images ↔ 4 tokens of 2 numbers", "`softvq train tokenizer mine`"),
+        *("on `photos`", "| psnr | 20.1235 |", "| images | 7 |", "Tokenizer.from_pretrained"),
+    ):
+        assert part in card
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path):

@@ -23,6 +23,7 @@ COMMANDS = {
     "decode": ("decode", "turn saved latents back into images"),
     "train": ("train", "train a model from a recipe"),
     "recipes": ("recipes", "list the recipes"),
+    "push": ("push", "share a tokenizer on the Hugging Face hub"),
     "statistics": ("statistics", "fit a tokenizer's latent mean and standard deviation on your images"),
 }
 

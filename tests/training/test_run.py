@@ -16,19 +16,27 @@ from softvq.config import ConfigError
 from softvq.data.images import Augment
 from softvq.data.loader import ordered_batches
 from softvq.data.sources import open_source
-from softvq.layers import ViTConfig
+from softvq.layers import VisionTransformer, ViTConfig
 from softvq.losses.reconstruction import reconstruction
 from softvq.losses.total import total
 from softvq.optim import AdamWConfig, MuonConfig
+from softvq.pretrained.vit import describe
 from softvq.quantizers.compose import ProductConfig
 from softvq.quantizers.gaussian import AEConfig, KLConfig
 from softvq.quantizers.hard import VQConfig
 from softvq.quantizers.soft import SoftVQConfig
 from softvq.tokenizer import TokenizerConfig
 from softvq.training.loop import Hook, Interrupted, Intervals, TrainingError
-from softvq.training.recipe import TokenizerRecipe
+from softvq.training.recipe import AlignmentConfig, PublishedRecipe, TokenizerRecipe
 from softvq.training.state import Checkpoints
-from softvq.training.tokenizer import RunOptions, fit_statistics, latent_noise, new_tokenizer, train
+from softvq.training.tokenizer import (
+    RunOptions,
+    fit_statistics,
+    latent_noise,
+    new_teacher,
+    new_tokenizer,
+    train,
+)
 
 VIT = ViTConfig(width=16, depth=1, heads=1, patch_size=8, layer_scale=None)
 CPU = torch.device("cpu")
@@ -110,10 +118,16 @@ def test_the_same_recipe_gives_the_same_weights_another_seed_others(pictures: Pa
     assert first != third
 
 
+ALIGNED = {  # fields of a recipe that aligns its latents with a teacher
+    "alignment": AlignmentConfig("tiny_vit_small_patch14_dinov2", hidden=8),
+    "weights": {"reconstruction": 1.0, "kl": 0.01, "alignment": 0.1},
+}
+
+
 @pytest.mark.parametrize("optimizer", [AdamWConfig(1e-3, warmup_steps=2), MuonConfig()])
 @pytest.mark.parametrize("cut", [3, 6])
 def test_a_resumed_run_equals_an_uninterrupted_one(pictures: Path, tmp_path: Path, optimizer, cut: int):
-    recipe = tiny_recipe(data=str(pictures), optimizer=optimizer, quantizer=KLConfig())
+    recipe = tiny_recipe(data=str(pictures), optimizer=optimizer, quantizer=KLConfig(), **ALIGNED)
     whole = run(recipe, tmp_path / "whole")
 
     def stop(state, log):
@@ -124,7 +138,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pictures: Path, tmp_path: Pat
         run(recipe, tmp_path / "cut", hooks=lambda folder: [Hook(1, stop)])
     resumed = run(recipe, tmp_path / "cut")
     assert (whole / hub.WEIGHTS).read_bytes() == (resumed / hub.WEIGHTS).read_bytes()
-    for part in ("model", "ema", "optimizer"):
+    for part in ("model", "ema", "heads", "optimizer"):
         newest = (tmp_path / name / "checkpoints" / "step-0000007" / f"{part}.safetensors" for name in ("whole", "cut"))
         assert len({path.read_bytes() for path in newest}) == 1
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
@@ -242,3 +256,46 @@ def test_a_signal_at_any_moment_of_a_step_leaves_its_checkpoint(pictures: Path, 
         sys.settrace(before)
     assert stopped.value.signal == signal.SIGTERM
     assert [p.name for p in Checkpoints(tmp_path / "run" / "checkpoints").all()] in (["step-0000003"], ["step-0000004"])
+
+
+def test_the_projector_is_in_the_checkpoints_and_not_in_the_model_the_teacher_in_neither(
+    pictures: Path, tmp_path: Path
+):
+    recipe = tiny_recipe(data=str(pictures), **ALIGNED)
+    folder = run(recipe, tmp_path / "run")
+    checkpoint = Checkpoints(tmp_path / "run" / "checkpoints").all()[-1]
+    parts = {
+        part: hub.read_tensors(checkpoint / f"{part}.safetensors") for part in ("model", "ema", "heads", "optimizer")
+    }
+    layers = [f"projector.layers.{i}.{kind}" for i in (0, 2, 4) for kind in ("bias", "weight")]
+    assert sorted(parts["heads"]) == layers
+    assert {f"heads.{name}/exp_avg" for name in layers} <= parts["optimizer"].keys()
+    tokenizer = Tokenizer(recipe.tokenizer)
+    for tensors in (parts["model"], parts["ema"], hub.read_tensors(folder / hub.WEIGHTS)):
+        assert tensors.keys() == tokenizer.state_dict().keys()
+    trained = sum(p.numel() for p in tokenizer.parameters()) + sum(t.numel() for t in parts["heads"].values())
+    assert sum(t.numel() for name, t in parts["optimizer"].items() if name.endswith("/exp_avg")) == trained
+    assert all("loss/alignment" in line and "weight/alignment" in line for line in lines(tmp_path / "run"))
+
+
+def test_a_published_number_is_no_part_of_what_makes_a_run_the_same(pictures: Path, tmp_path: Path):
+    recipe = tiny_recipe(data=str(pictures))
+    run(recipe, tmp_path / "run")
+    run(replace(recipe, published=PublishedRecipe("1", "row", 0.5), about="other words"), tmp_path / "run")
+
+
+def test_pretrained_weights_may_come_from_files(pictures: Path, tmp_path: Path):
+    name = "tiny_vit_small_patch14_dinov2"
+    known = describe(name)
+    side = known.image_size // known.architecture.patch_size
+    vit = VisionTransformer(known.architecture, (side, side))
+    hub.write_tensors(tmp_path / "vit.safetensors", vit.state_dict())
+    config = replace(tiny_recipe().tokenizer, encoder=replace(known.architecture, patch_size=8))
+    recipe = tiny_recipe(data=str(pictures), encoder_weights=name, **ALIGNED)
+    recipe = replace(recipe, tokenizer=config)
+    started = new_tokenizer(recipe, {name: tmp_path / "vit.safetensors"}).encoder.vit
+    assert torch.equal(started.blocks[0].attn.qkv.weight, vit.blocks[0].attn.qkv.weight)
+    teacher = new_teacher(recipe, {name: tmp_path / "vit.safetensors"})
+    assert torch.equal(teacher.vit.blocks[0].attn.qkv.weight, vit.blocks[0].attn.qkv.weight)
+    with pytest.raises(hub.ModelError, match=r"nowhere\.safetensors does not exist"):
+        new_tokenizer(recipe, {name: tmp_path / "nowhere.safetensors"})
