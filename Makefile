@@ -1,6 +1,7 @@
 PYTHON ?= python
+REFERENCE ?= .venv-reference
 
-.PHONY: check test demo bench
+.PHONY: check test test-reference demo bench
 
 check:  ## linter and formatter
 	$(PYTHON) -m ruff check .
@@ -8,6 +9,12 @@ check:  ## linter and formatter
 
 test:  ## the whole test suite, no network and no GPU needed
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest
+
+test-reference:  ## parity with the real timm, in an environment of its own (Python 3.10 or 3.11, which torchvision 0.16 needs)
+	$(PYTHON) -m venv $(REFERENCE)
+	$(REFERENCE)/bin/python -m pip install --quiet --editable '.[test]' torch==2.13.0 'timm>=1.0.20,<1.1' requests
+	$(REFERENCE)/bin/python -m pip install --quiet --no-deps torchvision==0.16.2  # which imports requests
+	HF_HUB_OFFLINE=1 $(REFERENCE)/bin/python -W ignore -m pytest tests/reference -o addopts="-q --strict-markers"
 
 demo:  ## reconstruct the bundled images
 	$(PYTHON) -m softvq demo
