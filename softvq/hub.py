@@ -29,9 +29,9 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model folder's content, and where it was found."""
+    """A model's content, and the weights' file it was found in (`config.json` is beside it)."""
 
-    folder: Path
+    file: Path
     config: dict[str, Any]
     about: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -67,14 +67,14 @@ def load(name_or_folder: str | Path, kind: str, translate: Translate) -> SavedMo
     if "format" not in config:
         translated = translate(config, read_tensors(folder / WEIGHTS))
         if translated is not None:
-            return SavedModel(folder, *translated)
+            return SavedModel(folder / WEIGHTS, *translated)
     if config.get("format") != FORMAT or "config" not in config or not isinstance(config.get("about", {}), dict):
         raise ModelError(f"{folder / CONFIG} is not a softvq model configuration (format {FORMAT}).")
     if extra := sorted(config.keys() - {"format", "kind", "config", "about"}):
         raise ModelError(f"{folder / CONFIG} has the unknown key {extra[0]!r}; valid: format, kind, config, about.")
     if config.get("kind") != kind:
         raise ModelError(f"{folder} holds a {config.get('kind')}, not a {kind}.")
-    return SavedModel(folder, config["config"], config.get("about", {}), read_tensors(folder / WEIGHTS))
+    return SavedModel(folder / WEIGHTS, config["config"], config.get("about", {}), read_tensors(folder / WEIGHTS))
 
 
 def find(name_or_folder: str | Path) -> Path:
@@ -140,31 +140,29 @@ def _first_line(error: Exception) -> str:
 
 
 def build(make: Callable[[], nn.Module], parts: int, saved: SavedModel) -> nn.Module:
-    """The model that `make` gives, with the saved tensors. `parts` is how many blocks and codebooks the configuration
-    asks for: more than the file has tensors would cost memory and time before the difference is found."""
+    """The model that `make` gives, with the saved tensors. `parts` is how many blocks and codebooks it is to have:
+    more than the file has tensors would cost memory and time before the difference is found."""
     if parts > len(saved.tensors):
         raise ModelError(
-            f"{saved.folder / CONFIG} describes {parts} blocks and codebooks, but {saved.folder / WEIGHTS} has only "
-            f"{len(saved.tensors)} tensors."
+            f"{saved.file} has only {len(saved.tensors)} tensors, "
+            f"but the model it is for has {parts} blocks and codebooks."
         )
     try:
         with torch.device("meta"):
             model = make()
     except (RuntimeError, OverflowError, TypeError) as error:  # what torch says of sizes beyond 64 bits
-        raise ModelError(
-            f"{saved.folder / CONFIG} describes a model that is too large ({_first_line(error)})."
-        ) from error
+        raise ModelError(f"{saved.file} is for a model that is too large ({_first_line(error)}).") from error
     _assign(model, saved)
     return model
 
 
 def _assign(model: nn.Module, saved: SavedModel) -> None:
     own = model.state_dict()
-    where = saved.folder / WEIGHTS
+    where = saved.file
     if missing := sorted(own.keys() - saved.tensors.keys()):
         raise ModelError(f"{where} lacks {_some(missing)}.")
     if extra := sorted(saved.tensors.keys() - own.keys()):
-        raise ModelError(f"{where} has {_some(extra)}, which config.json does not describe.")
+        raise ModelError(f"{where} has {_some(extra)}, which the model has not.")
     for name, tensor in saved.tensors.items():
         if tensor.shape != own[name].shape:
             raise ModelError(f"{where}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}.")

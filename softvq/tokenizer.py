@@ -198,11 +198,11 @@ class Tokenizer(nn.Module):
         try:
             config = configs.from_dict(TokenizerConfig, saved.config, "config")
         except RecursionError:
-            raise configs.ConfigError(f"{saved.folder / hub.CONFIG} nests quantizers too deeply.") from None
+            raise configs.ConfigError(f"{saved.file.parent / hub.CONFIG} nests quantizers too deeply.") from None
         parts = config.encoder.depth + config.decoder.depth + count_codebooks(config.quantizer)
         model = hub.build(lambda: cls(config, saved.about), parts, saved)
         if not (model.latent_std > 0).all():
-            raise hub.ModelError(f"{saved.folder / hub.WEIGHTS}: latent_std must be positive.")
+            raise hub.ModelError(f"{saved.file}: latent_std must be positive.")
         return model.eval()
 
     def push_to_hub(self, name: str, *, private: bool = False, dtype: torch.dtype = torch.float32) -> str:

@@ -79,7 +79,7 @@ def load(name: str, image_size: int, patch_size: int | None = None, file: Path |
     side = image_size // patch_size
     if "patch_embed.proj.weight" in tensors and "pos_embed" in tensors:
         tensors |= _resampled(tensors, known, file, patch_size, side)
-    saved = hub.SavedModel(file.parent, {}, {}, tensors)
+    saved = hub.SavedModel(file, {}, {}, tensors)
     return hub.build(lambda: VisionTransformer(config, (side, side)), config.depth, saved)
 
 

@@ -1,0 +1,84 @@
+"""LPIPS with VGG16 (Zhang et al. 2018, version 0.1): the perceptual loss of Eq. 7, and a figure of reconstructions.
+
+The VGG16 weights are ImageNet's from timm's hub repository, or a local safetensors file. The five linear layers on top
+(1,472 numbers, BSD licence, see assets/lpips/LICENSE) ship with the package.
+"""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from softvq import hub
+
+NAME = "vgg16.tv_in1k"
+LINEAR = hub.BUNDLED.parent / "lpips" / "vgg_linear.safetensors"
+_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+# Inputs in [-1, 1] to what VGG16 was trained on: ImageNet's mean and deviation, as LPIPS rounds them.
+_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+
+
+class VGG16(nn.Module):
+    """The convolutions of VGG16; `features` numbers its layers as torchvision and timm do."""
+
+    def __init__(self):
+        super().__init__()
+        layers: list[nn.Module] = []
+        self.taps: list[int] = []  # the last ReLU of each stage
+        channels = 3
+        for stage, widths in enumerate(_WIDTHS):
+            if stage:
+                layers.append(nn.MaxPool2d(2))
+            for width in widths:
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                channels = width
+            self.taps.append(len(layers) - 1)
+        self.features = nn.Sequential(*layers)
+
+    def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
+        """The activations of the five stages, each B C H' W'."""
+        found = []
+        for number, layer in enumerate(self.features):
+            x = layer(x)
+            if number in self.taps:
+                found.append(x)
+        return found
+
+
+class LPIPS(nn.Module):
+    """Σ over stages of the mean over places of w · (f̂(x) − f̂(y))², f̂ of unit length over channels; without dropout."""
+
+    def __init__(self, vgg: VGG16, linear: dict[str, Tensor]):
+        super().__init__()
+        self.vgg = vgg
+        for stage in range(5):
+            self.register_buffer(f"lin{stage}", linear[f"lin{stage}"])
+        self.register_buffer("shift", torch.tensor(_SHIFT).view(3, 1, 1))
+        self.register_buffer("scale", torch.tensor(_SCALE).view(3, 1, 1))
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def load(cls, file: Path | None = None) -> "LPIPS":
+        """With VGG16's ImageNet weights: from `file` (safetensors, names as timm's or torchvision's), or the hub."""
+        if file is None:
+            file = hub.download(f"timm/{NAME}", (hub.WEIGHTS,)) / hub.WEIGHTS
+        tensors = {k: v for k, v in hub.read_tensors(file).items() if k.startswith("features.")}
+        vgg = hub.build(VGG16, 13, hub.SavedModel(file, {}, {}, tensors))
+        return cls(vgg, hub.read_tensors(LINEAR))
+
+    def forward(self, images: Float[Tensor, "B 3 H W"], targets: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
+        """The distance of each image in [-1, 1] to its target; the targets get no gradient."""
+        with torch.no_grad():
+            references = [_unit(f) for f in self.vgg((targets - self.shift) / self.scale)]
+        distance = torch.zeros(len(images), device=images.device)
+        for stage, found in enumerate(self.vgg((images - self.shift) / self.scale)):
+            weights = getattr(self, f"lin{stage}").view(-1, 1, 1)
+            difference = (_unit(found) - references[stage]).square()
+            distance = distance + (difference * weights).sum(1).mean((1, 2)).float()
+        return distance
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Unit length over channels. The norm's gradient is 0, not NaN, where all channels are 0."""
+    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10)
