@@ -46,6 +46,11 @@ def total(x: Tensor) -> Tensor:
     return x
 
 
+def whole(x: Tensor) -> Tensor:
+    """A tensor that may be sharded over ranks (FSDP2's are), as a plain one on each."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
 def best_device() -> torch.device:
     """CUDA where there is one, then MPS, else the CPU."""
     if torch.cuda.is_available():

@@ -1,5 +1,6 @@
 """The nn code that rooms share: a Vision Transformer in parts, with timm's parameter names so that its weights load."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -231,12 +233,13 @@ class Trunk(nn.Module):
 
     The decoder of Figure 2 feeds it mask tokens; `VisionTransformer` feeds it patches. `pos_embed` belongs to a
     `grid` (rows, columns) of patches, with the class token's position first (unless there are registers), and is
-    resampled for other grids.
+    resampled for other grids. With `recompute`, blocks keep only their input for the backward pass and are evaluated
+    once more in it: less memory, a third more time.
     """
 
     def __init__(self, config: ViTConfig, grid: tuple[int, int]):
         super().__init__()
-        self.config, self.grid = config, grid
+        self.config, self.grid, self.recompute = config, grid, False
         positions = grid[0] * grid[1] + (0 if config.registers else 1)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.reg_token = nn.Parameter(torch.zeros(1, config.registers, config.width)) if config.registers else None
@@ -258,18 +261,28 @@ class Trunk(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """All tokens after the final norm: the `prefix` ones, the N patches of a `grid`, then the L tokens given as
         `behind` (the tokenizer's latents, with positions of their own)."""
+        return self.norm(self._through_blocks(patches, grid, behind)[-1])
+
+    def _through_blocks(self, patches: Tensor, grid: tuple[int, int], behind: Tensor | None, after: Sequence[int] = ()):
+        """The tokens after each number of blocks in `after` (0: before the first), and after the last block."""
         tokens = self._with_prefix(patches, resample_positions(self.pos_embed, self.grid, grid))
         if behind is not None:
             tokens = torch.cat([tokens, behind], dim=1)
         tokens = self.norm_pre(tokens)
+        found = [tokens] if 0 in after else []
         if self.config.block == "eva02":
             dim = self.config.width // self.config.heads
             rotary = (Rotary.of_grid(grid, dim, self.config.prefix, tokens.device),)
         else:
             rotary = ()
-        for block in self.blocks:
-            tokens = block(tokens, *rotary)
-        return self.norm(tokens)
+        for number, block in enumerate(self.blocks, start=1):
+            if self.recompute and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, *rotary, use_reentrant=False)
+            else:
+                tokens = block(tokens, *rotary)
+            if number in after:
+                found.append(tokens)
+        return [*found, tokens]
 
     def _with_prefix(self, patches: Tensor, positions: Tensor) -> Tensor:
         cls_token = self.cls_token.expand(len(patches), -1, -1)
@@ -289,8 +302,14 @@ class VisionTransformer(Trunk):
         self, images: Float[Tensor, "B 3 H W"], behind: Float[Tensor, "B L D"] | None = None
     ) -> Float[Tensor, "B T D"]:
         """`forward` of the images' patches."""
-        P = self.config.patch_size
-        return self(self.patch_embed(images), (images.shape[2] // P, images.shape[3] // P), behind)
+        return self(self.patch_embed(images), self._grid_of(images), behind)
+
+    def readouts(self, images: Float[Tensor, "B 3 H W"], after: Sequence[int]) -> list[Tensor]:
+        """The tokens (B T D), without final norm, before the first block and after each number of blocks in `after`."""
+        return self._through_blocks(self.patch_embed(images), self._grid_of(images), None, (0, *after))[:-1]
+
+    def _grid_of(self, images: Tensor) -> tuple[int, int]:
+        return images.shape[2] // self.config.patch_size, images.shape[3] // self.config.patch_size
 
 
 def resample_positions(

@@ -29,7 +29,7 @@ ALLOWED = {
     "released": {"config", "layers", "quantizers"},
     "tokenizer": {"config", "layers", "quantizers", "hub", "released"},
     "generators": {"config", "layers", "transports", "hub", "released"},
-    "losses": {"layers"},
+    "losses": {"layers", "distributed"},
     "evaluation": {"pretrained", "distributed", "optim"},
     "training": {
         *("config", "optim", "distributed", "hub", "layers", "quantizers"),

@@ -1,9 +1,34 @@
 """The weighted total of Eq. 7, as a dictionary of named terms."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """When a term counts: not before `start` steps are done, then with a weight that rises linearly over `warmup`
+    steps."""
+
+    start: int = 0
+    warmup: int = 0
+
+    def __post_init__(self):
+        if self.start < 0 or self.warmup < 0:
+            raise ValueError("start and warmup must not be negative")
+
+    def factor_at(self, step: int) -> float:
+        """The share of the weight after `step` steps."""
+        if step < self.start:
+            return 0.0
+        return min(1.0, (step - self.start + 1) / self.warmup) if self.warmup else 1.0
+
+
+def weights_at(step: int, weights: Mapping[str, float], schedules: Mapping[str, ScheduleConfig]) -> dict[str, float]:
+    """Each term's weight after `step` steps; terms without a schedule count from the first on."""
+    return {name: weight * schedules.get(name, ScheduleConfig()).factor_at(step) for name, weight in weights.items()}
 
 
 def total(terms: Mapping[str, Float[Tensor, ""]], weights: Mapping[str, float]) -> Float[Tensor, ""]:

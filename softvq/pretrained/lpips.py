@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from softvq import hub
 
 NAME = "vgg16.tv_in1k"
+TINY = "tiny_vgg16"  # a stand-in, an eighth as wide, with seeded random weights: for tests and tiny twins of recipes
 LINEAR = hub.BUNDLED.parent / "lpips" / "vgg_linear.safetensors"
 _WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 # Inputs in [-1, 1] to what VGG16 was trained on: ImageNet's mean and deviation, as LPIPS rounds them.
@@ -20,9 +21,9 @@ _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class VGG16(nn.Module):
-    """The convolutions of VGG16; `features` numbers its layers as torchvision and timm do."""
+    """The convolutions of VGG16; `features` numbers its layers as torchvision and timm do. `share` of its width."""
 
-    def __init__(self):
+    def __init__(self, share: float = 1.0):
         super().__init__()
         layers: list[nn.Module] = []
         self.taps: list[int] = []  # the last ReLU of each stage
@@ -30,7 +31,7 @@ class VGG16(nn.Module):
         for stage, widths in enumerate(_WIDTHS):
             if stage:
                 layers.append(nn.MaxPool2d(2))
-            for width in widths:
+            for width in (int(width * share) for width in widths):
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
                 channels = width
             self.taps.append(len(layers) - 1)
@@ -59,13 +60,24 @@ class LPIPS(nn.Module):
         self.requires_grad_(False).eval()
 
     @classmethod
-    def load(cls, file: Path | None = None) -> "LPIPS":
+    def load(cls, name: str = NAME, file: Path | None = None) -> "LPIPS":
         """With VGG16's ImageNet weights: from `file` (safetensors, names as timm's or torchvision's), or the hub."""
+        if name == TINY:
+            return cls._tiny()
+        if name != NAME:
+            raise hub.ModelError(f"there is no perceptual network {name!r}; there are {NAME} and {TINY}.")
         if file is None:
             file = hub.download(f"timm/{NAME}", (hub.WEIGHTS,)) / hub.WEIGHTS
         tensors = {k: v for k, v in hub.read_tensors(file).items() if k.startswith("features.")}
         vgg = hub.build(VGG16, 13, hub.SavedModel(file, {}, {}, tensors))
         return cls(vgg, hub.read_tensors(LINEAR))
+
+    @classmethod
+    def _tiny(cls) -> "LPIPS":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            vgg = VGG16(1 / 8)
+        return cls(vgg, {f"lin{i}": torch.full((widths[-1] // 8,), 0.3) for i, widths in enumerate(_WIDTHS)})
 
     def forward(self, images: Float[Tensor, "B 3 H W"], targets: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
         """The distance of each image in [-1, 1] to its target; the targets get no gradient."""

@@ -7,6 +7,7 @@
 Weights come from timm's hub repositories (downloaded when first asked for) or from a local safetensors file.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -111,6 +112,41 @@ class Teacher(nn.Module):
         """Features of the patches, row by row, of images in [-1, 1]."""
         tokens = self.vit.features((images * 0.5 + 0.5 - self.mean) / self.std)
         return tokens[:, self.vit.config.prefix :]
+
+
+class Readouts(nn.Module):
+    """The frozen part of the DINO discriminator: a ViT's patch tokens, its class token added to each, before the first
+    block and after those in `after`, without final norm; always in float32. Gradients reach the images."""
+
+    def __init__(self, vit: VisionTransformer, statistics: tuple[Channels, Channels], after: Sequence[int]):
+        super().__init__()
+        self.vit, self.after = vit, tuple(after)
+        self.width = vit.config.width
+        mean, std = statistics
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def load(cls, name: str, image_size: int, after: Sequence[int], file: Path | None = None) -> "Readouts":
+        """As the function `load`, at the network's own patch size."""
+        vit = load(name, image_size, None, file)
+        if max(after, default=0) > vit.config.depth:
+            raise hub.ModelError(
+                f"{name} has {vit.config.depth} blocks, but readouts were asked for after {max(after)}."
+            )
+        return cls(vit, describe(name).statistics, after)
+
+    def train(self, mode: bool = True) -> "Readouts":
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
+        """Of images in [-1, 1], each readout B N D."""
+        with torch.autocast(images.device.type, enabled=False):
+            images = (images.float() * 0.5 + 0.5 - self.mean) / self.std
+            first = self.vit.config.prefix
+            return [t[:, first:] + t[:, :1] for t in self.vit.readouts(images, self.after)]
 
 
 def _timm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,7 +4,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from softvq.data.images import Augment
+from softvq.losses.adversarial import AdversarialLoss
+from softvq.losses.discriminators import DinoDiscriminatorConfig, DiscriminatorConfig
 from softvq.losses.reconstruction import Distance
+from softvq.losses.total import ScheduleConfig
 from softvq.optim import AdamWConfig, OptimizerConfig
 from softvq.tokenizer import TokenizerConfig
 
@@ -23,6 +26,28 @@ class AlignmentConfig:
 
 
 @dataclass(frozen=True)
+class AdversarialConfig:
+    """The adversarial term (Section 4.1, appendix C.1) and the discriminator's own training.
+
+    `loss` of both players; `augment` is the probability of each of DiffAug's three changes; `consistency` weighs the
+    logits' move under a stronger augmentation, `lecam` LeCAM's regularisation; `adaptive` balances the generator's term
+    by gradients at the decoder's last layer, as VQGAN does and the paper does not.
+    """
+
+    discriminator: DiscriminatorConfig = field(default_factory=DinoDiscriminatorConfig)
+    loss: AdversarialLoss = "hinge"
+    augment: float = 0.5
+    consistency: float = 4.0
+    lecam: float = 0.001
+    adaptive: bool = False
+    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
+
+    def __post_init__(self):
+        if not 0 <= self.augment <= 1 or self.consistency < 0 or self.lecam < 0:
+            raise ValueError("augment must be in [0, 1], consistency and lecam not negative")
+
+
+@dataclass(frozen=True)
 class PublishedRecipe:
     """The row of the paper that a recipe stands for, and its published rFID (ImageNet validation, 50,000 images)."""
 
@@ -35,11 +60,18 @@ class PublishedRecipe:
 class TokenizerRecipe:
     """A tokenizer training run.
 
-    `data` and `val` name the images: `emoji`, `emoji-val`, or a folder (`val` may be None). `weights` are λ of Eq. 7
-    by term: `reconstruction`, `alignment` where there is a teacher, and the losses that the quantizer reports (`kl`;
-    `codebook` and `commitment` for VQ). `init`: `vit` is the usual random start; `local` starts attention at each
-    token's own place (see `training.initialise`). `encoder_weights`: a pretrained ViT that the encoder starts as.
-    `batch_size` is over all processes.
+    `data` and `val` name the images: `emoji`, `emoji-val`, or a folder (`val` may be None).
+
+    `weights` are λ of Eq. 7 by term: `reconstruction`, `perceptual` where a network for it is named
+    (`pretrained.lpips`), `alignment` where there is a teacher, `adversarial` where there is a discriminator, and the
+    losses that the quantizer reports (`kl`; `codebook` and `commitment` for VQ). `schedules` say from when on.
+
+    `batch_size` is over all processes; `accumulate` splits a batch into that many parts, one after the other
+    (statistics of the batch are then of a part). `skip_above`: a step whose gradient norm is that many times the
+    running average is left out.
+
+    `init`: `vit` is the usual random start; `local` starts attention at each token's own place (see
+    `training.initialise`). `encoder_weights`: a pretrained ViT that the encoder starts as.
     """
 
     name: str
@@ -54,10 +86,15 @@ class TokenizerRecipe:
     optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     reconstruction: Distance = "l2"
     weights: dict[str, float] = field(default_factory=lambda: {"reconstruction": 1.0, "kl": 0.01})
+    schedules: dict[str, ScheduleConfig] = field(default_factory=dict)
+    accumulate: int = 1
+    skip_above: float | None = None
     ema_decay: float = 0.9999
     init: Literal["vit", "local"] = "vit"
     encoder_weights: str | None = None
+    perceptual: str | None = None
     alignment: AlignmentConfig | None = None
+    adversarial: AdversarialConfig | None = None
     published: PublishedRecipe | None = None
 
     def __post_init__(self):
@@ -69,6 +106,12 @@ class TokenizerRecipe:
             raise ValueError("validation measures SSIM, which needs an image_size of at least 11; or set val to null")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), not {self.ema_decay}")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate, not of {self.accumulate}")
+        if self.skip_above is not None and self.skip_above <= 1:
+            raise ValueError(f"skip_above must be larger than 1, not {self.skip_above}")
+        if unknown := self.schedules.keys() - self.weights.keys():
+            raise ValueError(f"schedules name {', '.join(sorted(unknown))}, which weights do not")
         if self.init == "local" and self.encoder_weights is not None:
             raise ValueError("init 'local' and encoder_weights both say where the encoder starts; give one of them")
 

@@ -9,8 +9,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +22,62 @@ from softvq import hub
 from softvq.config import ConfigError
 from softvq.optim import OptimizerConfig
 
+PARTS = ("model", "ema", "heads", "optimizer", "judge", "judge_optimizer")  # the files of a checkpoint
+
 
 @dataclass
 class TrainState:
     """A model, its exponential moving average (a copy without gradients), its optimizers, and the steps done.
 
-    `heads` are trained with the model and are no part of it: the alignment projector.
+    `heads` are trained with the model and are no part of it: the alignment projector. `judge` is the other player:
+    `discriminator` and `lecam`, with optimizers of its own; empty where there is none. `norms` are the running averages
+    of gradient norms that spikes are told by.
     """
 
     model: nn.Module
     ema: nn.Module
     heads: nn.ModuleDict
+    judge: nn.ModuleDict
     optimizers: list[torch.optim.Optimizer]
+    judge_optimizers: list[torch.optim.Optimizer]
+    trained: "Student"
     step: int = 0
+    norms: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module, heads: nn.ModuleDict, optimizer: OptimizerConfig) -> "TrainState":
+    def of(
+        cls,
+        model: nn.Module,
+        heads: nn.ModuleDict,
+        judge: nn.ModuleDict,
+        optimizer: OptimizerConfig,
+        judge_optimizer: OptimizerConfig | None,
+    ) -> "TrainState":
         """A run before its first step."""
         ema = copy.deepcopy(model).requires_grad_(False).eval()
-        return cls(model, ema, heads, optimizer.build(_together(model, heads)))
+        trained = Student(model, heads)
+        others = [] if judge_optimizer is None else judge_optimizer.build(judge)
+        return cls(model, ema, heads, judge, optimizer.build(trained), others, trained)
 
-    @property
-    def trained(self) -> nn.ModuleDict:
-        """Everything that the optimizers change."""
-        return _together(self.model, self.heads)
+    def forward(self, images: Tensor, noise: Tensor) -> tuple:
+        """The trained modules' answer; see `Student`."""
+        return self.trained(images, noise)
+
+    def judge_forward(self, call: Callable[[nn.Module], Any]) -> Any:
+        """What `call` makes of the discriminator."""
+        return call(self.judge["discriminator"])
+
+    def no_sync(self):
+        """A block whose backward passes are not reduced over ranks yet."""
+        return nullcontext()
+
+    def is_spike(self, name: str, norm: float, factor: float) -> bool:
+        """Whether a gradient norm is more than `factor` times its running average (which only others enter)."""
+        average = self.norms.get(name)
+        if average is not None and norm > factor * average:
+            return True
+        self.norms[name] = norm if average is None else 0.99 * average + 0.01 * norm
+        return False
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
@@ -59,6 +92,8 @@ class TrainState:
             "ema": dict(self.ema.state_dict()),
             "heads": dict(self.heads.state_dict()),
             "optimizer": _optimizer_tensors(self.trained, self.optimizers),
+            "judge": dict(self.judge.state_dict()),
+            "judge_optimizer": _optimizer_tensors(self.judge, self.judge_optimizers),
         }
 
     def load(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -67,10 +102,23 @@ class TrainState:
         self.ema.load_state_dict(parts["ema"])
         self.heads.load_state_dict(parts["heads"])
         _load_optimizers(self.trained, self.optimizers, parts["optimizer"])
+        self.judge.load_state_dict(parts["judge"])
+        _load_optimizers(self.judge, self.judge_optimizers, parts["judge_optimizer"])
 
 
-def _together(model: nn.Module, heads: nn.ModuleDict) -> nn.ModuleDict:
-    return nn.ModuleDict({"model": model, "heads": heads})
+class Student(nn.Module):
+    """The model and its heads as one module: what the optimizers change, and what is wrapped for several ranks."""
+
+    def __init__(self, model: nn.Module, heads: nn.ModuleDict):
+        super().__init__()
+        self.model, self.heads = model, heads
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, dict, dict, Tensor | None]:
+        """Reconstructions, the quantizer's losses and statistics, and the projected latents where they are aligned."""
+        output = self.model(images, noise)
+        latent = output.quantized.latent
+        projected = self.heads["projector"](latent) if "projector" in self.heads else None
+        return output.images, output.quantized.losses, output.quantized.statistics, projected
 
 
 class Checkpoints:
@@ -93,7 +141,7 @@ class Checkpoints:
         try:
             for part, tensors in state.tensors().items():
                 hub.write_tensors(temporary / f"{part}.safetensors", tensors)
-            hub.write_json(temporary / "state.json", {"step": state.step, **meta})
+            hub.write_json(temporary / "state.json", {"step": state.step, "norms": state.norms, **meta})
             shutil.rmtree(target, ignore_errors=True)
             os.replace(temporary, target)
         finally:
@@ -108,9 +156,9 @@ class Checkpoints:
         for folder in reversed(self.all()):
             try:
                 meta = hub.read_json(folder / "state.json")
-                parts = ("model", "ema", "heads", "optimizer")
-                state.load({part: hub.read_tensors(folder / f"{part}.safetensors") for part in parts})
+                state.load({part: hub.read_tensors(folder / f"{part}.safetensors") for part in PARTS})
                 state.step = int(meta["step"])
+                state.norms = {str(name): float(value) for name, value in meta["norms"].items()}
                 return meta
             except (ValueError, KeyError, TypeError, RuntimeError) as error:
                 reasons.append(f"{folder} ({str(error).strip().splitlines()[0]})")
@@ -146,7 +194,7 @@ def _optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]
 
 
 def _load_optimizers(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
+    parameters = {name: p for name, p in model.named_parameters() if optimizers}
     if missing := parameters.keys() - {name.rsplit("/", 1)[0] for name in tensors}:
         raise ValueError(f"the optimizer's state of {len(missing)} parameters is missing")
     owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}

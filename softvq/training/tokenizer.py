@@ -1,33 +1,32 @@
-"""Training a tokenizer: the step of Eq. 7, the whole run, and the latent statistics."""
+"""Training a tokenizer: what a run starts from, the run, and the latent statistics."""
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from softvq import config as configs
 from softvq import distributed, hub
-from softvq.data.loader import Batch, Order, ordered_batches, sample_rng, training_batches
+from softvq.data.loader import Batch, Order, ordered_batches, training_batches
 from softvq.data.sources import Source, open_source
-from softvq.losses.alignment import Projector, alignment
-from softvq.losses.reconstruction import reconstruction
+from softvq.losses.adversarial import LeCAM
+from softvq.losses.alignment import Projector
 from softvq.losses.total import total
-from softvq.pretrained.vit import Teacher, load
+from softvq.pretrained.vit import load
 from softvq.tokenizer import Tokenizer
 from softvq.training.initialise import encoder_start, local_start
 from softvq.training.logs import Log
 from softvq.training.loop import Hook, Intervals, fit
 from softvq.training.recipe import TokenizerRecipe
 from softvq.training.state import Checkpoints, TrainState, check_same_run
+from softvq.training.step import Frozen, Precision, make_step
 
-Precision = Literal["float32", "bfloat16"]
 STATISTICS_IMAGES = 10_000  # enough for a standard error of 0.1 % at 64 tokens an image
 
 
@@ -62,8 +61,11 @@ def new_tokenizer(recipe: TokenizerRecipe, pretrained: Mapping[str, Path] | None
             encoder_start(tokenizer, load(name, config.image_size, config.encoder.patch_size, file))
         with torch.no_grad():
             tried = tokenizer.quantizer(torch.zeros(1, recipe.tokenizer.tokens, tokenizer.quantizer.in_dim))
-        aligned = {} if recipe.alignment is None else {"alignment": torch.zeros(())}
-        total({"reconstruction": torch.zeros(()), **tried.losses, **aligned}, recipe.weights)
+        terms = {"reconstruction": torch.zeros(()), **tried.losses}
+        for name in ("perceptual", "alignment", "adversarial"):
+            if getattr(recipe, name) is not None:
+                terms[name] = torch.zeros(())
+        total(terms, recipe.weights)
     except hub.ModelError:  # already a sentence, about the pretrained weights
         raise
     except ValueError as error:
@@ -71,71 +73,24 @@ def new_tokenizer(recipe: TokenizerRecipe, pretrained: Mapping[str, Path] | None
     return tokenizer
 
 
-def new_teacher(recipe: TokenizerRecipe, pretrained: Mapping[str, Path] | None = None) -> Teacher | None:
-    """The frozen network that the recipe aligns its latents with, if it does."""
-    if recipe.alignment is None:
-        return None
-    name, config = recipe.alignment.teacher, recipe.tokenizer
-    return Teacher.load(name, config.image_size, config.encoder.patch_size, (pretrained or {}).get(name))
-
-
-def new_heads(recipe: TokenizerRecipe, teacher: Teacher | None) -> nn.ModuleDict:
-    """What is trained along with the tokenizer: the projector, where there is a teacher."""
-    if recipe.alignment is None or teacher is None:
-        return nn.ModuleDict()
+def new_state(recipe: TokenizerRecipe, frozen: Frozen, options: RunOptions) -> TrainState:
+    """The run before its first step: tokenizer, projector and discriminator, each a function of the recipe alone."""
+    model = new_tokenizer(recipe, options.pretrained)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        projector = Projector(recipe.tokenizer.latent_dim, recipe.alignment.hidden, teacher.width)
-    return nn.ModuleDict({"projector": projector})
-
-
-def make_step(
-    recipe: TokenizerRecipe, precision: Precision, teacher: Teacher | None
-) -> Callable[[TrainState, Batch], dict[str, Tensor]]:
-    """One step of Eq. 7: reconstruction, alignment and the quantizer's own terms."""
-
-    def step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
-        factor = recipe.optimizer.factor_at(state.step, recipe.steps)
-        for optimizer in state.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = factor * group["peak"]
-        images = batch.images
-        noise = latent_noise(recipe, batch.positions).to(images.device)
-        state.model.train()
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            output = state.model(images, noise)
-            aligned = None if teacher is None else (state.heads["projector"](output.quantized.latent), teacher(images))
-        terms = {
-            "reconstruction": reconstruction(output.images, images, recipe.reconstruction),
-            **output.quantized.losses,
-        }
-        if aligned is not None:
-            terms["alignment"] = alignment(*aligned)
-        loss = total(terms, recipe.weights)
-        loss.backward()
-        limit = recipe.optimizer.grad_clip
-        norm = nn.utils.clip_grad_norm_(state.trained.parameters(), float("inf") if limit is None else limit)
-        for optimizer in state.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        state.update_ema(recipe.ema_decay)
-        return {
-            "loss/total": loss.detach(),
-            **{f"loss/{name}": term.detach() for name, term in terms.items()},
-            **{f"weight/{name}": torch.tensor(weight) for name, weight in recipe.weights.items()},
-            **{f"latent/{name}": value for name, value in output.quantized.statistics.items()},
-            "optimizer/gradient_norm": norm.detach(),
-            "optimizer/lr": torch.tensor(factor * recipe.optimizer.lr),
-        }
-
-    return step
-
-
-def latent_noise(recipe: TokenizerRecipe, positions: list[int]) -> Float[Tensor, "B L D"]:
-    """The reparametrisation noise of these sample numbers (KL samples with it), whatever rank they are on."""
-    shape = (recipe.tokenizer.tokens, recipe.tokenizer.latent_dim)
-    draws = [sample_rng(recipe.seed, p, stream=2).standard_normal(shape, dtype=np.float32) for p in positions]
-    return torch.from_numpy(np.stack(draws))
+        heads, judge = nn.ModuleDict(), nn.ModuleDict()
+        if recipe.alignment is not None:
+            heads["projector"] = Projector(recipe.tokenizer.latent_dim, recipe.alignment.hidden, frozen.teacher.width)
+        if recipe.adversarial is not None:
+            width = 0 if frozen.readouts is None else frozen.readouts.width
+            judge["discriminator"] = recipe.adversarial.discriminator.build(width)
+            judge["lecam"] = LeCAM()
+    judge_optimizer = None if recipe.adversarial is None else recipe.adversarial.optimizer
+    try:
+        parts = (part.to(options.device) for part in (model, heads, judge))
+        return TrainState.of(*parts, recipe.optimizer, judge_optimizer)
+    except ValueError as error:
+        raise configs.ConfigError(f"recipe {recipe.name}: {error}") from error
 
 
 def train(
@@ -151,14 +106,8 @@ def train(
     figures to store with it.
     """
     source = open_source(recipe.data)
-    model = new_tokenizer(recipe, options.pretrained).to(options.device)
-    teacher = new_teacher(recipe, options.pretrained)
-    if teacher is not None:
-        teacher = teacher.to(options.device)
-    try:
-        state = TrainState.of(model, new_heads(recipe, teacher).to(options.device), recipe.optimizer)
-    except ValueError as error:
-        raise configs.ConfigError(f"recipe {recipe.name}: {error}") from error
+    frozen = Frozen.of(recipe, options.device, options.pretrained)
+    state = new_state(recipe, frozen, options)
     description = describe(recipe, options.precision, source)
     checkpoints = Checkpoints(options.out / "checkpoints")
     meta = open_run(options.out, description, checkpoints, state)
@@ -177,7 +126,7 @@ def train(
             state,
             recipe.steps,
             (batch.to(options.device) for batch in batches),
-            make_step(recipe, options.precision, teacher),
+            make_step(recipe, options.precision, frozen),
             checkpoints=checkpoints,
             log=log,
             bad=dict(meta.get("bad_files", {})),

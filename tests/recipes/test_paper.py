@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,13 +11,15 @@ from softvq import config as configs
 from softvq.config import ConfigError
 from softvq.data.loader import Batch
 from softvq.losses.alignment import Projector
+from softvq.losses.discriminators import DinoDiscriminatorConfig
+from softvq.losses.total import ScheduleConfig
 from softvq.optim import AdamWConfig
 from softvq.quantizers.compose import ProductConfig
 from softvq.quantizers.soft import SoftVQConfig
 from softvq.recipes.all import RECIPES, find, twins
-from softvq.training.recipe import TokenizerRecipe
-from softvq.training.state import TrainState
-from softvq.training.tokenizer import make_step, new_heads, new_teacher, new_tokenizer
+from softvq.training.recipe import AdversarialConfig, TokenizerRecipe
+from softvq.training.step import Frozen, make_step
+from softvq.training.tokenizer import RunOptions, new_state, new_tokenizer
 
 PUBLISHED = {  # typed off the paper's tables once more, independently of the recipes
     "1": [0.89, 0.68, 0.74, 0.88, 0.65, 0.61],
@@ -46,6 +49,7 @@ PUBLISHED = {  # typed off the paper's tables once more, independently of the re
         1.10,
     ],
 }
+CPU = torch.device("cpu")
 PAPER = [recipe for recipe in RECIPES.values() if recipe.published is not None]
 FORMS = [find(name) for recipe in PAPER for name in (recipe.name, *twins(recipe.name)) if not name.endswith("-tiny")]
 
@@ -82,6 +86,13 @@ def test_the_settings_of_appendix_c1_are_shared(recipe: TokenizerRecipe):
     assert recipe.weights.get("kl", 0.01) == 0.01
     assert recipe.weights.get("alignment", 0.1) == 0.1
     assert (recipe.alignment is None) == ("alignment" not in recipe.weights)
+    assert (recipe.weights["perceptual"], recipe.weights["adversarial"]) == (1.0, 0.2)
+    schedules = {"perceptual": ScheduleConfig(0, 10_000), "adversarial": ScheduleConfig(20_000, 0)}
+    assert recipe.schedules == schedules
+    assert recipe.perceptual == "vgg16.tv_in1k"
+    assert recipe.adversarial == AdversarialConfig(DinoDiscriminatorConfig(), "hinge", 0.5, 4.0, 0.001, False)
+    assert recipe.adversarial.optimizer == recipe.optimizer
+    assert recipe.adversarial.discriminator.backbone == "vit_small_patch16_224.dino"
     assert recipe.tokenizer.encoder.patch_size == recipe.tokenizer.decoder.patch_size == 16
 
 
@@ -109,6 +120,9 @@ ALLOWED = {  # width, depth, codebook size, image size, batch, steps and data
     *(f"tokenizer.quantizer.{inner}codebook_size" for inner in ("", "inner.", "inner.inner.")),
     *("tokenizer.image_size", "batch_size", "steps", "optimizer.warmup_steps", "data", "val"),
     *("encoder_weights", "alignment.teacher", "alignment.hidden"),  # narrow and shallow networks of the same kind
+    *("perceptual", "adversarial.discriminator.backbone"),
+    *("adversarial.discriminator.after", "adversarial.discriminator.image_size"),
+    *("adversarial.optimizer.warmup_steps", "schedules.perceptual.warmup", "schedules.adversarial.start"),  # steps
 }
 
 
@@ -126,25 +140,28 @@ def target(recipe: TokenizerRecipe) -> str | None:
 
 @pytest.mark.parametrize("recipe", FORMS, ids=lambda recipe: recipe.name)
 def test_the_tiny_twin_trains(recipe: TokenizerRecipe):
-    """Three steps on one batch: every term falls or stays, every parameter moves, everything is finite."""
+    """Four steps on one batch with every term on: all is finite, pixels get better, every parameter moves."""
     twin = find(f"{recipe.name}-tiny")
     twin = replace(twin, optimizer=replace(twin.optimizer, warmup_steps=1, lr=1e-3))
-    teacher = new_teacher(twin)
-    model = new_tokenizer(twin)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    state = TrainState.of(model, new_heads(twin, teacher), twin.optimizer)
-    assert isinstance(state.heads["projector"], Projector) if teacher else not state.heads
+    frozen = Frozen.of(twin, CPU)
+    state = new_state(twin, frozen, RunOptions(Path("nowhere"), CPU))
+    assert isinstance(state.heads["projector"], Projector) if twin.alignment else not state.heads
+    players = {"trained": state.trained, "judge": state.judge}
+    before = {
+        (who, name): p.detach().clone() for who, player in players.items() for name, p in player.named_parameters()
+    }
     images = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
     batch = Batch(images, torch.zeros(2, dtype=torch.long), ["a", "b"], [0, 1], {})
-    step, values = make_step(twin, "float32", teacher), []
-    for _ in range(3):
+    step, values = make_step(twin, "float32", frozen), []
+    for _ in range(4):
         values.append(step(state, batch))
         state.step += 1
     assert all(value.isfinite() for v in values for value in v.values())
     assert {key.removeprefix("loss/") for key in values[0] if key.startswith("loss/")} == {*twin.weights, "total"}
-    assert values[-1]["loss/total"] < values[0]["loss/total"]
-    still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    assert values[-1]["loss/reconstruction"] < values[0]["loss/reconstruction"]
+    still = [who for who in before if torch.equal(dict(players[who[0]].named_parameters())[who[1]], before[who])]
     assert not still
+    assert values[0]["loss/adversarial"] == 0 != values[-1]["loss/adversarial"]
 
 
 def test_the_encoder_starts_as_the_pretrained_network():

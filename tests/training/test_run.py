@@ -28,12 +28,11 @@ from softvq.quantizers.soft import SoftVQConfig
 from softvq.tokenizer import TokenizerConfig
 from softvq.training.loop import Hook, Interrupted, Intervals, TrainingError
 from softvq.training.recipe import AlignmentConfig, PublishedRecipe, TokenizerRecipe
-from softvq.training.state import Checkpoints
+from softvq.training.state import PARTS, Checkpoints
+from softvq.training.step import Frozen, latent_noise
 from softvq.training.tokenizer import (
     RunOptions,
     fit_statistics,
-    latent_noise,
-    new_teacher,
     new_tokenizer,
     train,
 )
@@ -138,7 +137,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pictures: Path, tmp_path: Pat
         run(recipe, tmp_path / "cut", hooks=lambda folder: [Hook(1, stop)])
     resumed = run(recipe, tmp_path / "cut")
     assert (whole / hub.WEIGHTS).read_bytes() == (resumed / hub.WEIGHTS).read_bytes()
-    for part in ("model", "ema", "heads", "optimizer"):
+    for part in PARTS:
         newest = (tmp_path / name / "checkpoints" / "step-0000007" / f"{part}.safetensors" for name in ("whole", "cut"))
         assert len({path.read_bytes() for path in newest}) == 1
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
@@ -295,7 +294,7 @@ def test_pretrained_weights_may_come_from_files(pictures: Path, tmp_path: Path):
     recipe = replace(recipe, tokenizer=config)
     started = new_tokenizer(recipe, {name: tmp_path / "vit.safetensors"}).encoder.vit
     assert torch.equal(started.blocks[0].attn.qkv.weight, vit.blocks[0].attn.qkv.weight)
-    teacher = new_teacher(recipe, {name: tmp_path / "vit.safetensors"})
+    teacher = Frozen.of(recipe, CPU, {name: tmp_path / "vit.safetensors"}).teacher
     assert torch.equal(teacher.vit.blocks[0].attn.qkv.weight, vit.blocks[0].attn.qkv.weight)
     with pytest.raises(hub.ModelError, match=r"nowhere\.safetensors does not exist"):
         new_tokenizer(recipe, {name: tmp_path / "nowhere.safetensors"})

@@ -1,0 +1,255 @@
+"""One training step of Eq. 7: the tokenizer's, then the discriminator's.
+
+Randomness is a function of (seed, sample number); frozen networks are arguments, never part of what is trained.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from softvq import distributed
+from softvq.data.loader import Batch, sample_rng
+from softvq.losses import adversarial
+from softvq.losses.alignment import alignment
+from softvq.losses.augment import Draws, Views, augmented, draw, draw_views, viewed
+from softvq.losses.discriminators import DinoDiscriminatorConfig
+from softvq.losses.reconstruction import reconstruction
+from softvq.losses.total import total, weights_at
+from softvq.pretrained.lpips import LPIPS
+from softvq.pretrained.vit import Readouts, Teacher
+from softvq.training.recipe import TokenizerRecipe
+from softvq.training.state import TrainState
+
+Precision = Literal["float32", "bfloat16"]
+_NOISE, _FAKE, _REAL, _STRONG_FAKE, _STRONG_REAL, _GENERATOR = range(2, 8)  # streams of `sample_rng`; 1 augments
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The networks that a step uses and nothing changes; None where the recipe has no use for them.
+
+    `perceptual`: (images, targets) in [-1, 1] → a distance each; `readouts`: images → what the discriminator reads.
+    """
+
+    teacher: Callable[[Tensor], Tensor] | None = None
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
+    readouts: Callable[[Tensor], Sequence[Tensor]] | None = None
+
+    @classmethod
+    def of(cls, recipe: TokenizerRecipe, device: torch.device, files: Mapping[str, Path] | None = None) -> "Frozen":
+        """Those that the recipe names, from local `files` by name, else from the hub."""
+        files, config = files or {}, recipe.tokenizer
+        teacher = readouts = None
+        if recipe.alignment is not None:
+            name = recipe.alignment.teacher
+            teacher = Teacher.load(name, config.image_size, config.encoder.patch_size, files.get(name)).to(device)
+        name = recipe.perceptual
+        perceptual = None if name is None else LPIPS.load(name, files.get(name)).to(device)
+        if recipe.adversarial is not None and isinstance(recipe.adversarial.discriminator, DinoDiscriminatorConfig):
+            dino = recipe.adversarial.discriminator
+            readouts = Readouts.load(dino.backbone, dino.image_size, dino.after, files.get(dino.backbone)).to(device)
+        return cls(teacher, perceptual, readouts)
+
+
+def make_step(
+    recipe: TokenizerRecipe, precision: Precision, frozen: Frozen
+) -> Callable[[TrainState, Batch], dict[str, Tensor]]:
+    """The function that makes one step: it changes the state and gives named scalars for the log."""
+
+    def step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
+        weights = weights_at(state.step, recipe.weights, recipe.schedules)
+        playing = weights.get("adversarial", 0) > 0  # before its start the discriminator does not train either
+        values: dict[str, Tensor] = {}
+        outputs, rates = [], set_rates(state, recipe)
+        state.model.train()
+        with frozen_in_place(state.judge):
+            for part, last in parts_of(batch, recipe.accumulate):
+                with nullcontext() if last else state.no_sync():
+                    terms, fakes, statistics = tokenizer_terms(state, recipe, precision, frozen, part, playing)
+                    if playing and recipe.adversarial.adaptive:
+                        terms["adversarial"] = terms["adversarial"] * balance(state, terms, weights)
+                    (total(terms, weights) / recipe.accumulate).backward()
+                outputs.append((part, fakes))
+                add(values, {**{f"loss/{k}": v for k, v in terms.items()}, **statistics}, recipe.accumulate)
+        values["loss/total"] = total({k: values[f"loss/{k}"] for k in terms}, weights)
+        values |= finish(state, recipe, state.trained, state.optimizers, "tokenizer")
+        state.update_ema(recipe.ema_decay)
+        if playing:
+            for (part, fakes), last in zip(outputs, [*[False] * (recipe.accumulate - 1), True], strict=True):
+                with nullcontext() if last else state.no_sync():
+                    loss, found = discriminator_loss(state, recipe, precision, frozen, part, fakes, weights)
+                    (loss / recipe.accumulate).backward()
+                add(values, found, recipe.accumulate)
+            values |= finish(state, recipe, state.judge, state.judge_optimizers, "discriminator")
+        return {
+            **{name: value.detach() for name, value in values.items()},
+            **{f"weight/{name}": torch.tensor(weight) for name, weight in weights.items()},
+            "optimizer/lr": torch.tensor(rates),
+        }
+
+    return step
+
+
+def tokenizer_terms(
+    state: TrainState, recipe: TokenizerRecipe, precision: Precision, frozen: Frozen, batch: Batch, playing: bool
+) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+    """Every term of Eq. 7 for these images, their reconstructions, and the quantizer's statistics."""
+    images = batch.images
+    noise = latent_noise(recipe, batch.positions).to(images.device)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        outputs, losses, statistics, projected = state.forward(images, noise)
+        features = None if frozen.teacher is None else frozen.teacher(images)
+        distances = None if frozen.perceptual is None else frozen.perceptual(outputs, images)
+    terms = {"reconstruction": reconstruction(outputs, images, recipe.reconstruction), **losses}
+    if features is not None:
+        terms["alignment"] = alignment(projected, features)
+    if distances is not None:
+        terms["perceptual"] = distances.float().mean()
+    if recipe.adversarial is not None:
+        terms["adversarial"] = torch.zeros((), device=images.device)
+    if playing:
+        (draws, views), *_ = looks(recipe, batch, (_GENERATOR,))
+        logits = judge(state.judge["discriminator"], recipe, precision, frozen, augmented(outputs, draws), views)
+        terms["adversarial"] = adversarial.generator_loss(logits, recipe.adversarial.loss)
+    return terms, outputs.detach(), {f"latent/{name}": value for name, value in statistics.items()}
+
+
+def discriminator_loss(
+    state: TrainState,
+    recipe: TokenizerRecipe,
+    precision: Precision,
+    frozen: Frozen,
+    batch: Batch,
+    fakes: Tensor,
+    weights: Mapping[str, float],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """λ2 · (loss + lecam) + consistency (appendix C.1), and what is logged of it."""
+    config = recipe.adversarial
+    weak_fake, weak_real, strong_fake, strong_real = looks(recipe, batch, (_FAKE, _REAL, _STRONG_FAKE, _STRONG_REAL))
+    shown = [(fakes, weak_fake), (batch.images, weak_real)]
+    if config.consistency:
+        shown += [(fakes, strong_fake), (batch.images, strong_real)]
+    seen = [(augmented(images.float(), draws), views) for images, (draws, views) in shown]
+    fake, real, *stronger = state.judge_forward(
+        lambda net: [judge(net, recipe, precision, frozen, images, views) for images, views in seen]
+    )
+    lecam = state.judge["lecam"]
+    lecam.update(real.detach(), fake.detach())
+    found = {
+        "discriminator/loss": adversarial.discriminator_loss(real, fake, config.loss),
+        "discriminator/lecam": lecam(real, fake),
+        "discriminator/real": real.detach().float().mean(),
+        "discriminator/fake": fake.detach().float().mean(),
+    }
+    loss = weights["adversarial"] * (found["discriminator/loss"] + config.lecam * found["discriminator/lecam"])
+    if stronger:
+        moved = adversarial.consistency(torch.cat([fake, real]), torch.cat(stronger))
+        found["discriminator/consistency"] = moved
+        loss = loss + config.consistency * moved
+    return loss, {name: value.detach() for name, value in found.items()}
+
+
+def judge(
+    net: nn.Module, recipe: TokenizerRecipe, precision: Precision, frozen: Frozen, images: Tensor, views: Views
+) -> Float[Tensor, "B M"]:
+    """The discriminator's logits; its frozen part, where it has one, runs in float32 on images of its own size."""
+    config = recipe.adversarial.discriminator
+    if isinstance(config, DinoDiscriminatorConfig):
+        readouts = frozen.readouts(viewed(images.float(), views, config.image_size))
+    else:
+        readouts = [images]
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        return net(readouts)
+
+
+def looks(recipe: TokenizerRecipe, batch: Batch, streams: Sequence[int]) -> list[tuple[Draws, Views]]:
+    """What DiffAug does, and which view is taken, for each sample: of streams of random numbers apart from each other.
+
+    The strong streams take all of DiffAug, with cutouts of half the side."""
+    found, size = [], (batch.images.shape[2], batch.images.shape[3])
+    config = recipe.adversarial.discriminator
+    target = config.image_size if isinstance(config, DinoDiscriminatorConfig) else size[0]
+    for stream in streams:
+        rngs = [sample_rng(recipe.seed, position, stream) for position in batch.positions]
+        strong = stream in (_STRONG_FAKE, _STRONG_REAL)
+        draws = draw(rngs, size, 1.0 if strong else recipe.adversarial.augment, 0.5 if strong else 0.2)
+        device = batch.images.device
+        found.append((draws.to(device), draw_views(rngs, size, target).to(device)))
+    return found
+
+
+def balance(state: TrainState, terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The adaptive weight of the adversarial term."""
+    pixels = sum(weights[name] * terms[name] for name in ("reconstruction", "perceptual") if name in terms)
+    return adversarial.adaptive_weight(pixels, terms["adversarial"], state.model.decoder.to_pixel.weight)
+
+
+def finish(
+    state: TrainState, recipe: TokenizerRecipe, trained: nn.Module, optimizers: list, name: str
+) -> dict[str, Tensor]:
+    """Clip the gradients, let the optimizers step (unless the norm is a spike), and forget the gradients."""
+    limit = (recipe.optimizer if name == "tokenizer" else recipe.adversarial.optimizer).grad_clip
+    norm = nn.utils.clip_grad_norm_(trained.parameters(), float("inf") if limit is None else limit)
+    norm = distributed.whole(norm).detach()
+    spike = recipe.skip_above is not None and state.is_spike(name, float(norm), recipe.skip_above)
+    for optimizer in optimizers:
+        if not spike:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    values = {"optimizer/gradient_norm" if name == "tokenizer" else f"optimizer/{name}_gradient_norm": norm}
+    return values | ({f"optimizer/{name}_skipped": torch.tensor(float(spike))} if recipe.skip_above else {})
+
+
+def set_rates(state: TrainState, recipe: TokenizerRecipe) -> float:
+    """Set every optimizer's learning rate for this step; gives the tokenizer's."""
+    pairs = [(recipe.optimizer, state.optimizers)]
+    if recipe.adversarial is not None:
+        pairs.append((recipe.adversarial.optimizer, state.judge_optimizers))
+    for config, optimizers in pairs:
+        factor = config.factor_at(state.step, recipe.steps)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = factor * group["peak"]
+    return recipe.optimizer.factor_at(state.step, recipe.steps) * recipe.optimizer.lr
+
+
+def latent_noise(recipe: TokenizerRecipe, positions: list[int]) -> Float[Tensor, "B L D"]:
+    """The reparametrisation noise of these sample numbers (KL samples with it), whatever rank they are on."""
+    shape = (recipe.tokenizer.tokens, recipe.tokenizer.latent_dim)
+    draws = [sample_rng(recipe.seed, p, _NOISE).standard_normal(shape, dtype=np.float32) for p in positions]
+    return torch.from_numpy(np.stack(draws))
+
+
+def parts_of(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:
+    """The batch in `count` equal parts, and whether each is the last."""
+    size = len(batch.images) // count
+    for number in range(count):
+        rows = slice(number * size, (number + 1) * size)
+        part = Batch(batch.images[rows], batch.labels[rows], batch.names[rows], batch.positions[rows], {})
+        yield part, number == count - 1
+
+
+def add(values: dict[str, Tensor], more: Mapping[str, Tensor], count: int) -> None:
+    """Let `values` become the means over `count` parts."""
+    for name, value in more.items():
+        values[name] = values.get(name, 0) + value.detach() / count
+
+
+class frozen_in_place:
+    """A module whose weights get no gradient and whose spectral norms stand still, for the block's time."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def __enter__(self) -> None:
+        self.module.requires_grad_(False).eval()
+
+    def __exit__(self, *_) -> None:
+        self.module.requires_grad_(True).train()
