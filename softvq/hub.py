@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -43,20 +44,21 @@ Translate = Callable[
 ]
 
 
-def save(
-    folder: str | Path,
-    config: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    dtype: torch.dtype = torch.float32,
-    card: str = "",
-) -> None:
-    """Write a model folder, floats as `dtype`; each file appears whole or not at all."""
+def save(folder: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], card: str) -> None:
+    """Write a model folder; each file appears whole or not at all. A README.md that is not a card of ours stays.
+
+    `ModelError` when a tensor is not finite (float16 ends at 65,504): such a model could not be loaded again.
+    """
     folder = Path(folder)
+    for name, tensor in tensors.items():
+        if not _finite(tensor):
+            raise ModelError(f"{name} holds NaN or Inf as {tensor.dtype}; nothing was written to {folder}.")
+    text = _json({"format": FORMAT, **config})
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS, {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()})
-    write_json(folder / CONFIG, {"format": FORMAT, **config})
-    with atomic(folder / CARD) as temporary:
-        temporary.write_text(card, encoding="utf-8")
+    write_tensors(folder / WEIGHTS, tensors)
+    _write_text(folder / CONFIG, text)
+    if not (folder / CARD).exists() or (folder / CARD).read_bytes().startswith(_CARD_START.encode()):
+        _write_text(folder / CARD, card)
 
 
 def load(name_or_folder: str | Path, kind: str, translate: Translate) -> SavedModel:
@@ -68,27 +70,29 @@ def load(name_or_folder: str | Path, kind: str, translate: Translate) -> SavedMo
         translated = translate(config, read_tensors(folder / WEIGHTS))
         if translated is not None:
             return SavedModel(folder / WEIGHTS, *translated)
-    if config.get("format") != FORMAT or "config" not in config or not isinstance(config.get("about", {}), dict):
+    if config.get("format") != FORMAT or "config" not in config or not _is_about(config.get("about", {})):
         raise ModelError(f"{folder / CONFIG} is not a softvq model configuration (format {FORMAT}).")
     if extra := sorted(config.keys() - {"format", "kind", "config", "about"}):
         raise ModelError(f"{folder / CONFIG} has the unknown key {extra[0]!r}; valid: format, kind, config, about.")
     if config.get("kind") != kind:
-        raise ModelError(f"{folder} holds a {config.get('kind')}, not a {kind}.")
+        raise ModelError(f"{folder} holds a {config.get('kind')!r}, not a {kind!r}.")
     return SavedModel(folder / WEIGHTS, config["config"], config.get("about", {}), read_tensors(folder / WEIGHTS))
 
 
 def find(name_or_folder: str | Path) -> Path:
     """The folder of a model: a path (of the model, or of the run that made it), the name of a bundled model, or a hub
     name `owner/model`, downloaded once."""
-    folder = Path(name_or_folder)
-    if folder.is_dir():
-        inside = folder / "model"
-        return inside if (inside / CONFIG).is_file() and not (folder / CONFIG).exists() else folder
-    name = str(name_or_folder)
-    if (BUNDLED / name / CONFIG).is_file():
-        return BUNDLED / name
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not folder.parent.is_dir():
-        return download(name, (CONFIG, WEIGHTS))
+    folder, name = Path(name_or_folder), str(name_or_folder)
+    try:
+        if folder.is_dir():
+            inside = folder / "model"
+            return inside if (inside / CONFIG).is_file() and not (folder / CONFIG).exists() else folder
+        if (BUNDLED / name / CONFIG).is_file():
+            return BUNDLED / name
+    except (OSError, ValueError) as error:  # too long a name, a null byte
+        raise ModelError(f"{name[:80]!r} can be no model's name or folder ({_first_line(error)}).") from error
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+        return download(name, (CONFIG, WEIGHTS), "their folder")
     raise ModelError(f"there is no model folder {name!r}, and no bundled model of that name ({', '.join(bundled())}).")
 
 
@@ -97,13 +101,17 @@ def bundled() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED.glob(f"*/{CONFIG}"))
 
 
-def download(name: str, files: tuple[str, ...]) -> Path:
+def download(name: str, files: tuple[str, ...], instead: str) -> Path:
     """The local folder with these files of a hub repository `owner/name`: fetched once, with progress bars, and found
-    without a network from then on."""
+    without a network from then on. `instead` says what can be given where that fails."""
     from huggingface_hub import errors, snapshot_download  # costs 0.3 s, and only a download needs it
 
+    cause: Exception | None = None
     try:
-        return Path(snapshot_download(name, allow_patterns=list(files)))
+        folder = Path(snapshot_download(name, allow_patterns=list(files)))
+        if all((folder / file).is_file() for file in files):
+            return folder
+        reason = "only some of its files were downloaded before, and the rest cannot be had now"
     except errors.LocalEntryNotFoundError as error:
         reason = "it was not downloaded before, and the hub cannot be reached or HF_HUB_OFFLINE is set"
         cause = error
@@ -113,7 +121,7 @@ def download(name: str, files: tuple[str, ...]) -> Path:
         reason, cause = _first_line(error), error
     raise ModelError(
         f"{name!r} is no folder here and could not be had from the hub ({reason}); "
-        f"download its {' and '.join(files)} and give the place they are in instead."
+        f"download its {' and '.join(files)} and give {instead}."
     ) from cause
 
 
@@ -159,6 +167,8 @@ def build(make: Callable[[], nn.Module], parts: int, saved: SavedModel) -> nn.Mo
 def _assign(model: nn.Module, saved: SavedModel) -> None:
     own = model.state_dict()
     where = saved.file
+    if own.keys().isdisjoint(saved.tensors):
+        raise ModelError(f"{where} holds another model: none of its {len(saved.tensors)} tensors has an expected name.")
     if missing := sorted(own.keys() - saved.tensors.keys()):
         raise ModelError(f"{where} lacks {_some(missing)}.")
     if extra := sorted(saved.tensors.keys() - own.keys()):
@@ -168,23 +178,44 @@ def _assign(model: nn.Module, saved: SavedModel) -> None:
             raise ModelError(f"{where}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}.")
         if tensor.dtype not in _FLOATS:
             raise ModelError(f"{where}: {name} is {tensor.dtype}, expected a floating-point type.")
-        if not all(bound.isfinite() for bound in tensor.aminmax()):  # NaN carries over to both
+    tensors = {name: tensor.to(own[name].dtype) for name, tensor in saved.tensors.items()}
+    for name, tensor in tensors.items():
+        if not _finite(tensor):
             raise ModelError(f"{where}: {name} holds NaN or Inf; the file is damaged or its training diverged.")
-    model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in saved.tensors.items()}, assign=True)
+    model.load_state_dict(tensors, assign=True)
 
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor Inf: NaN carries over to both bounds."""
+    return tensor.numel() == 0 or all(bool(bound.isfinite()) for bound in tensor.aminmax())
+
+
+def _is_about(about: Any) -> bool:
+    """Whether what is read of a model's `about` is of the right kind."""
+    if not isinstance(about, dict) or not isinstance(about.get("recipe", {}), dict):
+        return False
+    figures = about.get("figures", {})
+    plain = isinstance(figures, dict) and all(isinstance(value, int | float | str) for value in figures.values())
+    floor = figures.get("psnr_floor", 0.0) if plain else None
+    return isinstance(floor, int | float) and "\\ud" not in json.dumps(about)  # half a character is no text
+
+
+_CARD_START = "---\nlibrary_name: softvq\n"
 
 
 def card(title: str, summary: str, usage: str, about: Mapping[str, Any]) -> str:
     """A model card in Markdown: what the model is, how to use it, and what `about` says of its making and figures."""
     recipe = about.get("recipe", {})
     licence = [f"license: {about['license']}"] if "license" in about else []
-    head = ["---", "library_name: softvq", "tags: [softvq, image-tokenizer]", *licence, "---", "", f"# {title}", ""]
+    head = [_CARD_START + "tags: [softvq, image-tokenizer]", *licence, "---", "", f"# {title}", ""]
     lines = [*head, summary, "", "```python", usage, "```", ""]
     if "command" in about:
-        data = f", on `{recipe['data']}`" if "data" in recipe else ""
-        lines += [f"Trained with `{about['command']}`{data}; every setting is in `{CONFIG}`.", ""]
+        lines += [f"Trained with `{about['command']}`; every setting is in `{CONFIG}`.", ""]
+    if "data" in recipe:
+        lines += [f"Training images: `{recipe['data']}`; validation images: `{recipe.get('val')}`.", ""]
     if "source" in about:
         lines += [f"Converted from {about['source']}.", ""]
     figures = about.get("figures", {})
@@ -232,8 +263,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON object atomically, readable by people."""
+    _write_text(path, _json(data))
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write_text(path: Path, text: str) -> None:
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -35,8 +35,10 @@ class ViTConfig:
     def __post_init__(self):
         if min(self.width, self.depth, self.heads, self.patch_size) < 1 or self.registers < 0:
             raise ValueError("width, depth, heads and patch_size must be at least 1, registers at least 0")
-        if self.mlp_ratio <= 0 or self.norm_eps <= 0:
-            raise ValueError("mlp_ratio and norm_eps must be positive")
+        if self.width * self.mlp_ratio < 1 or self.norm_eps <= 0:
+            raise ValueError("mlp_ratio must give at least one hidden unit, norm_eps must be positive")
+        if self.depth > 256:
+            raise ValueError(f"depth must be at most 256, not {self.depth}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.block == "eva02" and self.width // self.heads % 4:

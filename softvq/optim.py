@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 # Not decayed, as usual for ViTs: biases, norms and scales (1-D), and learned tokens, positions and codebooks.
-_NO_DECAY = ("cls_token", "mask_token", "latent_tokens", "pos_embed", "codebook")
+_NO_DECAY = ("cls_token", "reg_token", "mask_token", "latent_tokens", "pos_embed", "codebook")
 
 
 @dataclass(frozen=True)

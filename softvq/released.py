@@ -13,7 +13,7 @@ from torch import Tensor
 
 from softvq import config as configs
 from softvq.layers import VITS
-from softvq.quantizers.compose import ProductConfig
+from softvq.quantizers.compose import MOST_CODEBOOKS, ProductConfig
 from softvq.quantizers.gaussian import AEConfig, KLConfig
 from softvq.quantizers.hard import VQConfig
 from softvq.quantizers.soft import SoftVQConfig
@@ -21,7 +21,8 @@ from softvq.quantizers.soft import SoftVQConfig
 
 @dataclass(frozen=True)
 class ReleasedTokenizer:
-    """A released `config.json`, with the defaults of the class that wrote it; an unknown key is an error."""
+    """A released `config.json`, with the defaults of the class that wrote it; an unknown key is an error (but for
+    `aux_…`, MAETok's decoders that only training has)."""
 
     encoder_model: str
     decoder_model: str
@@ -37,8 +38,8 @@ class ReleasedTokenizer:
     vq_mean: float = 0.0
     vq_std: float = 1.0
     # Only some values of these are built here: see BUILT.
-    enc_type: str = "cnn"
-    dec_type: str = "cnn"
+    enc_type: str = "vit"
+    dec_type: str = "vit"
     to_pixel: str = "linear"
     enc_tuning_method: str = "full"
     dec_tuning_method: str = "full"
@@ -119,13 +120,25 @@ def tokenizer(
     """
     if not {"encoder_model", "codebook_embed_dim"} <= config.keys():
         return None
-    theirs = configs.from_dict(ReleasedTokenizer, config, "config.json")
-    for option, (built, other) in BUILT.items():
-        value = getattr(theirs, option)
-        if value not in built:
-            raise configs.ConfigError(f"config.json has {option} = {value!r}: {other} is not built here.")
-    if not theirs.vq_std > 0:
-        raise configs.ConfigError(f"config.json has vq_std = {theirs.vq_std}, which must be positive.")
+    for option, (built, other) in BUILT.items():  # before unknown keys, which may belong to such an option
+        if option in config and config[option] not in built:
+            raise configs.ConfigError(f"config.json has {option} = {config[option]!r}: {other}, not built here.")
+    known = {key: value for key, value in config.items() if not key.startswith("aux_")}
+    theirs = configs.from_dict(ReleasedTokenizer, known, "config.json")
+    if not (1e-30 < theirs.vq_std < 1e30 and abs(theirs.vq_mean) < 1e30):
+        raise configs.ConfigError(
+            f"config.json has vq_mean = {theirs.vq_mean} and vq_std = {theirs.vq_std}; the mean must be finite in "
+            "float32, the deviation positive too."
+        )
+    if min(theirs.image_size, theirs.num_latent_tokens, theirs.codebook_embed_dim) < 1:
+        raise configs.ConfigError(
+            "config.json: image_size, num_latent_tokens and codebook_embed_dim must be at least 1."
+        )
+    if theirs.num_codebooks < 1 or theirs.num_latent_tokens % theirs.num_codebooks:
+        raise configs.ConfigError(
+            f"config.json has {theirs.num_latent_tokens} latent tokens, which cannot be split over its "
+            f"{theirs.num_codebooks} codebooks."
+        )
     D = theirs.codebook_embed_dim
     ours = {
         "image_size": theirs.image_size,
@@ -136,7 +149,7 @@ def tokenizer(
         "quantizer": _quantizer(theirs, tensors),
     }
     renamed = {_our_name(name): tensor for name, tensor in tensors.items() if not name.startswith(UNUSED)}
-    if "quantize.embedding" in renamed:
+    if "quantize.embedding" in renamed:  # as many as there are codebooks, which _quantizer has checked
         for g, codebook in enumerate(renamed.pop("quantize.embedding")):
             renamed[f"quantizer.inner.{g}.codebook"] = codebook
     renamed["latent_mean"] = torch.full((min(D, 65_536),), theirs.vq_mean)
@@ -160,7 +173,7 @@ def _vit(name: str, patch_size: int, option: str) -> dict[str, Any]:
 def _quantizer(theirs: ReleasedTokenizer, tensors: dict[str, Tensor]) -> dict[str, Any]:
     if "quantize.embedding" in tensors:
         shape = tuple(tensors["quantize.embedding"].shape)
-        if len(shape) != 3 or shape[0] != theirs.num_codebooks:
+        if len(shape) != 3 or shape[0] != theirs.num_codebooks or shape[0] > MOST_CODEBOOKS:
             raise configs.ConfigError(
                 f"quantize.embedding has shape {shape}, but config.json has {theirs.num_codebooks} codebooks of "
                 f"{theirs.codebook_size} × {theirs.codebook_embed_dim}."

@@ -8,6 +8,7 @@ The encoder reads patches and L learnable latent tokens and keeps the latter; th
 the decoder reads N mask tokens and the latents and regresses the pixels of each patch (Section 3.1).
 """
 
+import json
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from softvq import config as configs
 from softvq import hub, released
 from softvq.layers import Trunk, VisionTransformer, ViTConfig, init_linear
 from softvq.quantizers.base import Quantized
-from softvq.quantizers.compose import ProductConfig, QuantizerConfig, count_codebooks
+from softvq.quantizers.compose import ProductConfig, QuantizerConfig, check_split, count_codebooks
 from softvq.quantizers.soft import SoftVQConfig
 
 _SMALL, _BASE, _LARGE = (ViTConfig.named(f"vit_{size}_patch14_dinov2") for size in ("small", "base", "large"))
@@ -60,6 +61,7 @@ class TokenizerConfig:
             patch = getattr(self, name).patch_size
             if self.image_size % patch:
                 raise ValueError(f"image_size {self.image_size} is not a multiple of the {name}'s patch size {patch}")
+        check_split(self.quantizer, self.tokens)
 
     @classmethod
     def of_size(cls, size: str, **fields: Any) -> "TokenizerConfig":
@@ -184,8 +186,14 @@ class Tokenizer(nn.Module):
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write `config.json`, `model.safetensors` and a model card into `folder`, atomically. `torch.float16` halves
         the file; it is loaded as float32 again."""
+        self._save(folder, dtype, "FOLDER OR OWNER/NAME")
+
+    def _save(self, folder: str | Path, dtype: torch.dtype, name: str) -> None:
+        if not dtype.is_floating_point:
+            raise ValueError(f"weights are stored in a floating-point type, not {dtype}.")
+        tensors = {name: p.to(dtype) for name, p in self.named_parameters()}
         config = {"kind": self.kind, "config": configs.to_dict(self.config), "about": self.about}
-        hub.save(folder, config, self.state_dict(), dtype, self._card())
+        hub.save(folder, config, {**self.state_dict(), **tensors}, self._card(name))
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> "Tokenizer":
@@ -200,6 +208,8 @@ class Tokenizer(nn.Module):
         except RecursionError:
             raise configs.ConfigError(f"{saved.file.parent / hub.CONFIG} nests quantizers too deeply.") from None
         parts = config.encoder.depth + config.decoder.depth + count_codebooks(config.quantizer)
+        if "source" in saved.about and not Path(name_or_folder).is_dir():
+            saved.about["source"] = str(name_or_folder)
         model = hub.build(lambda: cls(config, saved.about), parts, saved)
         if not (model.latent_std > 0).all():
             raise hub.ModelError(f"{saved.file}: latent_std must be positive.")
@@ -210,19 +220,19 @@ class Tokenizer(nn.Module):
 
         Needs a hub account (`hf auth login`, or the variable HF_TOKEN)."""
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, dtype)
+            self._save(folder, dtype, name)
             return hub.push(Path(folder), name, private)
 
-    def _card(self) -> str:
+    def _card(self, loaded_as: str) -> str:
         c = self.config
         parameters = sum(p.numel() for p in self.parameters()) / 1e6
         name = self.about.get("recipe", {}).get("name", "tokenizer")
         summary = (
             f"A SoftVQ image tokenizer: {c.image_size}×{c.image_size} images ↔ {c.tokens} tokens of {c.latent_dim} "
-            f"numbers; {parameters:.2f}M parameters, quantizer {type(self.quantizer).__name__}."
+            f"numbers; {parameters:.2f}M parameters. Quantizer: {json.dumps(configs.to_dict(c)['quantizer'])}."
         )
         usage = (
-            'from softvq import Tokenizer\n\ntokenizer = Tokenizer.from_pretrained("FOLDER OR OWNER/NAME")\n'
+            f'from softvq import Tokenizer\n\ntokenizer = Tokenizer.from_pretrained("{loaded_as}")\n'
             "latents = tokenizer.encode(images)  # images (B, 3, H, W) in [-1, 1]\nimages = tokenizer.decode(latents)"
         )
         return hub.card(f"softvq {name}", summary, usage, self.about)

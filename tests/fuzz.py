@@ -124,6 +124,31 @@ def lost_key(files: Files, rng: random.Random) -> None:
     files["config.json"] = json.dumps(config).encode()
 
 
+def odd_about(files: Files, rng: random.Random) -> None:
+    """What is said about a model, of the wrong kind."""
+    config = json.loads(files["config.json"])
+    about = config.setdefault("about", {})
+    odd = rng.choice((None, 5, "x", [1], {"a": [1]}, {"psnr_floor": "x"}, "\\ud800", -1e400, {"recipe": {"data": 1}}))
+    about[rng.choice(("recipe", "figures", "license", "source", "command", "domain"))] = odd
+    files["config.json"] = json.dumps(config).encode()
+
+
+def many_parts(files: Files, rng: random.Random) -> None:
+    """More blocks or codebooks than there are, with as many tensors as it takes to look right."""
+    config = json.loads(files["config.json"])
+    header, data = split(files["model.safetensors"])
+    count = rng.choice((100, 2_000, 20_000))
+    if "config" in config:
+        config["config"]["encoder"]["depth"] = count
+        header |= {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(count)}
+    else:
+        header["quantize.embedding"]["shape"] = [count, 0, config["codebook_embed_dim"]]
+        header["quantize.embedding"]["data_offsets"] = [0, 0]
+        config |= {"num_codebooks": count, "num_latent_tokens": count}
+    files["config.json"] = json.dumps(config).encode()
+    files["model.safetensors"] = join(header, data)
+
+
 def not_a_number(files: Files, rng: random.Random) -> None:
     header, data = split(files["model.safetensors"])
     names = [name for name in header if name != "__metadata__" and not name.startswith(UNUSED)]
@@ -137,6 +162,7 @@ def not_a_number(files: Files, rng: random.Random) -> None:
 DAMAGES: list[Callable[[Files, random.Random], None]] = [
     *(flip_config, flip_header, flip_data, flip_config, flip_header, flip_data),
     *(truncate, other_dtype, huge_shape, huge_config, nested_config, lost_key, not_a_number),
+    *(odd_about, many_parts),
 ]
 
 
@@ -159,6 +185,8 @@ def attempt(files: Files, folder: Path, damage: str) -> tuple[str, str | None]:
     outcome, failure = "loaded", None
     try:
         model = Tokenizer.from_pretrained(folder)
+        model.encode(torch.zeros(1, 3, 16, 16))
+        model.save_pretrained(folder / "again")
         if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
             failure = "loaded NaN or Inf"
         if damage == "not_a_number":

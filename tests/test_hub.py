@@ -65,7 +65,34 @@ def test_half_precision_halves_the_file_and_loads_as_float32(folder: Path, tmp_p
     assert (tmp_path / "half" / hub.WEIGHTS).stat().st_size < 0.7 * (folder / hub.WEIGHTS).stat().st_size
     for name, tensor in half.state_dict().items():
         assert tensor.dtype == torch.float32
-        assert torch.equal(tensor, whole.state_dict()[name].half().float())
+        expected = whole.state_dict()[name]
+        assert torch.equal(tensor, expected if name.startswith("latent_") else expected.half().float())
+    half.save_pretrained(tmp_path / "again", torch.float16)
+    for name in ("config.json", "model.safetensors", "README.md"):
+        assert (tmp_path / "half" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_what_could_not_be_loaded_again_is_not_saved(folder: Path, tmp_path: Path):
+    tokenizer = Tokenizer.from_pretrained(folder)
+    tokenizer.from_quantizer.bias.data[0] = 1e5  # beyond float16
+    with pytest.raises(
+        ModelError, match=r"from_quantizer\.bias holds NaN or Inf as torch\.float16; nothing was written"
+    ):
+        tokenizer.save_pretrained(tmp_path / "new", torch.float16)
+    with pytest.raises(ValueError, match=r"floating-point type, not torch\.int8"):
+        tokenizer.save_pretrained(tmp_path / "new", torch.int8)
+    tokenizer.about["odd"] = object()
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(TypeError):
+        tokenizer.save_pretrained(folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_readme_of_ones_own_stays(folder: Path):
+    (folder / "README.md").write_text("# Mine\n")
+    Tokenizer.from_pretrained(folder).save_pretrained(folder)
+    assert (folder / "README.md").read_text() == "# Mine\n"
 
 
 def edit(folder: Path, change) -> None:
@@ -97,7 +124,7 @@ DAMAGE = {
     "broken json": (lambda f: (f / "config.json").write_text("{"), "not readable JSON"),
     "json list": (lambda f: (f / "config.json").write_text("[]"), "must hold a JSON object"),
     "other format": (lambda f: edit(f, lambda d: d.update(format=99)), "not a softvq model configuration"),
-    "other kind": (lambda f: edit(f, lambda d: d.update(kind="generator")), "holds a generator, not a tokenizer"),
+    "other kind": (lambda f: edit(f, lambda d: d.update(kind="generator")), "holds a 'generator', not a 'tokenizer'"),
     "unknown key": (
         lambda f: edit(f, lambda d: d["config"].update(tokns=3)),
         "unknown key 'tokns'; did you mean tokens",
@@ -118,11 +145,39 @@ DAMAGE = {
         lambda f: rewrite(f, lambda t: t.update(latent_mean=torch.zeros(2, dtype=torch.int32))),
         r"latent_mean is torch\.int32, expected a floating-point type",
     ),
+    "beyond float32": (
+        lambda f: rewrite(f, lambda t: t.update(latent_mean=torch.full((2,), 1e300, dtype=torch.float64))),
+        "latent_mean holds NaN or Inf",
+    ),
+    "odd recipe": (lambda f: edit(f, lambda d: d["about"].update(recipe=5)), "is not a softvq model configuration"),
+    "odd figures": (lambda f: edit(f, lambda d: d["about"].update(figures=[1])), "is not a softvq model configuration"),
+    "odd floor": (
+        lambda f: edit(f, lambda d: d["about"]["figures"].update(psnr_floor="x")),
+        "is not a softvq model configuration",
+    ),
+    "half a character": (
+        lambda f: edit(f, lambda d: d["about"].update(note="\ud800")),
+        "is not a softvq model configuration",
+    ),
+    "two lines": (lambda f: edit(f, lambda d: d.update(kind="a\nb")), r"holds a 'a\\nb', not a 'tokenizer'"),
+    "no hidden unit": (lambda f: edit(f, lambda d: d["config"]["encoder"].update(mlp_ratio=0.01)), "one hidden unit"),
+    "groups": (
+        lambda f: edit(f, lambda d: d["config"].update(quantizer={"type": "Product", "groups": 3})),
+        "4 tokens cannot be split into the 3 equal groups",
+    ),
+    "a million codebooks": (
+        lambda f: edit(f, lambda d: d["config"].update(quantizer={"type": "Residual", "depth": 10**6})),
+        "1000000 codebooks, more than 1024",
+    ),
+    "somebody else's weights": (
+        lambda f: hub.write_tensors(f / hub.WEIGHTS, {f"t{i}": torch.zeros(1) for i in range(60)}),
+        "holds another model: none of its 60 tensors",
+    ),
     "no deviation": (lambda f: rewrite(f, lambda t: t["latent_std"].zero_()), "latent_std must be positive"),
     "unknown outer key": (lambda f: edit(f, lambda d: d.update(knd="x")), "unknown key 'knd'"),
     "a million blocks": (
-        lambda f: edit(f, lambda d: d["config"]["encoder"].update(depth=10**6)),
-        r"has only 51 tensors, but the model it is for has 1000002 blocks and codebooks",
+        lambda f: edit(f, lambda d: d["config"]["encoder"].update(depth=200)),
+        r"has only 51 tensors, but the model it is for has 202 blocks and codebooks",
     ),
     "too wide": (
         lambda f: edit(f, lambda d: d["config"].update(latent_dim=10**30)),
@@ -147,6 +202,15 @@ def test_damage_is_one_sentence(folder: Path, damage: str):
 def test_unknown_names():
     with pytest.raises(ModelError, match=r"no model folder 'nothing'.*softvq-emoji-64"):
         Tokenizer.from_pretrained("nothing")
+    with pytest.raises(ModelError, match="can be no model's name or folder"):
+        Tokenizer.from_pretrained("a" * 5000)
+
+
+def test_a_local_folder_named_like_the_owner_does_not_hide_the_hub(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "SoftVQVAE" / "softvq-l-32").mkdir(parents=True)
+    with pytest.raises(ModelError, match="could not be had from the hub"):
+        Tokenizer.from_pretrained("SoftVQVAE/softvq-l-64")
 
 
 def test_without_a_network_a_hub_name_is_refused_at_once():
@@ -225,7 +289,7 @@ def test_the_card_says_what_the_model_is_and_how_good(tmp_path: Path):
     assert card.startswith("---\nlibrary_name: softvq\n")
     for part in (
         *("license: mit", "# softvq mine", "16×16 images ↔ 4 tokens of 2 numbers", "`softvq train tokenizer mine`"),
-        *("on `photos`", "| psnr | 20.1235 |", "| images | 7 |", "Tokenizer.from_pretrained"),
+        *("Training images: `photos`", "| psnr | 20.1235 |", "| images | 7 |", "Tokenizer.from_pretrained"),
     ):
         assert part in card
 

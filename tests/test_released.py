@@ -80,7 +80,9 @@ def test_every_encoder_of_the_format(name: str, tmp_path: Path):
 def test_maetok_without_its_rotary_positions(tmp_path: Path):
     """A plain AE with 128 tokens whose encoder dropped patches in training."""
     ours = made(AEConfig(), tokens=128)
-    folder = released_folder(ours, "vit_base_patch14_dinov2", tmp_path, enc_token_drop=0.4, vq_mean=-0.1, vq_std=2.5)
+    folder = released_folder(
+        ours, "vit_base_patch14_dinov2", tmp_path, enc_token_drop=0.4, vq_mean=-0.1, vq_std=2.5, aux_hog_dec=True
+    )
     tensors = load_file(folder / "model.safetensors") | {"encoder.mask_token": torch.randn(1, 1, 96)}
     save_file(tensors, folder / "model.safetensors")
     theirs = Tokenizer.from_pretrained(folder)
@@ -108,7 +110,7 @@ def test_each_option_with_limits_is_tried():
     ("options", "message"),
     [
         *[
-            ({option: value}, f"config.json has {option} = {value!r}: .* not built here")
+            ({option: value}, f"config.json has {option} = {value!r}: .*not built here")
             for option, value in REFUSED.items()
         ],
         ({"codebook_l2_norm": False}, "codebook_l2_norm = False"),
@@ -117,8 +119,11 @@ def test_each_option_with_limits_is_tried():
             "encoder_model = 'samvit_base_patch16.sa1b'.*built are vit_small",
         ),
         ({"encoder_model": "eva02_base_patch16_clip_224.merged2b"}, "encoder_model = 'eva02.*not built here"),
-        ({"vq_std": 0.0}, "vq_std = 0.0, which must be positive"),
-        ({"num_codebooks": 3}, r"quantize.embedding has shape \(2, 16, 6\), but config.json has 3 codebooks of 16 × 6"),
+        ({"vq_std": 0.0}, "vq_std = 0.0; the mean must be finite"),
+        ({"num_codebooks": 4}, r"quantize.embedding has shape \(2, 16, 6\), but config.json has 4 codebooks of 16 × 6"),
+        ({"num_codebooks": 3}, "has 4 latent tokens, which cannot be split over its 3 codebooks"),
+        ({"vq_mean": 1e300}, r"vq_mean = 1e\+300 and vq_std = 1.0; the mean must be finite"),
+        ({"use_rope": True, "rope_kind": "new"}, "use_rope = True: rotary positions inside the tokenizer, not built"),
         ({"tau": 0.0}, "tau must be positive"),
         ({"enc_patch_size": 0}, "patch size of 0"),
         ({"rope_thet": 1.0}, "unknown key 'rope_thet'; did you mean rope_theta"),

@@ -4,6 +4,7 @@
   softvq push runs/emoji-64 me/my-tokenizer --private --half
 
 Needs an account: sign in once with `hf auth login`, or set HF_TOKEN. Anyone then loads it as `me/my-tokenizer`.
+The card and config.json say how it was trained: the command, and the names of the data folders as you gave them.
 """
 
 import argparse

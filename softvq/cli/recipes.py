@@ -19,7 +19,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq import config as configs
     from softvq.recipes import all as recipes
 
-    if options.name:
+    if options.name is not None:
         recipe = configs.to_dict(recipes.find(options.name))
         if not options.json:
             print(json.dumps(recipe, indent=2, ensure_ascii=False))

@@ -31,8 +31,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.images < 2 or options.batch_size < 1:
         raise Usage("--images must be at least 2 and --batch-size at least 1")
-    if options.out is None and not Path(options.model).is_dir():
-        raise Usage(f"{options.model} is no folder of yours to write to; name one with --out")
+    if options.out is None and not is_ours(Path(options.model)):
+        raise Usage(f"{options.model} is no folder in our format to write to; name one with --out")
     runner = Runner(options)
     source = open_source(options.data)
     used, bad = 0, {}
@@ -55,7 +55,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise Failure(f"{int((std == 0).sum())} latent channels are the same for all these images; give more of them.")
     out = options.out or hub.find(options.model)
     runner.tokenizer.set_statistics(mean, std)
-    runner.tokenizer.save_pretrained(out)
+    stored = hub.read_tensors(hub.find(options.model) / hub.WEIGHTS)
+    runner.tokenizer.save_pretrained(out, stored.get("decoder.mask_token", mean).dtype)
     if not options.json:
         print(f"latent mean {mean.mean():.4g}, standard deviation {std.mean():.4g} (over channels); stored in {out}")
     return {"model": str(out), "images": used, "skipped": bad, "mean": mean.tolist(), "std": std.tolist()}
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds a model (or the run of one) that this package wrote."""
+    from softvq import hub
+
+    if not folder.is_dir():
+        return False
+    config = hub.find(folder) / hub.CONFIG
+    return config.is_file() and "format" in hub.read_json(config)

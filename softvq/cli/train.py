@@ -7,8 +7,10 @@
 
 Every field of the recipe can be set: --FIELD VALUE, dotted for nested ones (`softvq recipes NAME` shows them all).
 A run that was stopped goes on where its last checkpoint stands when the same command is given again.
-Pretrained networks that a recipe names (`encoder_weights`, `alignment.teacher`) are downloaded from the hub once, or
-read from the files given with --pretrained.
+A field that is null takes JSON: --alignment '{"teacher": "vit_base_patch14_dinov2.lvd142m"}'; its term then needs a
+weight: --weights '{"reconstruction": 1, "kl": 0.01, "alignment": 0.1}'.
+Pretrained networks that a recipe names (`encoder_weights`, `perceptual`, `alignment.teacher`, the discriminator's
+`backbone`) are downloaded from the hub once, or read from the files given with --pretrained.
 """
 
 import argparse
@@ -71,9 +73,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     precision = pick_precision(options.precision, device, training=True)
     intervals = Intervals(options.log_every, options.checkpoint_every)
     command = shlex.join(["softvq", "train", "tokenizer", options.recipe, *options.extra])
+    files = pretrained_files(options.pretrained, recipe.networks)
     folder = train(
         recipe,
-        RunOptions(out, device, precision, options.workers, pretrained_files(options.pretrained), command, intervals),
+        RunOptions(out, device, precision, options.workers, files, command, intervals),
         hooks=lambda run: sample_hooks(run, recipe, options.sample_every),
         finish=lambda tokenizer: figures_of(tokenizer, recipe.val),
     )
@@ -83,16 +86,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {"model": str(folder), "steps": recipe.steps, "figures": about.get("figures")}
 
 
-def pretrained_files(pairs: list[str]) -> dict[str, Path]:
-    """NAME=FILE pairs."""
-    from softvq.pretrained.vit import describe
-
-    files = {}
+def pretrained_files(pairs: list[str], used: list[str]) -> dict[str, Path]:
+    """NAME=FILE pairs, of networks that are used."""
+    files: dict[str, Path] = {}
     for pair in pairs:
         name, equals, file = pair.partition("=")
         if not equals or not Path(file).is_file():
             raise Usage(f"--pretrained {pair}: write NAME=FILE, with a file that exists")
-        describe(name)
+        if name not in used or name in files:
+            why = "is given twice" if name in files else f"is not used; this recipe uses {', '.join(used) or 'none'}"
+            raise Usage(f"--pretrained {pair}: {name} {why}")
         files[name] = Path(file)
     return files
 

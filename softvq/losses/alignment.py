@@ -31,5 +31,5 @@ def alignment(projected: Float[Tensor, "B L E"], features: Float[Tensor, "B N E"
 
 def latent_of_patch(latents: int, patches: int) -> Tensor:
     """Which latent each of N patches takes, ⌊n L / N⌋: runs of N / L patches (Eq. 5), as even as can be where that is
-    not whole."""
+    not whole. With more latents than patches, the others are aligned with none."""
     return torch.arange(patches) * latents // patches

@@ -67,7 +67,8 @@ class LPIPS(nn.Module):
         if name != NAME:
             raise hub.ModelError(f"there is no perceptual network {name!r}; there are {NAME} and {TINY}.")
         if file is None:
-            file = hub.download(f"timm/{NAME}", (hub.WEIGHTS,)) / hub.WEIGHTS
+            instead = f"the file (softvq train: --pretrained {NAME}=FILE)"
+            file = hub.download(f"timm/{NAME}", (hub.WEIGHTS,), instead) / hub.WEIGHTS
         tensors = {k: v for k, v in hub.read_tensors(file).items() if k.startswith("features.")}
         vgg = hub.build(VGG16, 13, hub.SavedModel(file, {}, {}, tensors))
         return cls(vgg, hub.read_tensors(LINEAR))

@@ -7,6 +7,7 @@
 Weights come from timm's hub repositories (downloaded when first asked for) or from a local safetensors file.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,11 +36,7 @@ class PretrainedViT:
     random: bool = False
 
 
-def _tiny(like: str) -> PretrainedViT:
-    return PretrainedViT(VITS[like].tiny(), 224, _IMAGENET, random=True)
-
-
-MODELS: dict[str, PretrainedViT] = {
+_PUBLIC: dict[str, PretrainedViT] = {
     "vit_small_patch16_224.dino": PretrainedViT(VITS["vit_small_patch16_224"], 224, _IMAGENET),
     **{
         f"vit_{size}_patch14_{kind}.lvd142m": PretrainedViT(VITS[f"vit_{size}_patch14_{kind}"], 518, _IMAGENET)
@@ -48,14 +45,19 @@ MODELS: dict[str, PretrainedViT] = {
     },
     "vit_base_patch16_clip_224.openai": PretrainedViT(VITS["vit_base_patch16_clip_224"], 224, _CLIP),
     "eva02_base_patch16_clip_224.merged2b": PretrainedViT(VITS["eva02_base_patch16_clip_224"], 224, _CLIP),
-    **{f"tiny_{name}": _tiny(name) for name in VITS},
+}
+MODELS = _PUBLIC | {
+    f"tiny_{name.partition('.')[0]}": replace(known, architecture=known.architecture.tiny(), random=True)
+    for name, known in _PUBLIC.items()
 }
 
 
 def describe(name: str) -> PretrainedViT:
     """A network by timm's name; `ModelError` names those there are."""
     if name not in MODELS:
-        raise hub.ModelError(f"there is no pretrained ViT {name!r}; there are {', '.join(MODELS)}.")
+        near = [known for known in _PUBLIC if known.startswith(name)]
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_PUBLIC)}."
+        raise hub.ModelError(f"there is no pretrained ViT {name!r}; {hint}")
     return MODELS[name]
 
 
@@ -73,7 +75,8 @@ def load(name: str, image_size: int, patch_size: int | None = None, file: Path |
     if known.random and file is None:
         return _random(config, image_size // patch_size)
     if file is None:
-        file = hub.download(f"timm/{name}", (hub.WEIGHTS,)) / hub.WEIGHTS
+        folder = hub.download(f"timm/{name}", (hub.WEIGHTS,), f"the file (softvq train: --pretrained {name}=FILE)")
+        file = folder / hub.WEIGHTS
     elif file.suffix != ".safetensors":
         raise hub.ModelError(f"{file} is no .safetensors file; others are not read, because unpickling runs code.")
     tensors = _timm_names(hub.read_tensors(file))
@@ -162,15 +165,17 @@ def _timm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _resampled(
     tensors: dict[str, Tensor], known: PretrainedViT, file: Path, patch_size: int, side: int
 ) -> dict[str, Tensor]:
-    weight, positions = tensors["patch_embed.proj.weight"], tensors["pos_embed"]
-    config = known.architecture
-    old, prefix = known.image_size // config.patch_size, 0 if config.registers else 1
-    shapes = ((config.width, 3, config.patch_size, config.patch_size), (1, prefix + old * old, config.width))
-    found = (tuple(weight.shape), tuple(positions.shape))
-    if found != shapes:
+    weight, positions = tensors["patch_embed.proj.weight"].float(), tensors["pos_embed"].float()
+    config, prefix = known.architecture, 0 if known.architecture.registers else 1
+    if weight.ndim != 4 or weight.shape[:2] != (config.width, 3) or weight.shape[2] != weight.shape[3]:
+        expected = (config.width, 3, config.patch_size, config.patch_size)
+        raise hub.ModelError(f"{file}: patch_embed.proj.weight has shape {tuple(weight.shape)}, expected {expected}.")
+    old = math.isqrt(max(0, positions.shape[1] - prefix)) if positions.ndim == 3 else 0
+    if positions.shape != (1, prefix + old * old, config.width) or not old:
+        native = known.image_size // config.patch_size
+        expected = (1, prefix + native**2, config.width)
         raise hub.ModelError(
-            f"{file}: patch_embed.proj.weight and pos_embed have shapes {found[0]} and {found[1]}, "
-            f"expected {shapes[0]} and {shapes[1]}."
+            f"{file}: pos_embed has shape {tuple(positions.shape)}, expected {expected} or that of another square grid."
         )
     return {
         "patch_embed.proj.weight": resample_patches(weight, patch_size),

@@ -161,6 +161,21 @@ def average(dicts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 QuantizerConfig = SoftVQConfig | GMMVQConfig | VQConfig | KLConfig | AEConfig | ProductConfig | ResidualConfig
 
 
+MOST_CODEBOOKS = 1024  # far beyond use; a damaged file must not ask for millions
+
+
+def check_split(config: QuantizerConfig, tokens: int) -> None:
+    """`ValueError` when the tokens cannot be split as products over tokens ask, or there are too many codebooks."""
+    if count_codebooks(config) > MOST_CODEBOOKS:
+        raise ValueError(f"the quantizer has {count_codebooks(config)} codebooks, more than {MOST_CODEBOOKS}")
+    if isinstance(config, ProductConfig | ResidualConfig):
+        if isinstance(config, ProductConfig) and config.axis == "token":
+            if tokens % config.groups:
+                raise ValueError(f"{tokens} tokens cannot be split into the {config.groups} equal groups of Product")
+            tokens //= config.groups
+        check_split(config.inner, tokens)
+
+
 def count_codebooks(config: QuantizerConfig) -> int:
     """How many simple quantizers a configuration asks for."""
     if isinstance(config, ProductConfig | ResidualConfig):

@@ -23,10 +23,17 @@ def find(name: str) -> TokenizerRecipe:
         return tiny(recipe)
     if (base := name.removesuffix("-paper")) in RECIPES and base != name:
         recipe = RECIPES[base]
-        if recipe.published is None or (printed := as_printed(recipe)) is None:
+        if recipe.published is None:
+            raise ConfigError(f"there is no recipe {name!r}: only recipes of the paper have a -paper twin.")
+        if (printed := as_printed(recipe)) is None:
             raise ConfigError(f"there is no recipe {name!r}: {base} is the same as released and as printed.")
         return printed
-    raise ConfigError(f"there is no recipe {name!r}{nearest(name, list(RECIPES))}")
+    everything = [found for base in RECIPES for twin in (base, *twins(base)) for found in _with_tiny(twin)]
+    raise ConfigError(f"there is no recipe {name!r}{nearest(name, everything)}")
+
+
+def _with_tiny(name: str) -> list[str]:
+    return [name, f"{name}-tiny"] if name.endswith("-paper") else [name]
 
 
 def twins(name: str) -> list[str]:

@@ -213,7 +213,7 @@ def tiny(recipe: TokenizerRecipe) -> TokenizerRecipe:
     return replace(
         recipe,
         name=f"{recipe.name}-tiny",
-        about=f"{recipe.about} In tiny, to try it out.",
+        about=f"{recipe.name} in tiny, to try it out: {config.tokens} tokens × {config.latent_dim}, 128 px.",
         tokenizer=replace(
             config,
             image_size=128,

@@ -1,23 +1,27 @@
 """What is done *to* a fresh tokenizer before training."""
 
 import math
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 
-from softvq.layers import Attention, VisionTransformer
+from softvq.layers import Attention, VisionTransformer, ViTConfig
 from softvq.tokenizer import Tokenizer
 
 
 def encoder_start(tokenizer: Tokenizer, vit: VisionTransformer) -> None:
     """Start the encoder as a pretrained ViT (Section 4.1); its latent tokens, the decoder and all else stay as they
     are. `ValueError` when the encoder is another architecture."""
-    if vit.config != tokenizer.config.encoder or vit.grid != tokenizer.encoder.vit.grid:
-        raise ValueError(
-            f"the pretrained weights are of {vit.config} on {vit.grid} patches, "
-            f"but the encoder is {tokenizer.config.encoder} on {tokenizer.encoder.vit.grid}"
-        )
+    check_encoder(tokenizer.config.encoder, vit.config, "the pretrained ViT")
     tokenizer.encoder.vit.load_state_dict(vit.state_dict())
+
+
+def check_encoder(encoder: ViTConfig, pretrained: ViTConfig, name: str) -> None:
+    """`ValueError` that names the differing fields when an encoder cannot start as a pretrained ViT."""
+    pairs = {field.name: (getattr(encoder, field.name), getattr(pretrained, field.name)) for field in fields(ViTConfig)}
+    if differing := [f"{field} {a} instead of {b}" for field, (a, b) in pairs.items() if a != b]:
+        raise ValueError(f"the encoder cannot start as {name}: it has {', '.join(differing)}")
 
 
 @torch.no_grad()

@@ -100,8 +100,8 @@ class TokenizerRecipe:
     def __post_init__(self):
         if self.batch_size < 1 or self.steps < 1:
             raise ValueError(f"batch_size and steps must be at least 1, not {self.batch_size} and {self.steps}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, not {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must not be negative and be below 2^63, not {self.seed}")
         if self.val is not None and self.tokenizer.image_size < 11:
             raise ValueError("validation measures SSIM, which needs an image_size of at least 11; or set val to null")
         if not 0 <= self.ema_decay < 1:
@@ -114,6 +114,14 @@ class TokenizerRecipe:
             raise ValueError(f"schedules name {', '.join(sorted(unknown))}, which weights do not")
         if self.init == "local" and self.encoder_weights is not None:
             raise ValueError("init 'local' and encoder_weights both say where the encoder starts; give one of them")
+
+    @property
+    def networks(self) -> list[str]:
+        """The names of the pretrained networks that the run uses."""
+        names = [self.encoder_weights, self.perceptual, self.alignment and self.alignment.teacher]
+        if self.adversarial is not None and isinstance(self.adversarial.discriminator, DinoDiscriminatorConfig):
+            names.append(self.adversarial.discriminator.backbone)
+        return sorted({name for name in names if name})
 
     @property
     def command(self) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from softvq.data.sources import Source, open_source
 from softvq.losses.adversarial import LeCAM
 from softvq.losses.alignment import Projector
 from softvq.losses.total import total
-from softvq.pretrained.vit import load
+from softvq.pretrained.vit import describe, load
 from softvq.tokenizer import Tokenizer
-from softvq.training.initialise import encoder_start, local_start
+from softvq.training.initialise import check_encoder, encoder_start, local_start
 from softvq.training.logs import Log
 from softvq.training.loop import Hook, Intervals, fit
 from softvq.training.recipe import TokenizerRecipe
@@ -43,20 +43,25 @@ class RunOptions:
     intervals: Intervals = field(default_factory=Intervals)
 
 
-def new_tokenizer(recipe: TokenizerRecipe, pretrained: Mapping[str, Path] | None = None) -> Tokenizer:
+def new_tokenizer(
+    recipe: TokenizerRecipe, pretrained: Mapping[str, Path] | None = None, *, started: bool = True
+) -> Tokenizer:
     """The recipe's tokenizer before its first step: a function of the recipe (and of the weights it names) alone.
 
-    A recipe whose parts do not fit each other (groups that do not divide the tokens, weights of other loss terms than
-    it has) is a `ConfigError`.
+    Without `started`, pretrained weights are not loaded: a checkpoint will replace them. A recipe whose parts do not
+    fit each other (weights of other loss terms than it has, an encoder that is no such ViT) is a `ConfigError`.
     """
+    name, config = recipe.encoder_weights, recipe.tokenizer
     try:
+        if name is not None:
+            known = replace(describe(name).architecture, patch_size=config.encoder.patch_size)
+            check_encoder(config.encoder, known, name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             tokenizer = Tokenizer(recipe.tokenizer)
             if recipe.init == "local":
                 local_start(tokenizer)
-        if (name := recipe.encoder_weights) is not None:
-            config = recipe.tokenizer
+        if name is not None and started:
             file = (pretrained or {}).get(name)
             encoder_start(tokenizer, load(name, config.image_size, config.encoder.patch_size, file))
         with torch.no_grad():
@@ -68,29 +73,33 @@ def new_tokenizer(recipe: TokenizerRecipe, pretrained: Mapping[str, Path] | None
         total(terms, recipe.weights)
     except hub.ModelError:  # already a sentence, about the pretrained weights
         raise
-    except ValueError as error:
-        raise configs.ConfigError(f"recipe {recipe.name}: {error}") from error
+    except (ValueError, RuntimeError, OverflowError) as error:  # torch on sizes that no memory holds
+        raise _unfit(recipe, error) from error
     return tokenizer
 
 
-def new_state(recipe: TokenizerRecipe, frozen: Frozen, options: RunOptions) -> TrainState:
+def _unfit(recipe: TokenizerRecipe, error: Exception) -> configs.ConfigError:
+    return configs.ConfigError(f"recipe {recipe.name}: {str(error).strip().splitlines()[0]}")
+
+
+def new_state(recipe: TokenizerRecipe, frozen: Frozen, options: RunOptions, *, started: bool = True) -> TrainState:
     """The run before its first step: tokenizer, projector and discriminator, each a function of the recipe alone."""
-    model = new_tokenizer(recipe, options.pretrained)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        heads, judge = nn.ModuleDict(), nn.ModuleDict()
-        if recipe.alignment is not None:
-            heads["projector"] = Projector(recipe.tokenizer.latent_dim, recipe.alignment.hidden, frozen.teacher.width)
-        if recipe.adversarial is not None:
-            width = 0 if frozen.readouts is None else frozen.readouts.width
-            judge["discriminator"] = recipe.adversarial.discriminator.build(width)
-            judge["lecam"] = LeCAM()
+    model = new_tokenizer(recipe, options.pretrained, started=started)
     judge_optimizer = None if recipe.adversarial is None else recipe.adversarial.optimizer
     try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            heads, judge = nn.ModuleDict(), nn.ModuleDict()
+            if (aligned := recipe.alignment) is not None:
+                heads["projector"] = Projector(recipe.tokenizer.latent_dim, aligned.hidden, frozen.teacher.width)
+            if recipe.adversarial is not None:
+                width = 0 if frozen.readouts is None else frozen.readouts.width
+                judge["discriminator"] = recipe.adversarial.discriminator.build(width)
+                judge["lecam"] = LeCAM()
         parts = (part.to(options.device) for part in (model, heads, judge))
         return TrainState.of(*parts, recipe.optimizer, judge_optimizer)
-    except ValueError as error:
-        raise configs.ConfigError(f"recipe {recipe.name}: {error}") from error
+    except (ValueError, RuntimeError, OverflowError) as error:
+        raise _unfit(recipe, error) from error
 
 
 def train(
@@ -107,9 +116,9 @@ def train(
     """
     source = open_source(recipe.data)
     frozen = Frozen.of(recipe, options.device, options.pretrained)
-    state = new_state(recipe, frozen, options)
-    description = describe(recipe, options.precision, source)
     checkpoints = Checkpoints(options.out / "checkpoints")
+    state = new_state(recipe, frozen, options, started=not checkpoints.all())
+    description = describe_run(recipe, options, source)
     meta = open_run(options.out, description, checkpoints, state)
     log = Log(options.out, state.step, recipe.steps)
     try:
@@ -139,11 +148,30 @@ def train(
         log.close()
 
 
-def describe(recipe: TokenizerRecipe, precision: Precision, source: Source) -> dict[str, Any]:
-    """What must be the same for a run to be resumed: the recipe's choices, the precision, the images."""
+def describe_run(recipe: TokenizerRecipe, options: RunOptions, source: Source) -> dict[str, Any]:
+    """What must be the same for a run to be resumed: the recipe's choices, the precision, the images, and the files
+    of pretrained networks that were given."""
     choices = {key: value for key, value in configs.to_dict(recipe).items() if key not in ("about", "published")}
     names = hashlib.sha256("\n".join(source.names).encode("utf-8", "surrogateescape")).hexdigest()
-    return {"recipe": choices, "precision": precision, "images": {"count": len(source.names), "names": names[:16]}}
+    images = {"count": len(source.names), "names": names[:16]}
+    return {
+        "recipe": choices,
+        "precision": options.precision,
+        "images": images,
+        "pretrained": fingerprints(options.pretrained),
+    }
+
+
+def fingerprints(files: Mapping[str, Path]) -> dict[str, str]:
+    """The beginning of each file's SHA-256, by the network's name."""
+    found = {}
+    for name, path in files.items():
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(2**24):
+                digest.update(block)
+        found[name] = digest.hexdigest()[:16]
+    return found
 
 
 def open_run(out: Path, description: dict[str, Any], checkpoints: Checkpoints, state: TrainState) -> dict[str, Any]:
@@ -178,6 +206,7 @@ def _finish(
         "recipe": json.loads(json.dumps(configs.to_dict(recipe))),
         "command": options.command or recipe.command,
         "precision": options.precision,
+        **({"pretrained_files": fingerprints(options.pretrained)} if options.pretrained else {}),
         **finish(tokenizer),
     }
     tokenizer.save_pretrained(options.out / "model")

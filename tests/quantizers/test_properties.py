@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from softvq import config as configs
 from softvq.quantizers.base import Quantizer
-from softvq.quantizers.compose import ProductConfig, ResidualConfig
+from softvq.quantizers.compose import MOST_CODEBOOKS, ProductConfig, ResidualConfig, count_codebooks
 from softvq.quantizers.gaussian import AEConfig, KLConfig
 from softvq.quantizers.hard import VQConfig
 from softvq.quantizers.soft import GMMVQConfig, SoftVQConfig
@@ -257,10 +257,19 @@ any_config = st.recursive(
 )
 
 
+def tokens_for(config) -> int:
+    """A number of tokens that every product over tokens can split."""
+    if not isinstance(config, ProductConfig | ResidualConfig):
+        return 1
+    splits = isinstance(config, ProductConfig) and config.axis == "token"
+    return tokens_for(config.inner) * (config.groups if splits else 1)
+
+
 @quick
 @given(any_config)
 def test_every_quantizer_goes_to_json_and_back(quantizer):
-    before = TokenizerConfig(quantizer=quantizer)
+    assume(count_codebooks(quantizer) <= MOST_CODEBOOKS)
+    before = TokenizerConfig(tokens=tokens_for(quantizer), quantizer=quantizer)
     text = json.dumps(configs.to_dict(before), allow_nan=False)
     assert json.loads(text)["quantizer"]["type"] == type(quantizer).__name__.removesuffix("Config")
     assert configs.from_dict(TokenizerConfig, json.loads(text)) == before

@@ -178,7 +178,10 @@ def test_the_encoder_starts_as_the_pretrained_network():
 
 def test_recipes_that_do_not_fit_are_sentences():
     twin = find("softvq-s-64-tiny")
-    with pytest.raises(ConfigError, match=r"the pretrained weights are of .* but the encoder is"):
+    with pytest.raises(
+        ConfigError,
+        match="cannot start as tiny_vit_base_patch16_clip_224: it has width 48 instead of 96, heads 6 instead of 12",
+    ):
         new_tokenizer(replace(twin, encoder_weights="tiny_vit_base_patch16_clip_224"))
     with pytest.raises(ConfigError, match="alignment"):
         new_tokenizer(replace(twin, alignment=None))
@@ -186,7 +189,9 @@ def test_recipes_that_do_not_fit_are_sentences():
         replace(twin, init="local")
     for name, message in (
         ("softvq-l-46", "did you mean softvq-"),
-        ("emoji-64-tiny", "only recipes of the paper"),
+        ("emoji-64-tiny", "only recipes of the paper have a tiny twin"),
+        ("emoji-64-paper", "only recipes of the paper have a -paper twin"),
+        ("softvq-l-64-tiny-paper", "did you mean softvq-l-64-paper "),
         ("ae-s-64-paper-tiny", "the same as released and as printed"),
     ):
         with pytest.raises(ConfigError, match=message):
