@@ -1,9 +1,20 @@
-"""Rank, world size and reductions. Everything here works unwrapped in a single process."""
+"""Rank, world size, reductions and wrapping. Everything here works unwrapped in a single process.
+
+Several processes are started by torchrun; each gets an equal share of every batch.
+"""
+
+import os
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Parallel = Literal["ddp", "fsdp"]
 
 
 def active() -> bool:
@@ -21,11 +32,81 @@ def world_size() -> int:
     return dist.get_world_size() if active() else 1
 
 
+def start(device: torch.device) -> torch.device:
+    """Join the group that torchrun describes, if it started this process; gives this process's own device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or active():
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    # Rank 0 alone writes checkpoints: hours, not minutes, may pass for the others on a slow disk.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    return device
+
+
+def stop() -> None:
+    """Leave the group."""
+    if active():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def gathered(value: Any) -> list[Any]:
+    """Each rank's value (anything that pickles), in the order of ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def wrapped(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module with its gradients averaged over ranks (DDP); itself when alone or without parameters."""
+    if world_size() == 1 or not any(p.requires_grad for p in module.parameters()):
+        return module
+    ids = [device.index] if device.type == "cuda" else None
+    with warnings.catch_warnings():  # broadcast_buffers has another name from PyTorch 2.13 on
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def unsynchronised(module: nn.Module) -> AbstractContextManager:
+    """A block whose backward passes are not reduced over ranks yet."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+def shard(module: nn.Module, blocks: list[nn.Module]) -> None:
+    """Split a module's parameters over ranks in place, each of `blocks` as a unit (FSDP2)."""
+    from torch.distributed.fsdp import fully_shard  # costs a second, and only sharded runs need it
+
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing here works in place
+    for block in blocks:
+        fully_shard(block)
+    fully_shard(module)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over ranks; its gradient is the sum of the ranks' gradients. PyTorch's own is deprecated, or private."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return total(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return total(gradient)
+
+
 def mean(x: Tensor) -> Tensor:
     """Mean of a tensor over all ranks, with gradients that reach every rank's tensor."""
     if world_size() == 1:
         return x
-    return dist_nn.all_reduce(x.contiguous()) / world_size()
+    return _Sum.apply(x) / world_size()
 
 
 def maximum(x: Tensor) -> Tensor:
@@ -41,7 +122,7 @@ def total(x: Tensor) -> Tensor:
     """Sum over all ranks, without gradients."""
     if world_size() == 1:
         return x
-    x = x.detach().clone()
+    x = x.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(x)
     return x
 
@@ -49,6 +130,21 @@ def total(x: Tensor) -> Tensor:
 def whole(x: Tensor) -> Tensor:
     """A tensor that may be sharded over ranks (FSDP2's are), as a plain one on each."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def local(x: Tensor) -> Tensor:
+    """This rank's part of a tensor that may be sharded."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
+@torch.no_grad()
+def fill(target: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into one that may be sharded."""
+    if hasattr(target, "to_local"):
+        from torch.distributed.tensor import distribute_tensor
+
+        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    target.copy_(value)
 
 
 def best_device() -> torch.device:

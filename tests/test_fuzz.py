@@ -20,5 +20,5 @@ def test_each_damaged_folder_loads_or_gets_a_sentence_quickly():
     outcomes = result["outcomes"]
     assert outcomes["flip_data loaded"] > 300  # a flipped data bit is another number, seldom none
     for damage in ("flip_header", "truncate", "other_dtype", "huge_shape", "not_a_number"):
-        assert outcomes[f"{damage} refused"] >= 190
+        assert outcomes[f"{damage} refused"] >= 170
         assert outcomes.get(f"{damage} loaded", 0) < 20

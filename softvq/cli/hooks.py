@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from softvq import distributed
 from softvq.data.images import to_bytes
 from softvq.data.loader import ordered_batches
 from softvq.data.sources import Source, open_source
@@ -34,7 +35,8 @@ def sample_hooks(folder: Path, recipe: TokenizerRecipe, every: int) -> list[Hook
         with torch.no_grad():
             picture = comparison(shown, tokenizer(shown).images)
         path = folder / "samples" / f"step-{state.step:07d}.png"
-        save_picture(picture, path)
+        if distributed.rank() == 0:
+            save_picture(picture, path)
         log.picture(state.step, "reconstructions", np.asarray(picture))
         if recipe.val is not None:
             scores = evaluate(tokenizer, recipe.val)

@@ -7,6 +7,7 @@
 
 Every field of the recipe can be set: --FIELD VALUE, dotted for nested ones (`softvq recipes NAME` shows them all).
 A run that was stopped goes on where its last checkpoint stands when the same command is given again.
+Several GPUs or machines: torchrun --nproc-per-node 8 -m softvq train tokenizer … (the batch size stays the same).
 A field that is null takes JSON: --alignment '{"teacher": "vit_base_patch14_dinov2.lvd142m"}'; its term then needs a
 weight: --weights '{"reconstruction": 1, "kl": 0.01, "alignment": 0.1}'.
 Pretrained networks that a recipe names (`encoder_weights`, `perceptual`, `alignment.teacher`, the discriminator's
@@ -21,7 +22,18 @@ from typing import Any
 
 from softvq.cli.main import Usage
 
-OWN_OPTIONS = ("out", "resume", "workers", "pretrained", "log-every", "checkpoint-every", "sample-every")
+OWN_OPTIONS = (
+    "out",
+    "resume",
+    "workers",
+    "pretrained",
+    "parallel",
+    "recompute",
+    "compile",
+    "log-every",
+    "checkpoint-every",
+    "sample-every",
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +49,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=FILE",
         help="read a pretrained network from this safetensors file instead of the hub; can be given for each",
     )
+    parser.add_argument(
+        "--parallel",
+        choices=("ddp", "fsdp"),
+        default="ddp",
+        help="with several processes (torchrun): a copy of the model on each (default), or its parameters shared out",
+    )
+    parser.add_argument("--recompute", action="store_true", help="less memory, more time: keep less for the gradients")
+    parser.add_argument("--compile", action="store_true", help="torch.compile; pays on GPUs, not on CPUs")
     parser.add_argument("--log-every", type=int, default=20, metavar="STEPS")
     parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS")
     parser.add_argument("--sample-every", type=int, default=1000, metavar="STEPS", help="sample grid and validation")
@@ -45,6 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq import config as configs
+    from softvq import distributed
     from softvq.cli.hooks import figures_of, sample_hooks
     from softvq.cli.machine import pick_device, pick_precision
     from softvq.hub import read_json
@@ -69,18 +90,31 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     out = options.out or Path("runs") / recipe.name
     if options.resume and not any((out / "checkpoints").glob("step-*")):
         raise Usage(f"--resume: {out} holds no run to resume; leave --resume out to start one")
-    device = pick_device(options.device)
+    device = distributed.start(pick_device(options.device))
     precision = pick_precision(options.precision, device, training=True)
     intervals = Intervals(options.log_every, options.checkpoint_every)
     command = shlex.join(["softvq", "train", "tokenizer", options.recipe, *options.extra])
     files = pretrained_files(options.pretrained, recipe.networks)
     folder = train(
         recipe,
-        RunOptions(out, device, precision, options.workers, files, command, intervals),
+        RunOptions(
+            out,
+            device,
+            precision,
+            workers=options.workers,
+            pretrained=files,
+            parallel=options.parallel,
+            recompute=options.recompute,
+            compile=options.compile,
+            command=command,
+            intervals=intervals,
+        ),
         hooks=lambda run: sample_hooks(run, recipe, options.sample_every),
         finish=lambda tokenizer: figures_of(tokenizer, recipe.val),
     )
-    if not options.json:
+    if distributed.rank() > 0:  # one answer is enough
+        options.json = False
+    elif not options.json:
         print(f"the tokenizer is in {folder}; try: softvq reconstruct --model {folder} IMAGE")
     about = read_json(folder / "config.json")["about"]
     return {"model": str(folder), "steps": recipe.steps, "figures": about.get("figures")}

@@ -101,7 +101,7 @@ def viewed(images: Float[Tensor, "B 3 H W"], views: Views, target: int) -> Float
     H, W = images.shape[2:]
     if H == W == target:
         return images
-    if min(H, W) <= target:
+    if min(H, W) < target:
         return F.interpolate(images, size=(target, target), mode="bicubic")
     smaller = F.interpolate(images, size=(target, target), mode="area")
     places = torch.arange(target, device=images.device)

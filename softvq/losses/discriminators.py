@@ -26,8 +26,10 @@ class DinoDiscriminatorConfig:
     kernel: int = 9
 
     def __post_init__(self):
-        if self.kernel < 1 or self.kernel % 2 == 0 or self.image_size < 1 or min(self.after, default=1) < 1:
-            raise ValueError("kernel must be odd, image_size and the blocks in after at least 1")
+        if self.kernel < 1 or self.kernel % 2 == 0 or self.image_size < 1:
+            raise ValueError("kernel must be odd, image_size at least 1")
+        if any(b <= a for a, b in pairwise((0, *self.after))):
+            raise ValueError(f"after must be increasing numbers of blocks from 1 on, not {list(self.after)}")
 
     def build(self, width: int) -> "DinoHeads":
         """For a backbone of this width."""
@@ -79,7 +81,8 @@ class _Along(nn.Module):
 
     def __init__(self, width: int, kernel: int):
         super().__init__()
-        self.conv = spectral_norm(nn.Conv1d(width, width, kernel, padding=kernel // 2, padding_mode="circular"))
+        conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, padding_mode="circular", bias=False)
+        self.conv = spectral_norm(conv)  # a bias would be taken out again by the norm
         self.norm = BatchNorm(width, eps=1e-6)
 
     def forward(self, x: Float[Tensor, "B C T"]) -> Float[Tensor, "B C T"]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from softvq import distributed
 from softvq.data.loader import Batch
 from softvq.training.logs import Log
 from softvq.training.state import Checkpoints, TrainState
@@ -69,27 +70,29 @@ def fit(
     intervals = intervals or Intervals()
     bad = {} if bad is None else bad
     recent: list[tuple[dict[str, torch.Tensor], list[str]]] = []  # values not read yet, and the images' names
-    with _Signals() as signals:
-        clock = time.monotonic()
+    with _Signals(next(state.model.parameters()).device) as signals:
+        clock, waited = time.monotonic(), 0.0
         while state.step < steps:
+            asked = time.monotonic()
             batch = _next(batches)
+            waited += time.monotonic() - asked
             values = _run(step, state, batch)
             state.step += 1
             log.advance()
             _report_bad(batch, bad, state.step, log)
             recent.append((values, batch.names))
-            stopping = signals.received  # read once: a signal that comes later in this step waits for the next
+            stopping = signals.agreed()  # read once: a signal that comes later in this step waits for the next
             saving = stopping is not None or state.step == steps or state.step % intervals.checkpoint == 0
             if saving or state.step % intervals.log == 0:
                 _check_finite(recent, state.step)
-                elapsed = time.monotonic() - clock
-                rate = len(recent) * len(batch.images) / elapsed
-                log.values(state.step, {name: float(value) for name, value in values.items()}, rate)
-                recent, clock = [], time.monotonic()
+                speed = _speed(recent, batch, time.monotonic() - clock, waited)
+                log.values(state.step, _over_ranks(values), speed)
+                recent, clock, waited = [], time.monotonic(), 0.0
             for hook in hooks:
                 if state.step % hook.every == 0 or state.step == steps:
                     hook.call(state, log)
             if saving:  # behind the hooks, so that what a killed run must do again is all of a step's output
+                bad |= {name: why for files in distributed.gathered(bad) for name, why in files.items()}
                 checkpoints.save(state, {"bad_files": bad})
             if stopping is not None and state.step < steps:
                 name = signal.Signals(stopping).name
@@ -127,21 +130,46 @@ def _report_bad(batch: Batch, bad: dict[str, str], step: int, log: Log) -> None:
 
 
 def _check_finite(recent: list[tuple[dict[str, torch.Tensor], list[str]]], step: int) -> None:
-    for back, (values, names) in enumerate(recent):
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"step {step - len(recent) + back + 1}: {name} is {float(value)} on the images "
-                    f"{', '.join(names[:4])}, …; the last checkpoint is from before. "
-                    "Lower the learning rate, or use --precision float32."
-                )
+    """All ranks stop when one of them finds a number that is not finite: first the terms, then what follows of them."""
+    problem = next(
+        (
+            f"step {step - len(recent) + back + 1}: {name} is {float(value)} on the images {', '.join(names[:4])}, …"
+            for back, (values, names) in enumerate(recent)
+            for name, value in values.items()
+            if not math.isfinite(value)
+        ),
+        None,
+    )
+    if problems := sorted((p for p in distributed.gathered(problem) if p), key=lambda p: "gradient_norm" in p):
+        raise TrainingError(
+            f"{problems[0]}; the last checkpoint is from before. Lower the learning rate, or use --precision float32."
+        )
+
+
+def _over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The mean of each named scalar over ranks."""
+    numbers = torch.stack([value.detach().double().cpu() for value in values.values()])
+    device = next((value.device for value in values.values() if value.device.type != "cpu"), numbers.device)
+    means = distributed.total(numbers.float().to(device)) / distributed.world_size()
+    alone = distributed.world_size() == 1
+    return dict(zip(values, (numbers if alone else means).tolist(), strict=True))
+
+
+def _speed(recent: list, batch: Batch, elapsed: float, waited: float) -> dict[str, float]:
+    """Images a second over all ranks, the share of the time spent waiting for images, and the device's memory (GB)."""
+    images = len(recent) * len(batch.images) * distributed.world_size()
+    speed = {"images_per_second": images / elapsed, "waiting_share": waited / elapsed}
+    if batch.images.device.type == "cuda":
+        speed["memory_gb"] = torch.cuda.max_memory_allocated(batch.images.device) / 1e9
+    return speed
 
 
 class _Signals:
     """Ctrl-C and SIGTERM noted while the block runs, so that a step ends before the run does."""
 
-    def __init__(self):
+    def __init__(self, device: torch.device):
         self.received: int | None = None
+        self.device = device  # that the ranks talk through
 
     def __enter__(self) -> "_Signals":
         self.previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -151,6 +179,10 @@ class _Signals:
         if self.received is not None:  # asked twice: stop at once
             raise KeyboardInterrupt
         self.received = number
+
+    def agreed(self) -> int | None:
+        """The signal that any rank received: all stop after the same step."""
+        return int(distributed.maximum(torch.tensor(self.received or 0, device=self.device))) or None
 
     def __exit__(self, *_: Any) -> None:
         for number, handler in self.previous.items():

@@ -6,11 +6,12 @@ appears whole (by a rename) or not at all.
 
 import copy
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softvq import hub
+from softvq import distributed, hub
 from softvq.config import ConfigError
 from softvq.optim import OptimizerConfig
 
@@ -41,6 +42,8 @@ class TrainState:
     optimizers: list[torch.optim.Optimizer]
     judge_optimizers: list[torch.optim.Optimizer]
     trained: "Student"
+    wrapped: nn.Module
+    wrapped_judge: nn.Module
     step: int = 0
     norms: dict[str, float] = field(default_factory=dict)
 
@@ -52,58 +55,86 @@ class TrainState:
         judge: nn.ModuleDict,
         optimizer: OptimizerConfig,
         judge_optimizer: OptimizerConfig | None,
+        parallel: distributed.Parallel = "ddp",
     ) -> "TrainState":
-        """A run before its first step."""
+        """A run before its first step, its modules wrapped or sharded where there are several ranks."""
         ema = copy.deepcopy(model).requires_grad_(False).eval()
         trained = Student(model, heads)
+        device = next(model.parameters()).device
+        if parallel == "fsdp" and distributed.world_size() > 1:
+            for whole, owner in ((model, trained), (ema, ema)):
+                distributed.shard(owner, [*whole.encoder.vit.blocks, *whole.decoder.vit.blocks])
+            wrapped = trained
+        else:
+            wrapped = distributed.wrapped(trained, device)
+        wrapped_judge = distributed.wrapped(Judged(judge), device)
         others = [] if judge_optimizer is None else judge_optimizer.build(judge)
-        return cls(model, ema, heads, judge, optimizer.build(trained), others, trained)
+        return cls(model, ema, heads, judge, optimizer.build(trained), others, trained, wrapped, wrapped_judge)
 
-    def forward(self, images: Tensor, noise: Tensor) -> tuple:
-        """The trained modules' answer; see `Student`."""
-        return self.trained(images, noise)
-
-    def judge_forward(self, call: Callable[[nn.Module], Any]) -> Any:
-        """What `call` makes of the discriminator."""
-        return call(self.judge["discriminator"])
-
+    @contextmanager
     def no_sync(self):
         """A block whose backward passes are not reduced over ranks yet."""
-        return nullcontext()
+        with distributed.unsynchronised(self.wrapped), distributed.unsynchronised(self.wrapped_judge):
+            yield
 
     def is_spike(self, name: str, norm: float, factor: float) -> bool:
-        """Whether a gradient norm is more than `factor` times its running average (which only others enter)."""
-        average = self.norms.get(name)
-        if average is not None and norm > factor * average:
-            return True
-        self.norms[name] = norm if average is None else 0.99 * average + 0.01 * norm
-        return False
+        """Whether a gradient norm is more than `factor` times its running average.
+
+        A spike enters the average as what would just be none, so that a lasting change is followed in the end.
+        """
+        if not math.isfinite(norm):  # not to be skipped over: the loop stops the run and says why
+            return False
+        average = self.norms.get(name, norm)
+        self.norms[name] = 0.99 * average + 0.01 * min(norm, factor * average)
+        return norm > factor * average
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
         """ema ← decay · ema + (1 − decay) · model, for parameters; `decay` starts lower: at most (1 + t) / (10 + t)."""
         decay = min(decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.ema.parameters()), [p.detach() for p in self.model.parameters()], 1 - decay)
+        averages, values = ([distributed.local(p) for p in m.parameters()] for m in (self.ema, self.model))
+        torch._foreach_lerp_(averages, [value.detach() for value in values], 1 - decay)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors by part and name."""
-        return {
-            "model": dict(self.model.state_dict()),
-            "ema": dict(self.ema.state_dict()),
-            "heads": dict(self.heads.state_dict()),
+        """All tensors by part and name, whole where they are sharded: every rank must call this."""
+        parts = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "heads": self.heads.state_dict(),
             "optimizer": _optimizer_tensors(self.trained, self.optimizers),
-            "judge": dict(self.judge.state_dict()),
+            "judge": self.judge.state_dict(),
             "judge_optimizer": _optimizer_tensors(self.judge, self.judge_optimizers),
         }
+        return {part: {name: distributed.whole(t) for name, t in tensors.items()} for part, tensors in parts.items()}
 
     def load(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take over what `tensors` gave."""
-        self.model.load_state_dict(parts["model"])
-        self.ema.load_state_dict(parts["ema"])
-        self.heads.load_state_dict(parts["heads"])
+        """Take over what `tensors` gave, at whatever number of ranks."""
+        for part in ("model", "ema", "heads", "judge"):
+            _fill(getattr(self, part), parts[part])
         _load_optimizers(self.trained, self.optimizers, parts["optimizer"])
-        self.judge.load_state_dict(parts["judge"])
-        _load_optimizers(self.judge, self.judge_optimizers, parts["judge_optimizer"])
+        if parts["judge_optimizer"]:  # empty before the discriminator's first step
+            _load_optimizers(self.judge, self.judge_optimizers, parts["judge_optimizer"])
+
+
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    own = module.state_dict()
+    if own.keys() != tensors.keys():
+        raise ValueError(f"the names {', '.join(sorted(own.keys() ^ tensors.keys())[:3])} are not in both")
+    for name, target in own.items():
+        if target.shape != tensors[name].shape:
+            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(target.shape)}")
+        distributed.fill(target, tensors[name])
+
+
+class Judged(nn.Module):
+    """The discriminator on several inputs in one call, as gradient reduction wants it."""
+
+    def __init__(self, judge: nn.ModuleDict):
+        super().__init__()
+        self.judge = judge
+
+    def forward(self, inputs: list[list[Tensor]]) -> list[Tensor]:
+        return [self.judge["discriminator"](readouts) for readouts in inputs]
 
 
 class Student(nn.Module):
@@ -135,20 +166,26 @@ class Checkpoints:
     def save(self, state: TrainState, meta: Mapping[str, Any]) -> Path:
         """Write the state; older checkpoints beyond `keep` are removed once the new one is in place."""
         target = self.folder / f"step-{state.step:07d}"
+        parts = state.tensors()
+        if distributed.rank() == 0:
+            self._write(target, parts, {"step": state.step, "norms": state.norms, **meta})
+        distributed.barrier()
+        return target
+
+    def _write(self, target: Path, parts: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> None:
         temporary = self.folder / f".writing-{target.name}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            for part, tensors in state.tensors().items():
+            for part, tensors in parts.items():
                 hub.write_tensors(temporary / f"{part}.safetensors", tensors)
-            hub.write_json(temporary / "state.json", {"step": state.step, "norms": state.norms, **meta})
+            hub.write_json(temporary / "state.json", meta)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for old in self.all()[: -self.keep]:
             shutil.rmtree(old)
-        return target
 
     def load(self, state: TrainState) -> dict[str, Any]:
         """Load the newest checkpoint that is whole into `state`; gives its `state.json`."""
@@ -194,7 +231,7 @@ def _optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]
 
 
 def _load_optimizers(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
-    parameters = {name: p for name, p in model.named_parameters() if optimizers}
+    parameters = dict(model.named_parameters())
     if missing := parameters.keys() - {name.rsplit("/", 1)[0] for name in tensors}:
         raise ValueError(f"the optimizer's state of {len(missing)} parameters is missing")
     owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
@@ -202,4 +239,9 @@ def _load_optimizers(model: nn.Module, optimizers: list[torch.optim.Optimizer], 
         name, key = full_name.rsplit("/", 1)
         parameter = parameters[name]
         # Fused AdamW keeps its step counter on the parameter's device, like the moments.
-        owner[parameter].state[parameter][key] = value.to(parameter.device)
+        if value.shape == parameter.shape and value.ndim:
+            own = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            distributed.fill(own, value)
+        else:
+            own = value.to(parameter.device)
+        owner[parameter].state[parameter][key] = own

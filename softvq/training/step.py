@@ -104,7 +104,7 @@ def tokenizer_terms(
     images = batch.images
     noise = latent_noise(recipe, batch.positions).to(images.device)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        outputs, losses, statistics, projected = state.forward(images, noise)
+        outputs, losses, statistics, projected = state.wrapped(images, noise)
         features = None if frozen.teacher is None else frozen.teacher(images)
         distances = None if frozen.perceptual is None else frozen.perceptual(outputs, images)
     terms = {"reconstruction": reconstruction(outputs, images, recipe.reconstruction), **losses}
@@ -116,7 +116,8 @@ def tokenizer_terms(
         terms["adversarial"] = torch.zeros((), device=images.device)
     if playing:
         (draws, views), *_ = looks(recipe, batch, (_GENERATOR,))
-        logits = judge(state.judge["discriminator"], recipe, precision, frozen, augmented(outputs, draws), views)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = state.judge["discriminator"](reads(recipe, frozen, augmented(outputs, draws), views))
         terms["adversarial"] = adversarial.generator_loss(logits, recipe.adversarial.loss)
     return terms, outputs.detach(), {f"latent/{name}": value for name, value in statistics.items()}
 
@@ -136,10 +137,10 @@ def discriminator_loss(
     shown = [(fakes, weak_fake), (batch.images, weak_real)]
     if config.consistency:
         shown += [(fakes, strong_fake), (batch.images, strong_real)]
-    seen = [(augmented(images.float(), draws), views) for images, (draws, views) in shown]
-    fake, real, *stronger = state.judge_forward(
-        lambda net: [judge(net, recipe, precision, frozen, images, views) for images, views in seen]
-    )
+    with torch.no_grad():
+        seen = [reads(recipe, frozen, augmented(images.float(), draws), views) for images, (draws, views) in shown]
+    with torch.autocast(fakes.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        fake, real, *stronger = state.wrapped_judge(seen)
     lecam = state.judge["lecam"]
     lecam.update(real.detach(), fake.detach())
     found = {
@@ -156,17 +157,12 @@ def discriminator_loss(
     return loss, {name: value.detach() for name, value in found.items()}
 
 
-def judge(
-    net: nn.Module, recipe: TokenizerRecipe, precision: Precision, frozen: Frozen, images: Tensor, views: Views
-) -> Float[Tensor, "B M"]:
-    """The discriminator's logits; its frozen part, where it has one, runs in float32 on images of its own size."""
+def reads(recipe: TokenizerRecipe, frozen: Frozen, images: Tensor, views: Views) -> list[Tensor]:
+    """What the discriminator's trained part reads: the images, or a frozen network's float32 features of a view."""
     config = recipe.adversarial.discriminator
-    if isinstance(config, DinoDiscriminatorConfig):
-        readouts = frozen.readouts(viewed(images.float(), views, config.image_size))
-    else:
-        readouts = [images]
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        return net(readouts)
+    if not isinstance(config, DinoDiscriminatorConfig):
+        return [images]
+    return list(frozen.readouts(viewed(images.float(), views, config.image_size)))
 
 
 def looks(recipe: TokenizerRecipe, batch: Batch, streams: Sequence[int]) -> list[tuple[Draws, Views]]:

@@ -39,6 +39,9 @@ class RunOptions:
     precision: Precision = "float32"
     workers: int = 2
     pretrained: Mapping[str, Path] = field(default_factory=dict)  # local files of pretrained ViTs, by name
+    parallel: distributed.Parallel = "ddp"  # with several processes: a copy of the model each, or a share (FSDP2)
+    recompute: bool = False  # blocks keep less for the backward pass: less memory, more time
+    compile: bool = False  # torch.compile; rounds differently
     command: str | None = None  # what to store as the model's command; None: the recipe's
     intervals: Intervals = field(default_factory=Intervals)
 
@@ -96,8 +99,13 @@ def new_state(recipe: TokenizerRecipe, frozen: Frozen, options: RunOptions, *, s
                 width = 0 if frozen.readouts is None else frozen.readouts.width
                 judge["discriminator"] = recipe.adversarial.discriminator.build(width)
                 judge["lecam"] = LeCAM()
+        for side in (model.encoder, model.decoder):
+            side.vit.recompute = options.recompute
         parts = (part.to(options.device) for part in (model, heads, judge))
-        return TrainState.of(*parts, recipe.optimizer, judge_optimizer)
+        state = TrainState.of(*parts, recipe.optimizer, judge_optimizer, options.parallel)
+        if options.compile:
+            state.trained.compile()
+        return state
     except (ValueError, RuntimeError, OverflowError) as error:
         raise _unfit(recipe, error) from error
 
@@ -143,7 +151,9 @@ def train(
             hooks=hooks(options.out),
         )
         log.say("fitting the latent statistics")
-        return _finish(state.ema, recipe, options, finish, log)
+        tokenizer = Tokenizer(recipe.tokenizer).to(options.device).eval()
+        tokenizer.load_state_dict({name: distributed.whole(t) for name, t in state.ema.state_dict().items()})
+        return _finish(tokenizer, recipe, options, finish, log)
     finally:
         log.close()
 
@@ -157,6 +167,7 @@ def describe_run(recipe: TokenizerRecipe, options: RunOptions, source: Source) -
     return {
         "recipe": choices,
         "precision": options.precision,
+        "compile": options.compile,
         "images": images,
         "pretrained": fingerprints(options.pretrained),
     }
@@ -185,7 +196,9 @@ def open_run(out: Path, description: dict[str, Any], checkpoints: Checkpoints, s
         return checkpoints.load(state)
     if (out / "model").exists():
         raise configs.ConfigError(f"{out} holds a finished model and no checkpoints; use another --out.")
-    hub.write_json(out / "run.json", description)
+    distributed.barrier()  # all have looked
+    if distributed.rank() == 0:
+        hub.write_json(out / "run.json", description)
     return {}
 
 
@@ -209,7 +222,9 @@ def _finish(
         **({"pretrained_files": fingerprints(options.pretrained)} if options.pretrained else {}),
         **finish(tokenizer),
     }
-    tokenizer.save_pretrained(options.out / "model")
+    if distributed.rank() == 0:
+        tokenizer.save_pretrained(options.out / "model")
+    distributed.barrier()
     return options.out / "model"
 
 

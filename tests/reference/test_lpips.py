@@ -22,7 +22,7 @@ def ours(theirs: lpips.LPIPS, tmp_path_factory) -> LPIPS:
     file = tmp_path_factory.mktemp("vgg") / "vgg.safetensors"
     layers = {k.split(".", 1)[1]: v for k, v in theirs.net.state_dict().items()}  # slice2.7.weight -> 7.weight
     save_file({f"features.{name}": v.contiguous() for name, v in layers.items()}, file)
-    return LPIPS.load(file)
+    return LPIPS.load(file=file)
 
 
 @pytest.mark.parametrize("size", [64, 96])

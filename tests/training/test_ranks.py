@@ -1,0 +1,88 @@
+"""torchrun: several processes make the run that one makes, whole or killed, with the full objective."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from softvq.hub import read_json, read_tensors
+from softvq.training.state import PARTS
+
+STEPS = 10
+RECIPE = "softvq-s-64-tiny"  # perceptual, adversarial and alignment terms, the discriminator from its second step on
+
+
+def command(out: Path, ranks: int, *more: str) -> list[str]:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+    fields = ["--steps", str(STEPS), "--val", "null", "--tokenizer.image_size", "64", "--batch_size", "4"]
+    own = ["--device", "cpu", "--precision", "float32", "--workers", "0", "--log-every", "1", "--checkpoint-every", "3"]
+    python = [sys.executable, "-m"] if ranks == 1 else start
+    return [*python, "softvq", "train", "tokenizer", RECIPE, "--out", str(out), *own, *fields, *more]
+
+
+def begin(arguments: list[str]) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+
+
+def complete(arguments: list[str]) -> str:
+    process = begin(arguments)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+def state(out: Path) -> dict[str, torch.Tensor]:
+    folder = out / "checkpoints" / f"step-{STEPS:07d}"
+    return {f"{part}/{k}": v for part in PARTS for k, v in read_tensors(folder / f"{part}.safetensors").items()}
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        close = torch.allclose(found[name], tensor, atol=2e-6, rtol=1e-4)
+        assert close, (name, (found[name] - tensor).abs().max())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("alone") / "run"
+    complete(command(out, 1))
+    return out
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_equal_one(alone: Path, tmp_path: Path, parallel: str):
+    out = complete(command(tmp_path / "run", 2, "--parallel", parallel, "--json"))
+    assert out.count('"model"') == 1  # one answer, not two
+    assert_same(state(tmp_path / "run"), state(alone))
+    lines = [(folder / "log.jsonl").read_text().count("\n") for folder in (alone, tmp_path / "run")]
+    assert lines == [STEPS, STEPS]
+    models = [read_tensors(folder / "model" / "model.safetensors") for folder in (alone, tmp_path / "run")]
+    assert_same(models[1], models[0])
+
+
+@pytest.mark.parametrize(("parallel", "ranks"), [("ddp", 1), ("ddp", 2), ("fsdp", 1)])
+def test_both_killed_and_resumed_as_one_or_two(alone: Path, tmp_path: Path, parallel: str, ranks: int):
+    """Both optimizers, the averages and LeCAM go on where the last checkpoint stands, at any number of ranks."""
+    out = tmp_path / "run"
+    process = begin(command(out, 2, "--parallel", parallel))
+    wanted, deadline = random.Random(ranks).randint(4, 7), time.monotonic() + 300
+    while not (out / "log.jsonl").exists() or (out / "log.jsonl").read_text().count("\n") < wanted:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    complete(command(out, ranks, "--parallel", parallel, "--resume"))
+    assert_same(state(out), state(alone))
+    meta = read_json(out / "checkpoints" / f"step-{STEPS:07d}" / "state.json")
+    assert meta["step"] == STEPS
