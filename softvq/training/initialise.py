@@ -6,7 +6,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 
-from softvq.layers import Attention, VisionTransformer, ViTConfig
+from softvq.layers import Attention, VisionTransformer, ViTConfig, resample_positions
 from softvq.tokenizer import Tokenizer
 
 
@@ -15,6 +15,30 @@ def encoder_start(tokenizer: Tokenizer, vit: VisionTransformer) -> None:
     are. `ValueError` when the encoder is another architecture."""
     check_encoder(tokenizer.config.encoder, vit.config, "the pretrained ViT")
     tokenizer.encoder.vit.load_state_dict(vit.state_dict())
+
+
+@torch.no_grad()
+def model_start(tokenizer: Tokenizer, other: Tokenizer) -> None:
+    """Start as another tokenizer: fine-tuning. Positions are resampled to this one's image size, latent tokens to its
+    number of tokens; all else must have the same shapes, or `ValueError` names the first that has not."""
+    own, given = tokenizer.state_dict(), other.state_dict()
+    for name in own.keys() & given.keys():
+        if name.endswith("vit.pos_embed"):
+            old, new = (getattr(t, name.split(".")[0]).vit.grid for t in (other, tokenizer))
+            given[name] = resample_positions(given[name], old, new)
+        elif name.endswith(("latent_tokens", "latent_pos_embed")) and given[name].shape[1] != own[name].shape[1]:
+            # Interpolated, not repeated: two equal tokens would stay equal for ever.
+            tokens = nn.functional.interpolate(given[name].transpose(1, 2), size=own[name].shape[1], mode="linear")
+            given[name] = tokens.transpose(1, 2)
+    if differing := sorted(own.keys() ^ given.keys()):
+        raise ValueError(f"the tokenizer to start from is another model: {differing[0]} is not in both")
+    for name, target in own.items():
+        if given[name].shape != target.shape:
+            raise ValueError(
+                f"the tokenizer to start from has {name} of shape {tuple(given[name].shape)}, "
+                f"this recipe's has {tuple(target.shape)}"
+            )
+        target.copy_(given[name])
 
 
 def check_encoder(encoder: ViTConfig, pretrained: ViTConfig, name: str) -> None:

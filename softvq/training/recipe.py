@@ -1,7 +1,6 @@
 """What a tokenizer run is: every choice that changes its result, as one frozen dataclass."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from softvq.data.images import Augment
 from softvq.losses.adversarial import AdversarialLoss
@@ -71,7 +70,9 @@ class TokenizerRecipe:
     running average is left out.
 
     `init`: `vit` is the usual random start; `local` starts attention at each token's own place (see
-    `training.initialise`). `encoder_weights`: a pretrained ViT that the encoder starts as.
+    `training.initialise`); anything else is a tokenizer (folder, bundled or hub name) to go on from, at this recipe's
+    image size and number of tokens. `encoder_weights`: a pretrained ViT that the encoder starts as, unless a tokenizer
+    is gone on from.
     """
 
     name: str
@@ -90,7 +91,7 @@ class TokenizerRecipe:
     accumulate: int = 1
     skip_above: float | None = None
     ema_decay: float = 0.9999
-    init: Literal["vit", "local"] = "vit"
+    init: str = "vit"
     encoder_weights: str | None = None
     perceptual: str | None = None
     alignment: AlignmentConfig | None = None
@@ -116,9 +117,15 @@ class TokenizerRecipe:
             raise ValueError("init 'local' and encoder_weights both say where the encoder starts; give one of them")
 
     @property
+    def starts_from_model(self) -> bool:
+        """Whether `init` names a tokenizer to go on from."""
+        return self.init not in ("vit", "local")
+
+    @property
     def networks(self) -> list[str]:
         """The names of the pretrained networks that the run uses."""
-        names = [self.encoder_weights, self.perceptual, self.alignment and self.alignment.teacher]
+        start = None if self.starts_from_model else self.encoder_weights
+        names = [start, self.perceptual, self.alignment and self.alignment.teacher]
         if self.adversarial is not None and isinstance(self.adversarial.discriminator, DinoDiscriminatorConfig):
             names.append(self.adversarial.discriminator.backbone)
         return sorted({name for name in names if name})

@@ -20,7 +20,7 @@ from softvq.losses.alignment import Projector
 from softvq.losses.total import total
 from softvq.pretrained.vit import describe, load
 from softvq.tokenizer import Tokenizer
-from softvq.training.initialise import check_encoder, encoder_start, local_start
+from softvq.training.initialise import check_encoder, encoder_start, local_start, model_start
 from softvq.training.logs import Log
 from softvq.training.loop import Hook, Intervals, fit
 from softvq.training.recipe import TokenizerRecipe
@@ -56,7 +56,7 @@ def new_tokenizer(
     """
     name, config = recipe.encoder_weights, recipe.tokenizer
     try:
-        if name is not None:
+        if name is not None and not recipe.starts_from_model:
             known = replace(describe(name).architecture, patch_size=config.encoder.patch_size)
             check_encoder(config.encoder, known, name)
         with torch.random.fork_rng(devices=[]):
@@ -64,7 +64,9 @@ def new_tokenizer(
             tokenizer = Tokenizer(recipe.tokenizer)
             if recipe.init == "local":
                 local_start(tokenizer)
-        if name is not None and started:
+        if recipe.starts_from_model and started:
+            model_start(tokenizer, Tokenizer.from_pretrained(recipe.init))
+        elif name is not None and started:
             file = (pretrained or {}).get(name)
             encoder_start(tokenizer, load(name, config.image_size, config.encoder.patch_size, file))
         with torch.no_grad():

@@ -580,3 +580,13 @@ def test_bfloat16_steps_keep_float32_weights_and_terms():
     exact = Run(run.recipe).step(batch_of([0, 1, 2, 3]))
     for name in ("loss/reconstruction", "loss/perceptual", "loss/alignment", "discriminator/loss"):
         assert float(values[name]) == pytest.approx(exact[name], rel=0.05, abs=0.02), name
+
+
+def test_recomputing_in_the_backward_pass_changes_no_bit():
+    runs = [Run(recipe_of()) for _ in range(2)]
+    for side in (runs[1].state.model.encoder, runs[1].state.model.decoder):
+        side.vit.recompute = True
+    for _ in range(2):
+        for run in runs:
+            run.step()
+    assert not moved(copied(runs[0].state), copied(runs[1].state), "model", "heads", "judge", "optimizer")
