@@ -116,16 +116,19 @@ def train(
     recipe: TokenizerRecipe,
     options: RunOptions,
     *,
+    frozen: Frozen | None = None,
     hooks: Callable[[Path], list[Hook]] = lambda folder: [],
     finish: Callable[[Tokenizer], dict[str, Any]] = lambda tokenizer: {},
 ) -> Path:
     """Run a recipe to its end, from its last checkpoint where `options.out` holds one; gives the model's folder.
 
+    `frozen`: networks of one's own for the perceptual and alignment terms, instead of those that the recipe names.
+
     At the end the EMA weights become the model, its latent statistics are fitted, and `finish(tokenizer)` gives
     figures to store with it.
     """
     source = open_source(recipe.data)
-    frozen = Frozen.of(recipe, options.device, options.pretrained)
+    frozen = frozen or Frozen.of(recipe, options.device, options.pretrained)
     checkpoints = Checkpoints(options.out / "checkpoints")
     state = new_state(recipe, frozen, options, started=not checkpoints.all())
     description = describe_run(recipe, options, source)

