@@ -4,6 +4,7 @@
   softvq train tokenizer emoji-64 --data my_photos/ --val null --steps 5000 --optimizer.lr 1e-3
   softvq train tokenizer emoji-64 --tokenizer.quantizer AE --weights '{"reconstruction": 1}'
   softvq train tokenizer softvq-l-64 --data imagenet/train --val imagenet/val
+  softvq train tokenizer softvq-l-64 --data 'shards/train-{0000..1023}.tar' --val 'shards/val-*.tar'
   softvq train tokenizer softvq-b-64 --init SoftVQVAE/softvq-b-64 --data my_photos/ --steps 20000
 
 Every field of the recipe can be set: --FIELD VALUE, dotted for nested ones (`softvq recipes NAME` shows them all).

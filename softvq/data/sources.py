@@ -120,10 +120,8 @@ class Shards:
             marks = {name[:-4]: (offset, size) for name, offset, size in entries if name.endswith(".cls")}
             for name, offset, size in entries:
                 if name.lower().endswith(EXTENSIONS):
-                    place = marks.get(name.rsplit(".", 1)[0])
-                    label = (
-                        _class_of(name) if place is None else _read_at(path, *place).decode(errors="replace").strip()
-                    )
+                    mark = marks.get(name.rsplit(".", 1)[0])
+                    label = _read_at(path, *mark).decode(errors="replace").strip() if mark else _class_of(name)
                     found.append((number, name, offset, size, label))
         if not found:
             raise DataError(f"the {len(self.paths)} tar shards from {self.paths[0]} on hold no images.")
@@ -131,7 +129,7 @@ class Shards:
 
     @cached_property
     def names(self) -> list[str]:
-        return [f"{self.paths[number]}/{name}" for number, name, *_ in self._entries]
+        return [f"{self.paths[number].name}/{name}" for number, name, *_ in self._entries]
 
     @cached_property
     def classes(self) -> list[str]:
