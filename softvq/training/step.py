@@ -4,7 +4,7 @@ Randomness is a function of (seed, sample number); frozen networks are arguments
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -69,7 +69,7 @@ def make_step(
         values: dict[str, Tensor] = {}
         outputs, rates = [], set_rates(state, recipe)
         state.model.train()
-        with frozen_in_place(state.judge):
+        with standing_still(state.judge):
             for part, last in parts_of(batch, recipe.accumulate):
                 with nullcontext() if last else state.no_sync():
                     terms, fakes, statistics = tokenizer_terms(state, recipe, precision, frozen, part, playing)
@@ -238,14 +238,11 @@ def add(values: dict[str, Tensor], more: Mapping[str, Tensor], count: int) -> No
         values[name] = values.get(name, 0) + value.detach() / count
 
 
-class frozen_in_place:
-    """A module whose weights get no gradient and whose spectral norms stand still, for the block's time."""
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-
-    def __enter__(self) -> None:
-        self.module.requires_grad_(False).eval()
-
-    def __exit__(self, *_) -> None:
-        self.module.requires_grad_(True).train()
+@contextmanager
+def standing_still(module: nn.Module):
+    """A module's weights get no gradient, and its spectral norms do not move, for the block's time."""
+    module.requires_grad_(False).eval()
+    try:
+        yield
+    finally:
+        module.requires_grad_(True).train()

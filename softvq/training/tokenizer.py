@@ -18,6 +18,7 @@ from softvq.data.sources import Source, open_source
 from softvq.losses.adversarial import LeCAM
 from softvq.losses.alignment import Projector
 from softvq.losses.total import total
+from softvq.optim import AdamWConfig
 from softvq.pretrained.vit import describe, load
 from softvq.tokenizer import Tokenizer
 from softvq.training.initialise import check_encoder, encoder_start, local_start, model_start
@@ -91,6 +92,9 @@ def new_state(recipe: TokenizerRecipe, frozen: Frozen, options: RunOptions, *, s
     """The run before its first step: tokenizer, projector and discriminator, each a function of the recipe alone."""
     model = new_tokenizer(recipe, options.pretrained, started=started)
     judge_optimizer = None if recipe.adversarial is None else recipe.adversarial.optimizer
+    unshardable = not isinstance(recipe.optimizer, AdamWConfig) or (recipe.adversarial and recipe.adversarial.adaptive)
+    if options.parallel == "fsdp" and distributed.world_size() > 1 and unshardable:
+        raise configs.ConfigError(f"recipe {recipe.name}: Muon and the adaptive weight need --parallel ddp.")
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)

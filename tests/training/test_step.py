@@ -22,7 +22,7 @@ from softvq.recipes.all import find
 from softvq.training import step as steps
 from softvq.training.recipe import TokenizerRecipe
 from softvq.training.state import Checkpoints, TrainState
-from softvq.training.step import Frozen, frozen_in_place, looks, make_step, tokenizer_terms
+from softvq.training.step import Frozen, looks, make_step, standing_still, tokenizer_terms
 from softvq.training.tokenizer import RunOptions, new_state
 
 CPU = torch.device("cpu")
@@ -190,7 +190,7 @@ def test_a_module_is_thawed_after_an_error_too():
         assert not any(p.requires_grad for p in module.parameters())
         raise RuntimeError("out of memory")
 
-    with pytest.raises(RuntimeError, match="out of memory"), frozen_in_place(module):
+    with pytest.raises(RuntimeError, match="out of memory"), standing_still(module):
         fail()
     assert module[0].training
     assert all(p.requires_grad for p in module.parameters())
