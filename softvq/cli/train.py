@@ -30,6 +30,7 @@ OWN_OPTIONS = (
     "workers",
     "pretrained",
     "parallel",
+    "most-bad",
     "recompute",
     "compile",
     "log-every",
@@ -56,6 +57,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=("ddp", "fsdp"),
         default="ddp",
         help="with several processes (torchrun): a copy of the model on each (default), or its parameters shared out",
+    )
+    parser.add_argument(
+        "--most-bad",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="unreadable images are named and skipped; more than this share of all stops the run (default: 0.1)",
     )
     parser.add_argument("--recompute", action="store_true", help="less memory, more time: keep less for the gradients")
     parser.add_argument("--compile", action="store_true", help="torch.compile; pays on GPUs, not on CPUs")
@@ -106,6 +114,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             workers=options.workers,
             pretrained=files,
             parallel=options.parallel,
+            most_bad=options.most_bad,
             recompute=options.recompute,
             compile=options.compile,
             command=command,

@@ -59,13 +59,15 @@ def fit(
     checkpoints: Checkpoints,
     log: Log,
     bad: dict[str, str] | None = None,
+    most_bad: float = math.inf,
     intervals: Intervals | None = None,
     hooks: Sequence[Hook] = (),
 ) -> None:
     """Train from `state.step` to `steps`. `step` changes the state and returns named scalars, `loss/total` among them.
 
-    `bad` are the unreadable files met before a resume, by name. Raises `TrainingError` when a logged loss or gradient
-    norm is not finite (checked before every checkpoint, so the last one is good), `Interrupted` after a signal.
+    `bad` are the unreadable files met before a resume, by name; more than `most_bad` of them stop the run at its next
+    checkpoint. Raises `TrainingError` then, and when a logged loss or gradient norm is not finite (checked before every
+    checkpoint, so the last one is good); `Interrupted` after a signal.
     """
     intervals = intervals or Intervals()
     bad = {} if bad is None else bad
@@ -87,13 +89,18 @@ def fit(
                 _check_finite(recent, state.step)
                 speed = _speed(recent, batch, time.monotonic() - clock, waited)
                 log.values(state.step, _over_ranks(values), speed)
+                bad |= {name: why for files in distributed.gathered(bad) for name, why in files.items()}
                 recent, clock, waited = [], time.monotonic(), 0.0
             for hook in hooks:
                 if state.step % hook.every == 0 or state.step == steps:
                     hook.call(state, log)
             if saving:  # behind the hooks, so that what a killed run must do again is all of a step's output
-                bad |= {name: why for files in distributed.gathered(bad) for name, why in files.items()}
                 checkpoints.save(state, {"bad_files": bad})
+            if saving and len(bad) > most_bad:
+                raise TrainingError(
+                    f"{len(bad)} files cannot be read, more than the share of --most-bad; the run is saved. The first: "
+                    f"{next(iter(bad.values()))}"
+                )
             if stopping is not None and state.step < steps:
                 name = signal.Signals(stopping).name
                 raise Interrupted(stopping, f"stopped by {name} after step {state.step}; the run is saved.")

@@ -41,6 +41,7 @@ class RunOptions:
     workers: int = 2
     pretrained: Mapping[str, Path] = field(default_factory=dict)  # local files of pretrained ViTs, by name
     parallel: distributed.Parallel = "ddp"  # with several processes: a copy of the model each, or a share (FSDP2)
+    most_bad: float = 0.1  # the share of all images that may be unreadable before the run stops
     recompute: bool = False  # blocks keep less for the backward pass: less memory, more time
     compile: bool = False  # torch.compile; rounds differently
     command: str | None = None  # what to store as the model's command; None: the recipe's
@@ -156,6 +157,7 @@ def train(
             checkpoints=checkpoints,
             log=log,
             bad=dict(meta.get("bad_files", {})),
+            most_bad=options.most_bad * len(source.names),
             intervals=options.intervals,
             hooks=hooks(options.out),
         )

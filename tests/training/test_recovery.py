@@ -132,3 +132,13 @@ def test_a_thousand_files_with_one_bad_one(tmp_path: Path):
     run(tiny_recipe(data=str(folder), batch_size=250, steps=4), tmp_path / "run", checkpoint=4)
     events = [line for line in lines(tmp_path / "run") if "bad_file" in line]
     assert [event["bad_file"] for event in events] == ["0500.png"]
+
+
+def test_too_many_bad_files_stop_the_run_and_it_is_saved(pictures: Path, tmp_path: Path):  # noqa: F811
+    for number in range(3):
+        (pictures / "class0" / f"bad{number}.png").write_bytes(b"no image")
+    recipe = tiny_recipe(data=str(pictures), steps=50)
+    with pytest.raises(TrainingError, match=r"files cannot be read, more than the share of --most-bad"):
+        run(recipe, tmp_path / "run", most_bad=0.1)
+    assert Checkpoints(tmp_path / "run" / "checkpoints").all()
+    assert run(recipe, tmp_path / "all", most_bad=0.3).is_dir()

@@ -68,8 +68,9 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def run(recipe: TokenizerRecipe, out: Path, checkpoint: int = 3, **arguments) -> Path:
-    options = RunOptions(out, CPU, workers=0, intervals=Intervals(log=2, checkpoint=checkpoint))
+def run(recipe: TokenizerRecipe, out: Path, checkpoint: int = 3, most_bad: float = 0.1, **arguments) -> Path:
+    intervals = Intervals(log=2, checkpoint=checkpoint)
+    options = RunOptions(out, CPU, workers=0, most_bad=most_bad, intervals=intervals)
     return train(recipe, options, **arguments)
 
 

@@ -1,6 +1,8 @@
 """One step of the two players: who moves when, what is drawn from what, and what is carried from step to step."""
 
+import gc
 import math
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -590,3 +592,20 @@ def test_recomputing_in_the_backward_pass_changes_no_bit():
         for run in runs:
             run.step()
     assert not moved(copied(runs[0].state), copied(runs[1].state), "model", "heads", "judge", "optimizer")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its memory as Linux tells it")
+def test_memory_does_not_grow_over_500_steps():
+    """Of this process, after the first 50 steps, with every term on."""
+    run = Run(recipe_of())
+
+    def resident() -> float:
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+    for _ in range(50):
+        run.step()
+    before = resident()
+    for _ in range(450):
+        run.step()
+    assert resident() - before < 30  # MB
