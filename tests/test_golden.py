@@ -72,7 +72,7 @@ def test_alignment_loss(golden: Golden):
     projector = Projector(32, 1024, 384)
     names = {f"layers.{i}.{part}": f"projection.{i}.{part}" for i in (0, 2, 4) for part in ("weight", "bias")}
     projector.load_state_dict({ours: golden.released[theirs] for ours, theirs in names.items()})
-    features = Teacher(vit, *describe(TEACHER).statistics)(golden.expected["image"])
+    features = Teacher(vit, describe(TEACHER).statistics)(golden.expected["image"])
     projected = projector(golden.output.quantized.latent).detach()
     weighted = 0.1 * alignment(projected, features)
     close(weighted, golden.expected["align_loss"], 0, 1e-3)

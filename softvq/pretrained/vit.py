@@ -87,69 +87,62 @@ def load(name: str, image_size: int, patch_size: int | None = None, file: Path |
     return hub.build(lambda: VisionTransformer(config, (side, side)), config.depth, saved)
 
 
-class Teacher(nn.Module):
-    """A frozen ViT that gives patch features after its final norm, its own input normalisation included.
+class _Frozen(nn.Module):
+    """A network that nothing trains, with its own input normalisation: always in evaluation mode, without gradients of
+    its weights. It is an argument of the training step, never part of a model: its weights are in no checkpoint."""
 
-    It is an argument of the training step, never part of a model: its weights are in no checkpoint.
-    """
-
-    def __init__(self, vit: VisionTransformer, mean: Channels, std: Channels):
+    def __init__(self, vit: VisionTransformer, statistics: tuple[Channels, Channels]):
         super().__init__()
-        self.vit = vit
-        self.width = vit.config.width
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+        self.vit, self.width = vit, vit.config.width
+        for name, values in zip(("mean", "std"), statistics, strict=True):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
         self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "_Frozen":
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1] as the network knows them."""
+        return (images * 0.5 + 0.5 - self.mean) / self.std
+
+
+class Teacher(_Frozen):
+    """A frozen ViT that gives patch features after its final norm: what the latents are aligned with (Eq. 6)."""
 
     @classmethod
     def load(cls, name: str, image_size: int, patch_size: int = 16, file: Path | None = None) -> "Teacher":
         """As the function `load`; patches of 16 px by default, as the paper's."""
-        return cls(load(name, image_size, patch_size, file), *describe(name).statistics)
-
-    def train(self, mode: bool = True) -> "Teacher":
-        """Stays in evaluation mode."""
-        return super().train(False)
+        return cls(load(name, image_size, patch_size, file), describe(name).statistics)
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
         """Features of the patches, row by row, of images in [-1, 1]."""
-        tokens = self.vit.features((images * 0.5 + 0.5 - self.mean) / self.std)
-        return tokens[:, self.vit.config.prefix :]
+        return self.vit.features(self.normalised(images))[:, self.vit.config.prefix :]
 
 
-class Readouts(nn.Module):
+class Readouts(_Frozen):
     """The frozen part of the DINO discriminator: a ViT's patch tokens, its class token added to each, before the first
     block and after those in `after`, without final norm; always in float32. Gradients reach the images."""
 
     def __init__(self, vit: VisionTransformer, statistics: tuple[Channels, Channels], after: Sequence[int]):
-        super().__init__()
-        self.vit, self.after = vit, tuple(after)
-        self.width = vit.config.width
-        mean, std = statistics
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
-        self.requires_grad_(False).eval()
+        super().__init__(vit, statistics)
+        self.after = tuple(after)
 
     @classmethod
     def load(cls, name: str, image_size: int, after: Sequence[int], file: Path | None = None) -> "Readouts":
         """As the function `load`, at the network's own patch size."""
-        vit = load(name, image_size, None, file)
-        if max(after, default=0) > vit.config.depth:
-            raise hub.ModelError(
-                f"{name} has {vit.config.depth} blocks, but readouts were asked for after {max(after)}."
-            )
+        vit, last = load(name, image_size, None, file), max(after, default=0)
+        if last > vit.config.depth:
+            raise hub.ModelError(f"{name} has {vit.config.depth} blocks, but readouts were asked for after {last}.")
         return cls(vit, describe(name).statistics, after)
-
-    def train(self, mode: bool = True) -> "Readouts":
-        """Stays in evaluation mode."""
-        return super().train(False)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """Of images in [-1, 1], each readout B N D."""
         with torch.autocast(images.device.type, enabled=False):
-            images = (images.float() * 0.5 + 0.5 - self.mean) / self.std
             first = self.vit.config.prefix
-            return [t[:, first:] + t[:, :1] for t in self.vit.readouts(images, self.after)]
+            tokens = self.vit.readouts(self.normalised(images.float()), self.after)
+            return [t[:, first:] + t[:, :1] for t in tokens]
 
 
 def _timm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -83,7 +83,9 @@ def fit(
             log.advance()
             _report_bad(batch, bad, state.step, log)
             recent.append((values, batch.names))
-            stopping = signals.agreed()  # read once: a signal that comes later in this step waits for the next
+            stopping = signals.agreed(
+                state.step
+            )  # read once: a signal that comes later in this step waits for the next
             saving = stopping is not None or state.step == steps or state.step % intervals.checkpoint == 0
             if saving or state.step % intervals.log == 0:
                 _check_finite(recent, state.step)
@@ -187,8 +189,13 @@ class _Signals:
             raise KeyboardInterrupt
         self.received = number
 
-    def agreed(self) -> int | None:
-        """The signal that any rank received: all stop after the same step."""
+    def agreed(self, step: int) -> int | None:
+        """The signal received; of several ranks, what any of them received, asked every tenth step because asking waits
+        for the device: all stop after the same step."""
+        if distributed.world_size() == 1:
+            return self.received
+        if step % 10:
+            return None
         return int(distributed.maximum(torch.tensor(self.received or 0, device=self.device))) or None
 
     def __exit__(self, *_: Any) -> None:

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from softvq import Tokenizer
+from tests.reference.networks import random_timm
 from tests.released import FIXED
 
 DINOV2 = {size: f"vit_{size}_patch14_dinov2.lvd142m" for size in ("small", "base", "large")}
@@ -26,17 +26,6 @@ CASES = {
 G, K, TAU, PATCH = 4, 128, 0.07, 16
 
 
-def network(name: str, image_size: int) -> torch.nn.Module:
-    model = timm.create_model(name, pretrained=False, img_size=image_size, patch_size=PATCH).eval()
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            noise = torch.randn_like(parameter)
-            is_scale = parameter.ndim == 1 and key.endswith(("weight", "gamma"))
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
-            parameter.copy_(1 + 0.1 * noise if is_scale else noise / fan_in**0.5)
-    return model
-
-
 def through(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     return model.norm(model.blocks(model.norm_pre(tokens)))
 
@@ -46,7 +35,7 @@ def through(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 def test_a_released_checkpoint_line_by_line(case: str, tmp_path: Path):
     encoder_name, decoder_name, size, L, D = CASES[case]
     torch.manual_seed(0)
-    encoder, decoder = network(encoder_name, size), network(decoder_name, size)
+    encoder, decoder = (random_timm(name, img_size=size, patch_size=PATCH) for name in (encoder_name, decoder_name))
     E, W, N = encoder.embed_dim, decoder.embed_dim, (size // PATCH) ** 2
     own = {
         "encoder.latent_tokens": torch.randn(1, L, E) * 0.5,

@@ -13,21 +13,9 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from softvq.layers import VisionTransformer, resample_patches, resample_positions
 from softvq.pretrained.vit import MODELS, Teacher, describe, load
 from softvq.tokenizer import Encoder, TokenizerConfig
+from tests.reference.networks import random_timm
 
 NAMES = [name for name, known in MODELS.items() if not known.random]
-
-
-def random_timm(name: str, **options) -> torch.nn.Module:
-    """timm's network with weights of a size that makes every part of it count."""
-    torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False, **options).eval()
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            noise = torch.randn_like(parameter)
-            is_scale = parameter.ndim == 1 and key.endswith(("weight", "gamma"))
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
-            parameter.copy_(1 + 0.1 * noise if is_scale else noise / fan_in**0.5)
-    return model
 
 
 def ours_of(model: torch.nn.Module, name: str) -> VisionTransformer:
