@@ -52,6 +52,19 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         assert close, (name, (found[name] - tensor).abs().max())
 
 
+def lines_of(out: Path) -> int:
+    path = out / "log.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def wait_for_lines(process: subprocess.Popen, out: Path, wanted: int) -> None:
+    deadline = time.monotonic() + 300
+    while lines_of(out) < wanted:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("alone") / "run"
@@ -64,8 +77,7 @@ def test_two_processes_equal_one(alone: Path, tmp_path: Path, parallel: str):
     out = complete(command(tmp_path / "run", 2, "--parallel", parallel, "--json"))
     assert out.count('"model"') == 1  # one answer, not two
     assert_same(state(tmp_path / "run"), state(alone))
-    lines = [(folder / "log.jsonl").read_text().count("\n") for folder in (alone, tmp_path / "run")]
-    assert lines == [STEPS, STEPS]
+    assert lines_of(alone) == lines_of(tmp_path / "run") == STEPS
     models = [read_tensors(folder / "model" / "model.safetensors") for folder in (alone, tmp_path / "run")]
     assert_same(models[1], models[0])
 
@@ -75,14 +87,22 @@ def test_both_killed_and_resumed_as_one_or_two(alone: Path, tmp_path: Path, para
     """Both optimizers, the averages and LeCAM go on where the last checkpoint stands, at any number of ranks."""
     out = tmp_path / "run"
     process = begin(command(out, 2, "--parallel", parallel))
-    wanted, deadline = random.Random(ranks).randint(4, 7), time.monotonic() + 300
-    while not (out / "log.jsonl").exists() or (out / "log.jsonl").read_text().count("\n") < wanted:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_lines(process, out, random.Random(ranks).randint(4, 7))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     complete(command(out, ranks, "--parallel", parallel, "--resume"))
     assert_same(state(out), state(alone))
     meta = read_json(out / "checkpoints" / f"step-{STEPS:07d}" / "state.json")
     assert meta["step"] == STEPS
+
+
+def test_told_to_stop_all_ranks_stop_after_the_same_step_and_the_run_is_saved(tmp_path: Path):
+    out = tmp_path / "run"
+    process = begin(command(out, 2, "--steps", "5000", "--checkpoint-every", "5000"))
+    wait_for_lines(process, out, 3)
+    os.kill(process.pid, signal.SIGTERM)  # torchrun hands it on
+    _, errors = process.communicate(timeout=200)
+    assert "stopped by SIGTERM" in errors
+    (checkpoint,) = (out / "checkpoints").iterdir()
+    assert int(checkpoint.name.split("-")[1]) == lines_of(out)
+    assert {path.stem for path in checkpoint.glob("*.safetensors")} == set(PARTS)
