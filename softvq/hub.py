@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,17 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model's content, and the weights' file it was found in (`config.json` is beside it)."""
+    """A model's content, and the weights' file it was found in (`config.json` is beside it). The tensors are read when
+    they are first asked for, unless they are given: a configuration that is refused costs nothing."""
 
     file: Path
     config: dict[str, Any]
     about: dict[str, Any]
-    tensors: dict[str, Tensor]
+    given: dict[str, Tensor] | None = None
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        return read_tensors(self.file) if self.given is None else self.given
 
 
 # Reads somebody else's format: (config.json, tensors) -> our `config`, `about`, tensors; None: it is not that format.
@@ -76,7 +82,7 @@ def load(name_or_folder: str | Path, kind: str, translate: Translate) -> SavedMo
         raise ModelError(f"{folder / CONFIG} has the unknown key {extra[0]!r}; valid: format, kind, config, about.")
     if config.get("kind") != kind:
         raise ModelError(f"{folder} holds a {config.get('kind')!r}, not a {kind!r}.")
-    return SavedModel(folder / WEIGHTS, config["config"], config.get("about", {}), read_tensors(folder / WEIGHTS))
+    return SavedModel(folder / WEIGHTS, config["config"], config.get("about", {}))
 
 
 def find(name_or_folder: str | Path) -> Path:
