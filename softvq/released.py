@@ -21,8 +21,9 @@ from softvq.quantizers.soft import SoftVQConfig
 
 @dataclass(frozen=True)
 class ReleasedTokenizer:
-    """A released `config.json`, with the defaults of the class that wrote it; an unknown key is an error (but for
-    `aux_…`, MAETok's decoders that only training has)."""
+    """A released `config.json`, with the defaults of the class that wrote it (but for `enc_type` and `dec_type`, which
+    the models' names settle); an unknown key is an error (but for `aux_…`, MAETok's decoders that only training has).
+    """
 
     encoder_model: str
     decoder_model: str

@@ -45,14 +45,14 @@ def golden(tmp_path_factory) -> Iterator[Golden]:
     shutil.rmtree(folder)  # 280 MB
 
 
-def close(actual: Tensor, expected: Tensor, absolute: float, relative: float = 0.0) -> None:
+def assert_near(actual: Tensor, expected: Tensor, absolute: float, relative: float = 0.0) -> None:
     torch.testing.assert_close(actual, expected, atol=absolute, rtol=relative)
 
 
 def test_latents_and_pixels(golden: Golden):
-    close(golden.output.encoded, golden.expected["encoded"], 1e-4)
-    close(golden.output.quantized.latent, golden.expected["latent"], 1e-4)
-    close(golden.output.images, golden.expected["reconstruction"], 1e-3)
+    assert_near(golden.output.encoded, golden.expected["encoded"], 1e-4)
+    assert_near(golden.output.quantized.latent, golden.expected["latent"], 1e-4)
+    assert_near(golden.output.images, golden.expected["reconstruction"], 1e-3)
 
 
 def test_indices(golden: Golden):
@@ -60,7 +60,7 @@ def test_indices(golden: Golden):
 
 
 def test_entropy_loss(golden: Golden):
-    close(0.01 * golden.output.quantized.losses["kl"], golden.expected["entropy_loss"], 0, 1e-3)
+    assert_near(0.01 * golden.output.quantized.losses["kl"], golden.expected["entropy_loss"], 0, 1e-3)
 
 
 def test_alignment_loss(golden: Golden):
@@ -75,7 +75,7 @@ def test_alignment_loss(golden: Golden):
     features = Teacher(vit, describe(TEACHER).statistics)(golden.expected["image"])
     projected = projector(golden.output.quantized.latent).detach()
     weighted = 0.1 * alignment(projected, features)
-    close(weighted, golden.expected["align_loss"], 0, 1e-3)
+    assert_near(weighted, golden.expected["align_loss"], 0, 1e-3)
     shuffled = projected[:, torch.randperm(64, generator=torch.Generator().manual_seed(0))]
     assert not torch.isclose(0.1 * alignment(shuffled, features), golden.expected["align_loss"], atol=0, rtol=1e-3)
     tiled = projected.repeat(1, 4, 1)  # 0, 1, 2, … again and again, instead of 0, 0, 0, 0, 1, …
@@ -121,5 +121,5 @@ def test_statistics_are_divided_out(golden: Golden, tmp_path: Path):
     tokenizer = Tokenizer.from_pretrained(tmp_path)
     with torch.no_grad():
         latents = tokenizer.encode(golden.expected["image"])
-        close(latents, (golden.expected["latent"] - 0.00097) / 0.0726, 1e-4 / 0.0726)
-        close(tokenizer.decode(latents), golden.expected["reconstruction"], 1e-3)
+        assert_near(latents, (golden.expected["latent"] - 0.00097) / 0.0726, 1e-4 / 0.0726)
+        assert_near(tokenizer.decode(latents), golden.expected["reconstruction"], 1e-3)

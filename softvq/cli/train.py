@@ -123,7 +123,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         hooks=lambda run: sample_hooks(run, recipe, options.sample_every),
         finish=lambda tokenizer: figures_of(tokenizer, recipe.val),
     )
-    if distributed.rank() > 0:  # one answer is enough
+    first = distributed.rank() == 0
+    distributed.stop()
+    if not first:  # one answer is enough
         options.json = False
     elif not options.json:
         print(f"the tokenizer is in {folder}; try: softvq reconstruct --model {folder} IMAGE")
