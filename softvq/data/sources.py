@@ -1,4 +1,4 @@
-"""Where images come from: folders, tar shards, and the emoji that ship with the package.
+"""Where images come from: folders, tar shards, Hugging Face datasets, and the emoji that ship with the package.
 
 A source has a length, names, classes, and `read(index)`: the encoded bytes. Sources are small and picklable; files are
 opened by the process that reads them.
@@ -97,13 +97,23 @@ class TarFile(_ByFolder):
 
     def read(self, index: int) -> bytes:
         _, offset, size = self._entries[index]
-        return _read_at(self.path, offset, size)
+        return read_at(self.path, offset, size)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image in a tar shard: its name with the shard's, where its bytes are, and its class."""
+
+    name: str
+    offset: int
+    size: int
+    label: str
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Images in tar shards as webdataset writes them: `key.jpg` with its class number in `key.cls` beside it, read in
-    place by offset. Without `.cls` files, folders inside the shards are classes.
+    """Images in tar shards as webdataset writes them: `key.jpg` with its class in `key.cls` beside it, read in place by
+    offset. Class numbers are kept as they are. Without `.cls` files, folders inside the shards are classes.
 
     The shards are looked through once (their headers, not their images) when the source is opened; after that any
     image is one seek away, so that shuffling and resuming need neither a buffer nor a replay.
@@ -112,38 +122,107 @@ class Shards:
     paths: tuple[Path, ...]
 
     @cached_property
-    def _entries(self) -> list[tuple[int, str, int, int, str]]:
-        """Of each image: its shard, name, offset, size and class."""
-        found = []
-        for number, path in enumerate(self.paths):
-            entries = tar_entries(path)
-            marks = {name[:-4]: (offset, size) for name, offset, size in entries if name.endswith(".cls")}
-            for name, offset, size in entries:
-                if name.lower().endswith(EXTENSIONS):
-                    mark = marks.get(name.rsplit(".", 1)[0])
-                    label = _read_at(path, *mark).decode(errors="replace").strip() if mark else _class_of(name)
-                    found.append((number, name, offset, size, label))
+    def _entries(self) -> list[tuple[Path, Entry]]:
+        found = [(path, entry) for path in self.paths for entry in shard_entries(path, path.name)]
         if not found:
             raise DataError(f"the {len(self.paths)} tar shards from {self.paths[0]} on hold no images.")
         return found
 
     @cached_property
     def names(self) -> list[str]:
-        return [f"{self.paths[number].name}/{name}" for number, name, *_ in self._entries]
+        return [entry.name for _, entry in self._entries]
 
     @cached_property
     def classes(self) -> list[str]:
-        found = {label for *_, label in self._entries}
-        return sorted(found, key=lambda label: (not label.isdecimal(), int(label) if label.isdecimal() else 0, label))
+        found = {entry.label for _, entry in self._entries}
+        if all(label.isdecimal() for label in found):
+            return [str(number) for number in range(max(map(int, found)) + 1)]
+        return sorted(found)
 
     @cached_property
     def labels(self) -> list[int]:
         numbers = {label: number for number, label in enumerate(self.classes)}
-        return [numbers[label] for *_, label in self._entries]
+        found = [entry.label for _, entry in self._entries]
+        return [int(label) if label not in numbers else numbers[label] for label in found]  # "007" is class 7
 
     def read(self, index: int) -> bytes:
-        number, _, offset, size, _ = self._entries[index]
-        return _read_at(self.paths[number], offset, size)
+        path, entry = self._entries[index]
+        return read_at(path, entry.offset, entry.size)
+
+
+def shard_entries(path: Path, shard: str) -> list[Entry]:
+    """The images of a tar shard that is called `shard`, and their classes."""
+    entries = tar_entries(path)
+    marks = {name[:-4]: (offset, size) for name, offset, size in entries if name.endswith(".cls")}
+    found = []
+    for name, offset, size in entries:
+        if name.lower().endswith(EXTENSIONS):
+            mark = marks.get(name.rsplit(".", 1)[0])
+            label = read_at(path, *mark).decode(errors="replace").strip() if mark else _class_of(name)
+            found.append(Entry(f"{shard}/{name}", offset, size, label))
+    return found
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A split of a Hugging Face dataset, or local parquet files in its format: rows with an image, and a class where
+    there is a column for it. Downloaded once by `datasets`, memory-mapped, read row by row."""
+
+    name: str
+    split: str = "train"
+
+    @cached_property
+    def _rows(self):
+        try:
+            import datasets
+        except ImportError:
+            raise DataError("Hugging Face datasets need a package: pip install 'softvq[data]'.") from None
+        try:
+            if self.name.endswith(".parquet"):
+                rows = datasets.load_dataset("parquet", data_files=self.name, split="train")
+            else:
+                rows = datasets.load_dataset(self.name, split=self.split)
+        except Exception as error:  # of the network, the name, the split or the files
+            raise DataError(f"the dataset {self.name!r} cannot be read ({type(error).__name__}: {error}).") from error
+        images = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
+        images = images or [name for name in ("image", "img", "jpg", "png") if name in rows.features]
+        if not images:
+            raise DataError(f"the dataset {self.name!r} has no column of images, only {', '.join(rows.features)}.")
+        labels = [name for name, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)]
+        labels = labels or [name for name in ("label", "cls") if name in rows.features]
+        wanted = {images[0]: "image"} | ({labels[0]: "label"} if labels else {})
+        rows = rows.select_columns(list(wanted))
+        rows = rows.rename_columns({old: new for old, new in wanted.items() if old != new})
+        return rows.cast_column("image", datasets.Image(decode=False))
+
+    @cached_property
+    def names(self) -> list[str]:
+        return [f"{self.name}/{self.split}/{number}" for number in range(len(self._rows))]
+
+    @cached_property
+    def classes(self) -> list[str]:
+        kind = self._rows.features.get("label")
+        if kind is None:
+            return [""]
+        if hasattr(kind, "names"):
+            return list(kind.names)
+        found = set(self._rows["label"])
+        whole = all(isinstance(label, int) and label >= 0 for label in found)
+        return [str(n) for n in range(max(found) + 1)] if whole else sorted(map(str, found))
+
+    @cached_property
+    def labels(self) -> list[int]:
+        if "label" not in self._rows.features:
+            return [0] * len(self._rows)
+        found = list(self._rows["label"])
+        if all(isinstance(label, int) for label in found):
+            return found
+        numbers = {label: number for number, label in enumerate(self.classes)}
+        return [numbers[str(label)] for label in found]
+
+    def read(self, index: int) -> bytes:
+        image = self._rows[index]["image"]
+        return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
 
 
 def tar_entries(path: Path) -> list[tuple[str, int, int]]:
@@ -159,35 +238,52 @@ def tar_entries(path: Path) -> list[tuple[str, int, int]]:
     return entries
 
 
-def _read_at(path: Path, offset: int, size: int) -> bytes:
+def read_at(path: Path, offset: int, size: int) -> bytes:
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(size)
 
 
+def braces(pattern: str) -> list[str]:
+    """`train-{000..127}.tar` written out; any pattern without such a range as it is."""
+    if not (found := re.search(r"\{(\d+)\.\.(\d+)\}", pattern)):
+        return [pattern]
+    first, last = found.groups()
+    numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+    return [one for n in numbers for one in braces(pattern[: found.start()] + n + pattern[found.end() :])]
+
+
 def expand(pattern: str) -> list[Path]:
     """The files of a pattern with ranges in braces and wildcards, `train-{000..127}.tar` or `shards/*.tar`, in order.
     `DataError` when one of a range is missing, or nothing matches."""
-    if found := re.search(r"\{(\d+)\.\.(\d+)\}", pattern):
-        first, last = found.groups()
-        numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-        return [path for n in numbers for path in expand(pattern[: found.start()] + n + pattern[found.end() :])]
-    if any(mark in pattern for mark in "*?["):
-        paths = sorted(map(Path, glob.glob(os.path.expanduser(pattern))))
-        if not paths:
-            raise DataError(f"no file matches {pattern!r}.")
-        return paths
-    path = Path(pattern).expanduser()
-    if not path.is_file():
-        raise DataError(f"there is no tar shard {pattern!r}.")
-    return [path]
+    found = []
+    for one in braces(pattern):
+        if any(mark in one for mark in "*?["):
+            found += sorted(map(Path, glob.glob(os.path.expanduser(one))))
+        elif not (path := Path(one).expanduser()).is_file():
+            raise DataError(f"there is no file {one!r}.")
+        else:
+            found.append(path)
+    if not found:
+        raise DataError(f"no file matches {pattern!r}.")
+    return found
 
 
-def open_source(data: str) -> Folder | TarFile | Shards:
-    """`emoji` (the bundled training images), `emoji-val` (the bundled validation images), a folder, or tar shards:
-    `train.tar`, `shards/*.tar`, `train-{0000..1023}.tar`."""
+Listed = Folder | TarFile | Shards | HubDataset
+
+
+def open_listed(data: str) -> Listed:
+    """Images that can be listed: `emoji` (the bundled training images), `emoji-val` (the bundled validation images), a
+    folder, tar shards (`train.tar`, `shards/*.tar`, `train-{0000..1023}.tar`), a Hugging Face dataset
+    (`hf:OWNER/NAME`, `hf:OWNER/NAME:SPLIT`), or parquet files of one (`part-*.parquet`)."""
     if data in ("emoji", "emoji-val"):
         return TarFile(EMOJI / ("train.tar" if data == "emoji" else "val.tar"))
+    if data.startswith("hf:") and not data.startswith("hf://"):
+        name, _, split = data[3:].partition(":")
+        return HubDataset(name, split or "train")
+    if data.lower().endswith(".parquet"):
+        expand(data)
+        return HubDataset(data)
     if data.lower().endswith(".tar"):
         return Shards(tuple(expand(data)))
     return Folder(Path(data).expanduser())

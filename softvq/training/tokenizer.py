@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from softvq import config as configs
 from softvq import distributed, hub
-from softvq.data.loader import Batch, Order, ordered_batches, training_batches
-from softvq.data.sources import Source, open_source
+from softvq.data.loader import Batch, Order, listing, open_source, ordered_batches, training_batches
+from softvq.data.sources import Source
+from softvq.data.stream import ShardStream
 from softvq.losses.adversarial import LeCAM
 from softvq.losses.alignment import Projector
 from softvq.losses.total import total
@@ -157,7 +158,7 @@ def train(
             checkpoints=checkpoints,
             log=log,
             bad=dict(meta.get("bad_files", {})),
-            most_bad=options.most_bad * len(source.names),
+            most_bad=options.most_bad * images_in(source),
             intervals=options.intervals,
             hooks=hooks(options.out),
         )
@@ -169,19 +170,30 @@ def train(
         log.close()
 
 
-def describe_run(recipe: TokenizerRecipe, options: RunOptions, source: Source) -> dict[str, Any]:
+def describe_run(recipe: TokenizerRecipe, options: RunOptions, source: Source | ShardStream) -> dict[str, Any]:
     """What must be the same for a run to be resumed: the recipe's choices, the precision, the images, and the files
     of pretrained networks that were given."""
     choices = {key: value for key, value in configs.to_dict(recipe).items() if key not in ("about", "published")}
-    names = hashlib.sha256("\n".join(source.names).encode("utf-8", "surrogateescape")).hexdigest()
-    images = {"count": len(source.names), "names": names[:16]}
     return {
         "recipe": choices,
         "precision": options.precision,
         "compile": options.compile,
-        "images": images,
+        "images": identity(source),
         "pretrained": fingerprints(options.pretrained),
     }
+
+
+def images_in(source: Source | ShardStream) -> int:
+    """How many images there are; of a stream, about how many."""
+    return source.about() if isinstance(source, ShardStream) else len(source.names)
+
+
+def identity(source: Source | ShardStream) -> dict[str, Any]:
+    """Which images these are: how many, and a checksum of their names."""
+    if isinstance(source, ShardStream):
+        return source.identity
+    names = hashlib.sha256("\n".join(source.names).encode("utf-8", "surrogateescape")).hexdigest()
+    return {"count": len(source.names), "names": names[:16]}
 
 
 def fingerprints(files: Mapping[str, Path]) -> dict[str, str]:
@@ -220,7 +232,7 @@ def _finish(
     finish: Callable[[Tokenizer], dict[str, Any]],
     log: Log,
 ) -> Path:
-    source, size = open_source(recipe.data), tokenizer.config.image_size
+    source, size = listing(recipe.data, STATISTICS_IMAGES), tokenizer.config.image_size
     batches = statistics_batches(source, size, STATISTICS_IMAGES, recipe.batch_size)
     mean, std = fit_statistics(tokenizer, (batch.images for batch in batches))
     if (constant := std == 0).any():

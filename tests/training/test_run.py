@@ -15,7 +15,7 @@ from softvq import Tokenizer, hub
 from softvq.config import ConfigError
 from softvq.data.images import Augment
 from softvq.data.loader import ordered_batches
-from softvq.data.sources import open_source
+from softvq.data.sources import open_listed
 from softvq.layers import VisionTransformer, ViTConfig
 from softvq.losses.reconstruction import reconstruction
 from softvq.losses.total import total
@@ -92,7 +92,7 @@ def test_a_run_leaves_a_model_checkpoints_and_a_log(pictures: Path, tmp_path: Pa
 
 def test_saved_latents_have_zero_mean_and_unit_variance(pictures: Path, tmp_path: Path):
     tokenizer = Tokenizer.from_pretrained(run(tiny_recipe(data=str(pictures)), tmp_path / "run"))
-    batches = ordered_batches(open_source(str(pictures)), size=16, batch_size=4)
+    batches = ordered_batches(open_listed(str(pictures)), size=16, batch_size=4)
     latents = torch.cat([tokenizer.encode(batch.images) for batch in batches]).flatten(0, 1)
     assert torch.allclose(latents.mean(0), torch.zeros(4), atol=1e-4)
     assert torch.allclose(latents.std(0, unbiased=False), torch.ones(4), atol=1e-4)

@@ -1,0 +1,240 @@
+"""Tar shards that are somewhere else: fetched whole, in a seeded order, into a bounded cache on disk.
+
+Where a listing of all images would mean reading all shards first, the order is one of shards. A batch is cut into
+lanes; each lane reads one shard at a time, in a random order, and the lanes share out every permutation of the shards.
+Which image is sample number p is then a function of the seed, p and how many images the lane's earlier shards hold: the
+same for any number of ranks and workers, and a run resumes without reading again what it has read. A rank reads its own
+lanes' shards only; what is held at once is a shard a lane.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from softvq.data.sources import DataError, Entry, Shards, braces, read_at, shard_entries
+
+MOST_LANES = 16
+_TRIES = 4  # of a download, with pauses of 1, 2 and 4 s between them
+
+
+@dataclass(frozen=True)
+class ShardCache:
+    """Shards by address, each fetched once; beyond `limit` bytes the longest unused are deleted. What is known of a
+    shard's images (names, places, classes) is kept when the shard is not."""
+
+    folder: Path
+    limit: int = 200 * 10**9
+
+    def fetch(self, url: str) -> Path:
+        """The local copy of a shard; `DataError` when it cannot be had. Processes of a machine wait for one another."""
+        path = self._path(url, ".tar")
+        if path.is_file():
+            os.utime(path)  # used just now
+            return path
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.is_file():
+                partial = path.with_suffix(f".{os.getpid()}.part")
+                try:
+                    _download(url, partial)
+                    partial.replace(path)
+                finally:
+                    partial.unlink(missing_ok=True)
+                self._evict(path)
+        return path
+
+    def entries(self, url: str) -> list[Entry]:
+        """The images of a shard, from an earlier look at it where there was one."""
+        path = self._path(url, ".json")
+        if path.is_file():
+            return [Entry(*entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        entries = shard_entries(self.fetch(url), url.rsplit("/", 1)[-1])
+        partial = path.with_suffix(f".{os.getpid()}.part")
+        partial.write_text(json.dumps([[e.name, e.offset, e.size, e.label] for e in entries]), encoding="utf-8")
+        partial.replace(path)
+        return entries
+
+    def _path(self, url: str, suffix: str) -> Path:
+        return self.folder / (hashlib.sha256(url.encode()).hexdigest()[:24] + suffix)
+
+    def _evict(self, kept: Path) -> None:
+        shards = sorted(self.folder.glob("*.tar"), key=lambda path: path.stat().st_mtime)
+        total = sum(path.stat().st_size for path in shards)
+        for path in shards:
+            if total > self.limit and path != kept:
+                total -= path.stat().st_size
+                path.unlink(missing_ok=True)
+
+
+def _download(url: str, path: Path) -> None:
+    import fsspec
+
+    for attempt in range(_TRIES):
+        try:
+            with fsspec.open(url, "rb") as remote, path.open("wb") as local:
+                shutil.copyfileobj(remote, local, 2**22)
+            return
+        except ImportError as error:
+            raise DataError(f"reading {url} needs a package: {error}") from None
+        except FileNotFoundError:
+            raise DataError(f"there is no shard {url}.") from None
+        except ValueError as error:  # a protocol that fsspec does not know
+            raise DataError(f"{url} cannot be read ({error}).") from None
+        except Exception as error:  # each protocol raises its own
+            if attempt == _TRIES - 1:
+                raise DataError(f"{url} cannot be fetched ({type(error).__name__}: {error}).") from error
+            time.sleep(2**attempt)
+
+
+@dataclass(frozen=True)
+class ShardStream:
+    """Images of the shards at `urls`, in an endless order that knows nothing of the shards it has not come to.
+
+    Labels are the numbers in `.cls` files, −1 where there are none.
+    """
+
+    urls: tuple[str, ...]
+    cache: ShardCache
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What must be the same for a run to be resumed."""
+        return {"shards": len(self.urls), "names": hashlib.sha256("\n".join(self.urls).encode()).hexdigest()[:16]}
+
+    def about(self) -> int:
+        """How many images there are, going by the first shard."""
+        return len(self.urls) * len(self.cache.entries(self.urls[0]))
+
+    def listing(self, images: int | None = None) -> Shards:
+        """The images of as many shards as it takes to have `images`, all shards if None, fetched whole."""
+        order = range(len(self.urls)) if images is None else _permutation(len(self.urls), 0, 0)
+        paths, count = [], 0
+        for number in order:
+            paths.append(self.cache.fetch(self.urls[number]))
+            count += len(self.cache.entries(self.urls[number]))
+            if images is not None and count >= images:
+                break
+        return Shards(tuple(paths))
+
+    def order(self, batch_size: int, seed: int) -> "StreamOrder":
+        """The order in which a run of this batch size reads the images."""
+        lanes = max(n for n in range(1, MOST_LANES + 1) if batch_size % n == 0)
+        return StreamOrder(self, batch_size, seed, lanes)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    number: int
+    url: str
+    entries: list[Entry]
+    order: np.ndarray
+
+
+@dataclass
+class StreamOrder:
+    """Sample number → image: lane ℓ's j-th shard is number jℓ = j · lanes + ℓ of the endless series of permutations of
+    the shards, and the images of each are permuted anew each time."""
+
+    stream: ShardStream
+    batch_size: int
+    seed: int
+    lanes: int
+    _ends: dict[int, list[int]] = field(default_factory=dict)  # of each lane: where its shards end, in lane positions
+    _counts: dict[str, int] = field(default_factory=dict)
+    _open: dict[int, "_Opened"] = field(default_factory=dict)  # of each lane: its shard now
+
+    def place(self, position: int) -> tuple[int, int]:
+        """Lane and position within it of a sample number."""
+        step, within = divmod(position, self.batch_size)
+        share = self.batch_size // self.lanes
+        lane, offset = divmod(within, share)
+        return lane, step * share + offset
+
+    def find(self, position: int, attempt: int) -> tuple[str, int, Callable[[], bytes]]:
+        """Name, label and reader of a sample; after `attempt` unreadable ones, the image that many places on."""
+        lane, place = self.place(position)
+        ends = self._ends.setdefault(lane, [])
+        while not ends or ends[-1] <= place:
+            before = ends[-1] if ends else 0
+            ends.append(before + self._count(self._url(lane, len(ends))))
+            if len(ends) >= 2 * len(self.stream.urls) and ends[-1] == 0:
+                raise DataError(f"the {len(self.stream.urls)} shards from {self.stream.urls[0]} on hold no images.")
+        number = bisect_right(ends, place)
+        shard = self._shard(lane, number)
+        first = ends[number - 1] if number else 0
+        entry = shard.entries[shard.order[(place - first + attempt) % len(shard.entries)]]
+        label = int(entry.label) if entry.label.isdecimal() else -1
+        return entry.name, label, lambda: self._read(shard.url, entry)
+
+    def _url(self, lane: int, number: int) -> str:
+        shards = len(self.stream.urls)
+        epoch, index = divmod(number * self.lanes + lane, shards)
+        return self.stream.urls[_permutation(shards, self.seed, epoch)[index]]
+
+    def _count(self, url: str) -> int:
+        if url not in self._counts:
+            self._counts[url] = len(self.stream.cache.entries(url))
+        return self._counts[url]
+
+    def _shard(self, lane: int, number: int) -> _Opened:
+        """The images of a lane's shard and their order. Coming to a shard starts the fetching of the next."""
+        if lane not in self._open or self._open[lane].number != number:
+            url = self._url(lane, number)
+            entries = self.stream.cache.entries(url)
+            order = np.random.default_rng([self.seed, 0, lane, number]).permutation(len(entries))
+            self._open[lane] = _Opened(number, url, entries, order)
+            threading.Thread(target=self._ahead, args=(self._url(lane, number + 1),), daemon=True).start()
+        return self._open[lane]
+
+    def _ahead(self, url: str) -> None:
+        with suppress(DataError, OSError):  # said when its turn comes
+            self.stream.cache.fetch(url)
+
+    def _read(self, url: str, entry: Entry) -> bytes:
+        for _ in range(2):
+            try:
+                return read_at(self.stream.cache.fetch(url), entry.offset, entry.size)
+            except FileNotFoundError:  # deleted to make room since it was fetched
+                continue
+        raise DataError(
+            "the cache of shards is too small for the shards in use; set SOFTVQ_CACHE_GB to more than 16 shards."
+        )
+
+
+@lru_cache(8)
+def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, 2, epoch]).permutation(length)
+
+
+def open_stream(pattern: str) -> ShardStream:
+    """The shards of an address with ranges in braces, or wildcards where the protocol can list (s3, gs, hf)."""
+    folder = Path(os.environ.get("SOFTVQ_CACHE", Path.home() / ".cache" / "softvq"))
+    cache = ShardCache(folder / "shards", int(float(os.environ.get("SOFTVQ_CACHE_GB", 200)) * 1e9))
+    urls = [url for one in braces(pattern) for url in (_matching(one) if any(c in one for c in "*?[") else [one])]
+    return ShardStream(tuple(urls), cache)
+
+
+def _matching(pattern: str) -> list[str]:
+    import fsspec
+
+    try:
+        system, _, paths = fsspec.get_fs_token_paths(pattern)
+    except Exception as error:  # each protocol raises its own
+        raise DataError(
+            f"{pattern} cannot be listed ({type(error).__name__}: {error}); use a range {{000..127}}."
+        ) from error
+    if not paths:
+        raise DataError(f"no shard matches {pattern!r}.")
+    return [system.unstrip_protocol(path) for path in sorted(paths)]
