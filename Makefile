@@ -12,7 +12,7 @@ test:  ## the whole test suite, no network and no GPU needed
 
 test-reference:  ## parity with the real timm, in an environment of its own (Python 3.10 or 3.11, which torchvision 0.16 needs)
 	$(PYTHON) -m venv $(REFERENCE)
-	$(REFERENCE)/bin/python -m pip install --quiet --editable '.[test]' torch==2.13.0 'timm>=1.0.20,<1.1' lpips requests
+	$(REFERENCE)/bin/python -m pip install --quiet --editable '.[test]' torch==2.13.0 'timm>=1.0.20,<1.1' lpips torch-fidelity requests
 	$(REFERENCE)/bin/python -m pip install --quiet --no-deps torchvision==0.16.2  # which imports requests
 	HF_HUB_OFFLINE=1 $(REFERENCE)/bin/python -W ignore -m pytest tests/reference -o addopts="-q --strict-markers"
 

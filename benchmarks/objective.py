@@ -26,6 +26,7 @@ from softvq.cli.hooks import evaluate, save_picture, spread
 from softvq.data.images import to_bytes
 from softvq.data.loader import ordered_batches
 from softvq.data.sources import open_listed
+from softvq.evaluation.frechet import Gaussian, frechet_distance
 from softvq.evaluation.pictures import enlarge, grid
 from softvq.losses.discriminators import PatchGANDiscriminatorConfig
 from softvq.losses.total import ScheduleConfig
@@ -108,20 +109,20 @@ def recipes(steps: int) -> dict[str, TokenizerRecipe]:
     return {"pixels": replace(common, name="pixels"), "whole": replace(whole, name="whole")}
 
 
-def run(out: Path, steps: int) -> None:
+def run(out: Path, steps: int, device: torch.device) -> None:
     for name, recipe in recipes(steps).items():
-        options = RunOptions(out / name, torch.device("cpu"), "bfloat16", workers=1)
-        networks = Frozen(LiteTeacher((4,)), Perceptual((0, 2, 4, 10))) if name == "whole" else Frozen()
+        options = RunOptions(out / name, device, "bfloat16", workers=1)
+        networks = Frozen()
+        if name == "whole":
+            networks = Frozen(LiteTeacher((4,)).to(device), Perceptual((0, 2, 4, 10)).to(device))
         print(train(recipe, options, frozen=networks))
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """Between the Gaussians of two sets of vectors: ‖μ − μ'‖² + tr(Σ + Σ' − 2 (Σ^½ Σ' Σ^½)^½), in float64."""
-    a, b = a.double(), b.double()
-    values, vectors = torch.linalg.eigh(torch.cov(a.T))
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ torch.cov(b.T) @ root).clamp_min(0).sqrt().sum()
-    return float((a.mean(0) - b.mean(0)).square().sum() + a.var(0).sum() + b.var(0).sum() - 2 * cross)
+    sides = [Gaussian.empty(a.shape[1]) for _ in range(2)]
+    for side, features in zip(sides, (a, b), strict=True):
+        side.add(features)
+    return frechet_distance(*sides)
 
 
 def luma(images: Tensor) -> Tensor:
@@ -153,7 +154,7 @@ def measure(out: Path) -> None:
     source = open_listed("emoji-val")
     real = torch.cat([batch.images for batch in ordered_batches(source, size=64, batch_size=70)])
     rows = {"real": {"gradient_energy": gradient_energy(real)}}
-    shown = [spread(source, 64, 12)]
+    shown = [spread(source, 64, 8)]
     for name, place in models.items():
         tokenizer = Tokenizer.from_pretrained(place)
         fake = torch.cat([tokenizer(part).images.clamp(-1, 1) for part in real.split(70)])
@@ -169,7 +170,7 @@ def measure(out: Path) -> None:
     print(json.dumps(rows, indent=1))
     results = Path(__file__).parent / "results"
     (results / "objective.json").write_text(json.dumps(rows, indent=1) + "\n")
-    columns = [enlarge(to_bytes(images)) for images in shown]
+    columns = [enlarge(to_bytes(images), 256) for images in shown]
     save_picture(grid(columns, ("real", "bundled", "pixels", "whole")), results / "objective.png")
 
 
@@ -177,9 +178,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "measure"))
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--out", type=Path, default=Path("runs/objective"))
     options = parser.parse_args()
-    run(options.out, options.steps) if options.what == "train" else measure(options.out)
+    run(options.out, options.steps, options.device) if options.what == "train" else measure(options.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a training run shows and measures: sample grids and validation scores, made here and given to `training`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,16 @@ from softvq.training.state import TrainState
 _SHOWN = 16  # images of a sample grid, evenly over the validation set
 
 
-def sample_hooks(folder: Path, recipe: TokenizerRecipe, every: int) -> list[Hook]:
-    """A picture of fixed images (validation images where the recipe has them) and their PSNR, with the EMA weights."""
+@dataclass(frozen=True)
+class Judges:
+    """Networks that validation uses besides pixels; None where there is none. See `evaluation.reconstruction.score`."""
+
+    perceptual: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    features: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+
+def sample_hooks(folder: Path, recipe: TokenizerRecipe, every: int, judges: Judges | None = None) -> list[Hook]:
+    """A picture of fixed images (validation images where the recipe has them), and scores, with the EMA weights."""
     source = listing(recipe.val) if recipe.val else listing(recipe.data, _SHOWN)
     size = recipe.tokenizer.image_size
 
@@ -39,28 +48,43 @@ def sample_hooks(folder: Path, recipe: TokenizerRecipe, every: int) -> list[Hook
             save_picture(picture, path)
         log.picture(state.step, "reconstructions", np.asarray(picture))
         if recipe.val is not None:
-            scores = evaluate(tokenizer, recipe.val)
-            means = {"val/psnr": scores.summary()["psnr"], "val/ssim": scores.summary()["ssim"]}
-            log.values(state.step, means)
-            log.say(f"step {state.step}  val PSNR {means['val/psnr']:.2f} dB  SSIM {means['val/ssim']:.4f}  {path}")
+            found = evaluate(tokenizer, recipe.val, judges=judges).summary()
+            log.values(state.step, {f"val/{name}": found[name] for name in _SCORES if name in found})
+            words = "  ".join(
+                f"{label} {found[name]:.{digits}f}" for name, (label, digits) in _SCORES.items() if name in found
+            )
+            log.say(f"step {state.step}  val {words}  {path}")
 
     return [Hook(every, sample)]
 
 
+_SCORES = {"psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 4), "lpips": ("LPIPS", 4), "rfid": ("rFID", 2)}
+
+
 def evaluate(
-    tokenizer: Tokenizer, data: str, batch_size: int = 32, chosen: Sequence[int] | None = None
+    tokenizer: Tokenizer,
+    data: str,
+    batch_size: int = 32,
+    chosen: Sequence[int] | None = None,
+    judges: Judges | None = None,
 ) -> ReconstructionScores:
-    """PSNR and SSIM over a data set (or the images chosen from it) at the model's own size."""
+    """The scores over a data set (or the images chosen from it) at the model's own size."""
     device, size = tokenizer.latent_mean.device, tokenizer.config.image_size
     batches = ordered_batches(listing(data), size=size, batch_size=batch_size, chosen=chosen)
-    return score(lambda images: tokenizer(images.to(device)).images, (batch.images for batch in batches))
+    judges = judges or Judges()
+    return score(
+        lambda images: tokenizer(images.to(device)).images,
+        (batch.images for batch in batches),
+        perceptual=judges.perceptual,
+        features=judges.features,
+    )
 
 
-def figures_of(tokenizer: Tokenizer, val: str | None) -> dict[str, Any]:
+def figures_of(tokenizer: Tokenizer, val: str | None, judges: Judges | None = None) -> dict[str, Any]:
     """The figures that are stored with a trained model; `psnr_floor` is the first percentile over validation images."""
     if val is None:
         return {}
-    scores = evaluate(tokenizer.eval(), val)
+    scores = evaluate(tokenizer.eval(), val, judges=judges)
     figures = {**scores.summary(), "data": val, "psnr_floor": first_percentile(scores.psnr)}
     return {"figures": figures, "domain": val}
 

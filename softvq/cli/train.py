@@ -5,6 +5,8 @@
   softvq train tokenizer emoji-64 --tokenizer.quantizer AE --weights '{"reconstruction": 1}'
   softvq train tokenizer softvq-l-64 --data imagenet/train --val imagenet/val
   softvq train tokenizer softvq-l-64 --data 'shards/train-{0000..1023}.tar' --val 'shards/val-*.tar'
+  softvq train tokenizer softvq-l-64 --data 'https://host/train-{0000..1023}.tar' --val hf:OWNER/NAME:validation
+  softvq train tokenizer softvq-l-64 --dry-run
   softvq train tokenizer softvq-b-64 --init SoftVQVAE/softvq-b-64 --data my_photos/ --steps 20000
 
 Every field of the recipe can be set: --FIELD VALUE, dotted for nested ones (`softvq recipes NAME` shows them all).
@@ -33,6 +35,9 @@ OWN_OPTIONS = (
     "most-bad",
     "recompute",
     "compile",
+    "rfid",
+    "wandb",
+    "dry-run",
     "log-every",
     "checkpoint-every",
     "sample-every",
@@ -67,6 +72,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--recompute", action="store_true", help="less memory, more time: keep less for the gradients")
     parser.add_argument("--compile", action="store_true", help="torch.compile; pays on GPUs, not on CPUs")
+    parser.add_argument(
+        "--rfid",
+        nargs="?",
+        const="inception-2015-12-05",
+        metavar="NETWORK",
+        help="measure rFID too when validating; Inception's weights are downloaded once, or given with --pretrained",
+    )
+    parser.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases too (pip install 'softvq[wandb]')")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the plan and stop: parameters, operations and memory of a step, checkpoint size, images per epoch",
+    )
     parser.add_argument("--log-every", type=int, default=20, metavar="STEPS")
     parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS")
     parser.add_argument("--sample-every", type=int, default=1000, metavar="STEPS", help="sample grid and validation")
@@ -76,11 +94,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq import config as configs
     from softvq import distributed
-    from softvq.cli.hooks import figures_of, sample_hooks
+    from softvq.cli.hooks import Judges, figures_of, sample_hooks
     from softvq.cli.machine import pick_device, pick_precision
     from softvq.hub import read_json
+    from softvq.pretrained.inception import Inception
+    from softvq.pretrained.lpips import LPIPS
     from softvq.recipes import all as recipes
     from softvq.training.loop import Intervals
+    from softvq.training.plan import plan, show_plan
+    from softvq.training.step import Frozen
     from softvq.training.tokenizer import RunOptions, train
 
     for name in ("log_every", "checkpoint_every", "sample_every"):
@@ -100,11 +122,23 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     out = options.out or Path("runs") / recipe.name
     if options.resume and not any((out / "checkpoints").glob("step-*")):
         raise Usage(f"--resume: {out} holds no run to resume; leave --resume out to start one")
-    device = distributed.start(pick_device(options.device))
+    device = pick_device(options.device)
     precision = pick_precision(options.precision, device, training=True)
+    if options.dry_run:
+        found = plan(recipe, RunOptions(out, device, precision, recompute=options.recompute))
+        if not options.json:
+            print(show_plan(found))
+        return found.to_dict()
+    device = distributed.start(device)
     intervals = Intervals(options.log_every, options.checkpoint_every)
     command = shlex.join(["softvq", "train", "tokenizer", options.recipe, *options.extra])
-    files = pretrained_files(options.pretrained, recipe.networks)
+    files = pretrained_files(options.pretrained, [*recipe.networks, *([options.rfid] if options.rfid else [])])
+    inception = files.pop(options.rfid, None)
+    if options.rfid and recipe.val is None:
+        raise Usage("--rfid needs validation images: give --val")
+    frozen = Frozen.of(recipe, device, files)
+    lpips = frozen.perceptual if isinstance(frozen.perceptual, LPIPS) else None
+    judges = Judges(lpips, Inception.load(options.rfid, inception).to(device) if options.rfid else None)
     folder = train(
         recipe,
         RunOptions(
@@ -119,9 +153,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             compile=options.compile,
             command=command,
             intervals=intervals,
+            wandb=options.wandb,
         ),
-        hooks=lambda run: sample_hooks(run, recipe, options.sample_every),
-        finish=lambda tokenizer: figures_of(tokenizer, recipe.val),
+        frozen=frozen,
+        hooks=lambda run: sample_hooks(run, recipe, options.sample_every, judges),
+        finish=lambda tokenizer: figures_of(tokenizer, recipe.val, judges),
     )
     first = distributed.rank() == 0
     distributed.stop()

@@ -77,8 +77,14 @@ class LPIPS(nn.Module):
     def _tiny(cls) -> "LPIPS":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            vgg = VGG16(1 / 8)
-        return cls(vgg, {f"lin{i}": torch.full((widths[-1] // 8,), 0.3) for i, widths in enumerate(_WIDTHS)})
+            return cls.untrained(TINY)
+
+    @classmethod
+    def untrained(cls, name: str = NAME) -> "LPIPS":
+        """The network that `load` gives, with whatever weights."""
+        part = 8 if name == TINY else 1
+        linear = {f"lin{i}": torch.full((widths[-1] // part,), 0.3) for i, widths in enumerate(_WIDTHS)}
+        return cls(VGG16(1 / part), linear)
 
     def forward(self, images: Float[Tensor, "B 3 H W"], targets: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
         """The distance of each image in [-1, 1] to its target; the targets get no gradient."""

@@ -87,6 +87,14 @@ def load(name: str, image_size: int, patch_size: int | None = None, file: Path |
     return hub.build(lambda: VisionTransformer(config, (side, side)), config.depth, saved)
 
 
+def untrained(name: str, image_size: int, patch_size: int | None = None) -> VisionTransformer:
+    """The network that `load` gives, with whatever weights."""
+    architecture = describe(name).architecture
+    config = replace(architecture, patch_size=patch_size or architecture.patch_size)
+    side = image_size // config.patch_size
+    return VisionTransformer(config, (side, side))
+
+
 class _Frozen(nn.Module):
     """A network that nothing trains, with its own input normalisation: always in evaluation mode, without gradients of
     its weights. It is an argument of the training step, never part of a model: its weights are in no checkpoint."""

@@ -1,6 +1,7 @@
 """What a run shows and writes while it goes: a progress bar or plain lines, JSONL, TensorBoard."""
 
 import json
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -14,20 +15,35 @@ from softvq.hub import atomic
 SLOW_LOADER = 0.3  # share of the time spent waiting for images from which on the user is told
 
 
+class LogError(RuntimeError):
+    """A place to log to that cannot be used; the message is one sentence for the user."""
+
+
 class Log:
-    """`log.jsonl` and `tensorboard/` in the run's folder, and a bar on the terminal (plain lines elsewhere).
+    """`log.jsonl` and `tensorboard/` in the run's folder, and a bar on the terminal (plain lines elsewhere); with
+    `project`, Weights & Biases too, with the run's `description` as its configuration.
 
     On resume, lines of steps after `start_step` are dropped: the log is that of one uninterrupted run. Of several
     ranks only the first writes.
     """
 
-    def __init__(self, folder: Path, start_step: int, steps: int):
+    def __init__(
+        self,
+        folder: Path,
+        start_step: int,
+        steps: int,
+        project: str | None = None,
+        description: dict[str, Any] | None = None,
+    ):
         self.steps, self.last_line, self.slow = steps, 0.0, False
         self.writes = distributed.rank() == 0
         self.terminal = sys.stderr.isatty() and self.writes
         self.bar = tqdm(total=steps, initial=start_step, unit="step", disable=not self.terminal, dynamic_ncols=True)
+        self.wandb = None
         if not self.writes:
             return
+        if project is not None:
+            self.wandb = _wandb_run(project, folder, description)
         from torch.utils.tensorboard import SummaryWriter  # costs a second
 
         self.path = folder / "log.jsonl"
@@ -53,6 +69,8 @@ class Log:
         self.event(step, values)
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.log({**values, **{f"speed/{name}": value for name, value in (speed or {}).items()}}, step=step)
         if speed is None:
             return
         for name, value in speed.items():
@@ -76,6 +94,10 @@ class Log:
         """An image (height × width × 3, 8-bit) in TensorBoard."""
         if self.writes:
             self.board.add_image(name, image, step, dataformats="HWC")
+        if self.wandb is not None:
+            import wandb
+
+            self.wandb.log({name: wandb.Image(image)}, step=step)
 
     def say(self, message: str) -> None:
         """A line for the person at the terminal."""
@@ -87,6 +109,28 @@ class Log:
         if self.writes:
             self.file.close()
             self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def _wandb_run(project: str, folder: Path, description: dict[str, Any] | None):
+    """The run at Weights & Biases that goes with this folder: a resumed run goes on in the same one."""
+    try:
+        import wandb
+    except ImportError:
+        raise LogError("--wandb needs a package: pip install 'softvq[wandb]'") from None
+    path = folder / "wandb.json"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps({"id": secrets.token_hex(8)}), encoding="utf-8")
+    number = json.loads(path.read_text(encoding="utf-8"))["id"]
+    try:
+        return wandb.init(
+            project=project, name=folder.name, dir=str(folder), id=number, resume="allow", config=description
+        )
+    except wandb.Error as error:
+        raise LogError(f"Weights & Biases cannot be used: {error}; set WANDB_MODE=offline to log on disk.") from error
 
 
 def _step_of(line: str) -> float:

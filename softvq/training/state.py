@@ -56,9 +56,11 @@ class TrainState:
         optimizer: OptimizerConfig,
         judge_optimizer: OptimizerConfig | None,
         parallel: distributed.Parallel = "ddp",
+        ema: nn.Module | None = None,
     ) -> "TrainState":
-        """A run before its first step, its modules wrapped or sharded where there are several ranks."""
-        ema = copy.deepcopy(model).requires_grad_(False).eval()
+        """A run before its first step, its modules wrapped or sharded where there are several ranks. `ema`: a module
+        equal to `model` to use as its average; by default a copy."""
+        ema = (copy.deepcopy(model) if ema is None else ema).requires_grad_(False).eval()
         trained = Student(model, heads)
         device = next(model.parameters()).device
         if parallel == "fsdp" and distributed.world_size() > 1:

@@ -23,7 +23,7 @@ from softvq.losses.discriminators import DinoDiscriminatorConfig
 from softvq.losses.reconstruction import reconstruction
 from softvq.losses.total import total, weights_at
 from softvq.pretrained.lpips import LPIPS
-from softvq.pretrained.vit import Readouts, Teacher
+from softvq.pretrained.vit import Readouts, Teacher, describe, untrained
 from softvq.training.recipe import TokenizerRecipe
 from softvq.training.state import TrainState
 
@@ -56,6 +56,19 @@ class Frozen:
             dino = recipe.adversarial.discriminator
             readouts = Readouts.load(dino.backbone, dino.image_size, dino.after, files.get(dino.backbone)).to(device)
         return cls(teacher, perceptual, readouts)
+
+    @classmethod
+    def untrained(cls, recipe: TokenizerRecipe) -> "Frozen":
+        """Networks of the same shapes with whatever weights: to count what a run will cost."""
+        config, teacher, readouts = recipe.tokenizer, None, None
+        if recipe.alignment is not None:
+            name = recipe.alignment.teacher
+            teacher = Teacher(untrained(name, config.image_size, config.encoder.patch_size), describe(name).statistics)
+        if recipe.adversarial is not None and isinstance(recipe.adversarial.discriminator, DinoDiscriminatorConfig):
+            dino = recipe.adversarial.discriminator
+            vit = untrained(dino.backbone, dino.image_size, None)
+            readouts = Readouts(vit, describe(dino.backbone).statistics, dino.after)
+        return cls(teacher, None if recipe.perceptual is None else LPIPS.untrained(recipe.perceptual), readouts)
 
 
 def make_step(

@@ -47,6 +47,7 @@ class RunOptions:
     compile: bool = False  # torch.compile; rounds differently
     command: str | None = None  # what to store as the model's command; None: the recipe's
     intervals: Intervals = field(default_factory=Intervals)
+    wandb: str | None = None  # the project to log to at Weights & Biases
 
 
 def new_tokenizer(
@@ -90,13 +91,11 @@ def _unfit(recipe: TokenizerRecipe, error: Exception) -> configs.ConfigError:
     return configs.ConfigError(f"recipe {recipe.name}: {str(error).strip().splitlines()[0]}")
 
 
-def new_state(recipe: TokenizerRecipe, frozen: Frozen, options: RunOptions, *, started: bool = True) -> TrainState:
-    """The run before its first step: tokenizer, projector and discriminator, each a function of the recipe alone."""
+def new_parts(
+    recipe: TokenizerRecipe, frozen: Frozen, options: RunOptions, *, started: bool = True
+) -> tuple[Tokenizer, nn.ModuleDict, nn.ModuleDict]:
+    """Tokenizer, projector and discriminator before the first step, each a function of the recipe alone."""
     model = new_tokenizer(recipe, options.pretrained, started=started)
-    judge_optimizer = None if recipe.adversarial is None else recipe.adversarial.optimizer
-    unshardable = not isinstance(recipe.optimizer, AdamWConfig) or (recipe.adversarial and recipe.adversarial.adaptive)
-    if options.parallel == "fsdp" and distributed.world_size() > 1 and unshardable:
-        raise configs.ConfigError(f"recipe {recipe.name}: Muon and the adaptive weight need --parallel ddp.")
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
@@ -109,13 +108,25 @@ def new_state(recipe: TokenizerRecipe, frozen: Frozen, options: RunOptions, *, s
                 judge["lecam"] = LeCAM()
         for side in (model.encoder, model.decoder):
             side.vit.recompute = options.recompute
-        parts = (part.to(options.device) for part in (model, heads, judge))
-        state = TrainState.of(*parts, recipe.optimizer, judge_optimizer, options.parallel)
-        if options.compile:
-            state.trained.compile()
-        return state
+        return model, heads, judge
     except (ValueError, RuntimeError, OverflowError) as error:
         raise _unfit(recipe, error) from error
+
+
+def new_state(recipe: TokenizerRecipe, frozen: Frozen, options: RunOptions, *, started: bool = True) -> TrainState:
+    """The run before its first step, on its device."""
+    judge_optimizer = None if recipe.adversarial is None else recipe.adversarial.optimizer
+    unshardable = not isinstance(recipe.optimizer, AdamWConfig) or (recipe.adversarial and recipe.adversarial.adaptive)
+    if options.parallel == "fsdp" and distributed.world_size() > 1 and unshardable:
+        raise configs.ConfigError(f"recipe {recipe.name}: Muon and the adaptive weight need --parallel ddp.")
+    parts = (part.to(options.device) for part in new_parts(recipe, frozen, options, started=started))
+    try:
+        state = TrainState.of(*parts, recipe.optimizer, judge_optimizer, options.parallel)
+    except (ValueError, RuntimeError, OverflowError) as error:
+        raise _unfit(recipe, error) from error
+    if options.compile:
+        state.trained.compile()
+    return state
 
 
 def train(
@@ -139,7 +150,7 @@ def train(
     state = new_state(recipe, frozen, options, started=not checkpoints.all())
     description = describe_run(recipe, options, source)
     meta = open_run(options.out, description, checkpoints, state)
-    log = Log(options.out, state.step, recipe.steps)
+    log = Log(options.out, state.step, recipe.steps, options.wandb, description)
     try:
         batches = training_batches(
             source,

@@ -1,0 +1,145 @@
+"""What a run is said to cost, against what it costs."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from softvq.data.loader import Batch
+from softvq.recipes.all import find
+from softvq.recipes.emoji import EMOJI_64
+from softvq.training.plan import plan
+from softvq.training.recipe import TokenizerRecipe
+from softvq.training.step import Frozen, make_step
+from softvq.training.tokenizer import RunOptions, new_state
+
+TWIN = find("softvq-l-64-tiny")
+
+
+def options(**more) -> RunOptions:
+    return RunOptions(Path("none"), torch.device("cpu"), "float32", **more)
+
+
+def measured_peak(recipe: TokenizerRecipe, chosen: RunOptions, frozen: Frozen, folder: Path) -> int:
+    """The largest number of bytes that PyTorch's allocator held while a run was set up and took two steps."""
+    size, px = recipe.batch_size, recipe.tokenizer.image_size
+    with profile(profile_memory=True, activities=[ProfilerActivity.CPU]) as profiler:
+        state = new_state(recipe, frozen, chosen)
+        step = make_step(recipe, chosen.precision, frozen)
+        images, labels = torch.zeros(size, 3, px, px), torch.zeros(size, dtype=torch.long)
+        for _ in range(2):
+            step(state, Batch(images, labels, [""] * size, list(range(size)), {}))
+    profiler.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    held = [event["args"] for event in sorted(events, key=lambda e: e.get("ts", 0)) if event.get("name") == "[memory]"]
+    before = held[0]["Total Allocated"] - held[0]["Bytes"]  # the account goes on from earlier profiles
+    return max(event["Total Allocated"] for event in held) - before
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_memory_estimate_is_within_a_fifth_of_the_measured_peak(recompute: bool, precision: str, tmp_path: Path):
+    recipe = replace(EMOJI_64, batch_size=32, init="vit")
+    chosen = replace(options(recompute=recompute), precision=precision)
+    assert plan(recipe, chosen).memory[1] == pytest.approx(measured_peak(recipe, chosen, Frozen(), tmp_path), rel=0.2)
+
+
+def test_so_it_is_with_every_term_on(tmp_path: Path):
+    recipe = replace(TWIN, batch_size=16, schedules={})
+    frozen = Frozen.of(recipe, torch.device("cpu"))
+    held = sum(p.numel() * 4 for net in (frozen.teacher, frozen.perceptual, frozen.readouts) for p in net.parameters())
+    measured = measured_peak(recipe, options(), frozen, tmp_path) + held
+    assert plan(recipe, options()).memory[1] == pytest.approx(measured, rel=0.2)
+
+
+def test_parameters_and_checkpoint_are_those_of_the_run():
+    found = plan(TWIN, options())
+    frozen = Frozen.of(TWIN, torch.device("cpu"))
+    state = new_state(TWIN, frozen, options())
+    assert found.parameters["tokenizer"] == sum(p.numel() for p in state.model.parameters())
+    assert found.parameters["discriminator"] == sum(p.numel() for p in state.judge["discriminator"].parameters())
+    assert found.parameters["teacher (frozen)"] == sum(p.numel() for p in frozen.teacher.parameters())
+    weights = sum(
+        t.numel() * t.element_size() for m in (state.model, state.ema, state.heads) for t in m.state_dict().values()
+    )
+    trained = sum(p.numel() for m in (state.model, state.heads) for p in m.parameters())
+    assert (
+        weights + 2 * 4 * trained
+        < found.checkpoint
+        < 1.2 * (weights + 2 * 4 * trained) + 3 * 4 * sum(p.numel() for p in state.judge.parameters())
+    )
+
+
+def linear_layers(recipe: TokenizerRecipe) -> int:
+    """Multiply-accumulates of a forward pass through the blocks' linear layers, for one image."""
+    config = recipe.tokenizer
+    tokens = config.tokens + (config.image_size // config.encoder.patch_size) ** 2
+    return sum(12 * side.width**2 * side.depth * tokens for side in (config.encoder, config.decoder))
+
+
+def test_operations_are_those_of_the_layers_and_the_batch():
+    found = plan(EMOJI_64, options())
+    ratio = found.flops / (3 * 2 * linear_layers(EMOJI_64) * EMOJI_64.batch_size)
+    assert 1 < ratio < 1.3  # attention, patches, pixels and codebooks come to the blocks
+    double, fourfold = (plan(replace(EMOJI_64, batch_size=size), options()).flops for size in (64, 128))
+    assert fourfold - double == 2 * (double - found.flops)  # what does not grow is Muon's
+    assert plan(EMOJI_64, options(recompute=True)).flops > 1.15 * found.flops
+
+
+def test_more_devices_and_recomputing_take_less_memory_and_the_fixed_part_stays():
+    found = plan(EMOJI_64, options())
+    assert found.fixed < found.memory[8] < found.memory[1] / 4
+    assert plan(EMOJI_64, options(recompute=True)).memory[1] < 0.8 * found.memory[1]
+
+
+def test_bfloat16_takes_less():
+    half = plan(EMOJI_64, replace(options(), precision="bfloat16"))
+    assert half.memory[1] < 0.9 * plan(EMOJI_64, options()).memory[1]
+
+
+def test_the_command_prints_the_plan_of_the_real_recipe_with_neither_data_nor_network(tmp_path: Path):
+    found = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "softvq",
+            "train",
+            "tokenizer",
+            "softvq-l-64",
+            "--dry-run",
+            "--json",
+            "--batch_size",
+            "8",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    told = json.loads(found.stdout)
+    assert told["parameters"]["tokenizer"] > 4e7
+    assert told["tokens"] == 64
+    assert told["images"] is None
+    assert "imagenet/train" in told["why_unknown"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_for_people():
+    from softvq.training.plan import show_plan
+
+    words = show_plan(plan(EMOJI_64, options()))
+    for part in (
+        "parameters, tokenizer",
+        "3.8 M",
+        "64 of 16 numbers",
+        "TFLOP",
+        "a checkpoint",
+        "3,094",
+        "8 devices, 4 images",
+    ):
+        assert part in words
