@@ -59,8 +59,8 @@ class PublishedRecipe:
 class TokenizerRecipe:
     """A tokenizer training run.
 
-    `data` and `val` name the images (see `data.loader.open_source`): `emoji`, `emoji-val`, a folder, tar shards here or at
-    an address (`train-{000..127}.tar`), a Hugging Face dataset or its parquet files; `val` may be None.
+    `data` and `val` name the images (see `data.loader.open_source`): `emoji`, `emoji-val`, a folder, tar shards here or
+    at an address (`train-{000..127}.tar`), a Hugging Face dataset or its parquet files; `val` may be None.
 
     `weights` are λ of Eq. 7 by term: `reconstruction`, `perceptual` where a network for it is named
     (`pretrained.lpips`), `alignment` where there is a teacher, `adversarial` where there is a discriminator, and the
