@@ -204,3 +204,86 @@ def _our_name(name: str) -> str:
         if name.startswith(theirs):
             return ours + name[len(theirs) :]
     return name
+
+
+@dataclass(frozen=True)
+class ReleasedGenerator:
+    """A released generator's `config.json` (`SoftVQVAE/sit-xl_softvq-*` and `dit-xl_softvq-*`), with the defaults of
+    the classes that wrote it; an unknown key is an error."""
+
+    hidden_size: int
+    depth: int
+    in_channels: int
+    input_size: int
+    num_heads: int = 16
+    patch_size: int = 2
+    mlp_ratio: float = 4.0
+    num_classes: int = 1000
+    class_dropout_prob: float = 0.1
+    vae_1d: bool = False
+    qk_norm: bool = False
+    # SiT's
+    path_type: str = "edm"
+    use_cfg: bool = False
+    decoder_hidden_size: int = 768
+    # DiT's
+    learn_sigma: bool | None = None
+    # How attention was computed, and what describes the repository.
+    fused_attn: bool = True
+    flash_attn: bool = False
+    tags: tuple[str, ...] = ()
+    repo_url: str = ""
+    license: str = ""
+
+
+def generator(
+    config: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]] | None:
+    """A released SiT or DiT as our `config`, `about` and tensors; None when `config` is of another format.
+
+    `path_type: "edm"` in released SiTs is a class default that nothing used: it stands for the paper's cosine path.
+    """
+    if not {"hidden_size", "in_channels", "input_size"} <= config.keys():
+        return None
+    theirs = configs.from_dict(ReleasedGenerator, config, "config.json")
+    patch = 1 if theirs.vae_1d else theirs.patch_size
+    if theirs.qk_norm or theirs.class_dropout_prob <= 0 or theirs.learn_sigma is False:
+        raise configs.ConfigError("config.json asks for qk_norm, no null class or a fixed variance: not built here.")
+    if min(theirs.in_channels, theirs.input_size, patch) < 1 or theirs.input_size % patch:
+        raise configs.ConfigError("config.json: input_size must be a multiple of patch_size, in_channels at least 1.")
+    if theirs.path_type not in ("edm", "linear", "cosine"):
+        raise configs.ConfigError(f"config.json has path_type = {theirs.path_type!r}; valid: linear, cosine.")
+    network = {
+        "tokens": theirs.input_size if theirs.vae_1d else (theirs.input_size // patch) ** 2,
+        "channels": theirs.in_channels * patch**2,
+        "classes": theirs.num_classes,
+        "width": theirs.hidden_size,
+        "depth": theirs.depth,
+        "heads": theirs.num_heads,
+        "mlp_ratio": theirs.mlp_ratio,
+        "positions": "1d" if theirs.vae_1d else "2d",
+    }
+    shared = {"network": network, "dropout": theirs.class_dropout_prob}
+    about: dict[str, Any] = {"source": "released by the paper's authors"}
+    if theirs.learn_sigma is not None:
+        ours = {"type": "DiT", "betas": "cosine", **shared}
+    else:
+        unset = theirs.path_type == "edm"
+        ours = {"type": "SiT", "path": "cosine" if unset else theirs.path_type, **shared}
+        if unset:
+            about["path"] = "the configuration says edm, an unused class default; the paper's cosine path is used"
+    named = {name.replace("x_embedder.proj.", "x_embedder."): _folded(name, t, theirs) for name, t in tensors.items()}
+    return ours, about, {f"network.{name}": tensor for name, tensor in named.items()}
+
+
+def _folded(name: str, tensor: Tensor, theirs: ReleasedGenerator) -> Tensor:
+    """A tensor that meets 2-D latents' squares, in our order of their numbers: by place, then channel; DiT's noise
+    before its variance. Other tensors as they are."""
+    if theirs.vae_1d:
+        return tensor
+    if name == "x_embedder.proj.weight":
+        return tensor.permute(0, 2, 3, 1).flatten(1)
+    if name.startswith("final_layer.linear.") and theirs.learn_sigma is not None:
+        parts = tensor.unflatten(0, (theirs.patch_size**2, 2, theirs.in_channels))
+        return parts.transpose(0, 1).flatten(0, 2)
+    return tensor

@@ -8,6 +8,7 @@ The encoder reads patches and L learnable latent tokens and keeps the latter; th
 the decoder reads N mask tokens and the latents and regresses the pixels of each patch (Section 3.1).
 """
 
+import hashlib
 import json
 import tempfile
 from dataclasses import dataclass, field
@@ -174,6 +175,20 @@ class Tokenizer(nn.Module):
     ) -> Float[Tensor, "B 3 H W"]:
         """Images of what `encode_indices` gave."""
         return self._decoded(self.quantizer.lookup(indices), size)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks: the units that are sharded over ranks."""
+        return [*self.encoder.vit.blocks, *self.decoder.vit.blocks]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the configuration and every weight: which tokenizer latents are of."""
+        digest = hashlib.sha256(json.dumps(configs.to_dict(self.config), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().float().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def set_statistics(self, mean: Tensor | float, std: Tensor | float) -> None:
         """Store the mean and standard deviation, per channel (D,) or one for all, of latents before normalisation."""

@@ -35,6 +35,13 @@ class Batch:
     positions: list[int]
     bad: dict[str, str]
 
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
     def to(self, device: torch.device) -> "Batch":
         return replace(
             self,

@@ -5,6 +5,7 @@ opened by the process that reads them.
 """
 
 import glob
+import hashlib
 import json
 import os
 import re
@@ -297,3 +298,11 @@ def emoji_labels() -> dict[str, dict[str, str]]:
 def _class_of(name: str) -> str:
     parts = Path(name).parts
     return parts[0] if len(parts) > 1 else ""
+
+
+def identity(source: Source) -> dict[str, object]:
+    """Which images these are: how many, and a checksum of their names."""
+    if hasattr(source, "identity"):  # a stream's own
+        return source.identity
+    names = hashlib.sha256("\n".join(source.names).encode("utf-8", "surrogateescape")).hexdigest()
+    return {"count": len(source.names), "names": names[:16]}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from softvq import distributed
+from softvq.data.latents import LatentBatch
 from softvq.data.loader import Batch
 from softvq.training.logs import Log
 from softvq.training.state import Checkpoints, TrainState
@@ -47,13 +48,13 @@ class Intervals:
     checkpoint: int = 500
 
 
-Step = Callable[[TrainState, Batch], dict[str, torch.Tensor]]
+Step = Callable[[TrainState, Any], dict[str, torch.Tensor]]
 
 
 def fit(
     state: TrainState,
     steps: int,
-    batches: Iterator[Batch],
+    batches: Iterator[Batch | LatentBatch],
     step: Step,
     *,
     checkpoints: Checkpoints,
@@ -127,7 +128,7 @@ def _run(step: Step, state: TrainState, batch: Batch) -> dict[str, torch.Tensor]
     try:
         return step(state, batch)
     except torch.OutOfMemoryError as error:
-        raise TrainingError(f"the device has no memory left for {len(batch.images)} images a step.") from error
+        raise TrainingError(f"the device has no memory left for {len(batch)} images a step.") from error
 
 
 def _report_bad(batch: Batch, bad: dict[str, str], step: int, log: Log) -> None:
@@ -166,10 +167,10 @@ def _over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
 
 def _speed(recent: list, batch: Batch, elapsed: float, waited: float) -> dict[str, float]:
     """Images a second over all ranks, the share of the time spent waiting for images, and the device's memory (GB)."""
-    images = len(recent) * len(batch.images) * distributed.world_size()
+    images = len(recent) * len(batch) * distributed.world_size()
     speed = {"images_per_second": images / elapsed, "waiting_share": waited / elapsed}
-    if batch.images.device.type == "cuda":
-        speed["memory_gb"] = torch.cuda.max_memory_allocated(batch.images.device) / 1e9
+    if batch.device.type == "cuda":
+        speed["memory_gb"] = torch.cuda.max_memory_allocated(batch.device) / 1e9
     return speed
 
 

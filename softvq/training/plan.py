@@ -17,9 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from softvq.data.loader import Batch, open_source
 from softvq.data.sources import DataError
 from softvq.training.recipe import TokenizerRecipe
+from softvq.training.run import RunOptions, images_in
 from softvq.training.state import TrainState
 from softvq.training.step import Frozen, make_step
-from softvq.training.tokenizer import RunOptions, images_in, new_parts
+from softvq.training.tokenizer import new_parts
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,7 @@ class TrainState:
     judge: nn.ModuleDict
     optimizers: list[torch.optim.Optimizer]
     judge_optimizers: list[torch.optim.Optimizer]
-    trained: "Student"
+    trained: nn.Module
     wrapped: nn.Module
     wrapped_judge: nn.Module
     step: int = 0
@@ -57,15 +57,16 @@ class TrainState:
         judge_optimizer: OptimizerConfig | None,
         parallel: distributed.Parallel = "ddp",
         ema: nn.Module | None = None,
+        student: Callable[[nn.Module, nn.ModuleDict], nn.Module] | None = None,
     ) -> "TrainState":
         """A run before its first step, its modules wrapped or sharded where there are several ranks. `ema`: a module
-        equal to `model` to use as its average; by default a copy."""
+        equal to `model` to use as its average; by default a copy. `student`: what calls the model in a step."""
         ema = (copy.deepcopy(model) if ema is None else ema).requires_grad_(False).eval()
-        trained = Student(model, heads)
+        trained = (student or Student)(model, heads)
         device = next(model.parameters()).device
         if parallel == "fsdp" and distributed.world_size() > 1:
             for whole, owner in ((model, trained), (ema, ema)):
-                distributed.shard(owner, [*whole.encoder.vit.blocks, *whole.decoder.vit.blocks])
+                distributed.shard(owner, whole.blocks)
             wrapped = trained
         else:
             wrapped = distributed.wrapped(trained, device)

@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from softvq import distributed
 from softvq.data.loader import Batch, sample_rng
 from softvq.losses import adversarial
 from softvq.losses.alignment import alignment
@@ -25,9 +23,10 @@ from softvq.losses.total import total, weights_at
 from softvq.pretrained.lpips import LPIPS
 from softvq.pretrained.vit import Readouts, Teacher, describe, untrained
 from softvq.training.recipe import TokenizerRecipe
+from softvq.training.run import Precision
 from softvq.training.state import TrainState
+from softvq.training.update import add, finish, set_rate
 
-Precision = Literal["float32", "bfloat16"]
 _NOISE, _FAKE, _REAL, _STRONG_FAKE, _STRONG_REAL, _GENERATOR = range(2, 8)  # streams of `sample_rng`; 1 augments
 
 
@@ -80,7 +79,9 @@ def make_step(
         weights = weights_at(state.step, recipe.weights, recipe.schedules)
         playing = weights.get("adversarial", 0) > 0  # before its start the discriminator does not train either
         values: dict[str, Tensor] = {}
-        outputs, rates = [], set_rates(state, recipe)
+        outputs, rate = [], set_rate(recipe.optimizer, state.optimizers, state.step, recipe.steps)
+        if recipe.adversarial is not None:
+            set_rate(recipe.adversarial.optimizer, state.judge_optimizers, state.step, recipe.steps)
         state.model.train()
         with standing_still(state.judge):
             for part, last in parts_of(batch, recipe.accumulate):
@@ -92,7 +93,8 @@ def make_step(
                 outputs.append((part, fakes))
                 add(values, {**{f"loss/{k}": v for k, v in terms.items()}, **statistics}, recipe.accumulate)
         values["loss/total"] = total({k: values[f"loss/{k}"] for k in terms}, weights)
-        values |= finish(state, recipe, state.trained, state.optimizers, "tokenizer")
+        limit = recipe.optimizer.grad_clip
+        values |= finish(state, state.trained, state.optimizers, limit, recipe.skip_above, "tokenizer")
         state.update_ema(recipe.ema_decay)
         if playing:
             for (part, fakes), last in zip(outputs, [*[False] * (recipe.accumulate - 1), True], strict=True):
@@ -100,11 +102,12 @@ def make_step(
                     loss, found = discriminator_loss(state, recipe, precision, frozen, part, fakes, weights)
                     (loss / recipe.accumulate).backward()
                 add(values, found, recipe.accumulate)
-            values |= finish(state, recipe, state.judge, state.judge_optimizers, "discriminator")
+            limit = recipe.adversarial.optimizer.grad_clip
+            values |= finish(state, state.judge, state.judge_optimizers, limit, recipe.skip_above, "discriminator")
         return {
             **{name: value.detach() for name, value in values.items()},
             **{f"weight/{name}": torch.tensor(weight) for name, weight in weights.items()},
-            "optimizer/lr": torch.tensor(rates),
+            "optimizer/lr": torch.tensor(rate),
         }
 
     return step
@@ -200,35 +203,6 @@ def balance(state: TrainState, terms: Mapping[str, Tensor], weights: Mapping[str
     return adversarial.adaptive_weight(pixels, terms["adversarial"], state.model.decoder.to_pixel.weight)
 
 
-def finish(
-    state: TrainState, recipe: TokenizerRecipe, trained: nn.Module, optimizers: list, name: str
-) -> dict[str, Tensor]:
-    """Clip the gradients, let the optimizers step (unless the norm is a spike), and forget the gradients."""
-    limit = (recipe.optimizer if name == "tokenizer" else recipe.adversarial.optimizer).grad_clip
-    norm = nn.utils.clip_grad_norm_(trained.parameters(), float("inf") if limit is None else limit)
-    norm = distributed.whole(norm).detach()
-    spike = recipe.skip_above is not None and state.is_spike(name, float(norm), recipe.skip_above)
-    for optimizer in optimizers:
-        if not spike:
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    values = {"optimizer/gradient_norm" if name == "tokenizer" else f"optimizer/{name}_gradient_norm": norm}
-    return values | ({f"optimizer/{name}_skipped": torch.tensor(float(spike))} if recipe.skip_above else {})
-
-
-def set_rates(state: TrainState, recipe: TokenizerRecipe) -> float:
-    """Set every optimizer's learning rate for this step; gives the tokenizer's."""
-    pairs = [(recipe.optimizer, state.optimizers)]
-    if recipe.adversarial is not None:
-        pairs.append((recipe.adversarial.optimizer, state.judge_optimizers))
-    for config, optimizers in pairs:
-        factor = config.factor_at(state.step, recipe.steps)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = factor * group["peak"]
-    return recipe.optimizer.factor_at(state.step, recipe.steps) * recipe.optimizer.lr
-
-
 def latent_noise(recipe: TokenizerRecipe, positions: list[int]) -> Float[Tensor, "B L D"]:
     """The reparametrisation noise of these sample numbers (KL samples with it), whatever rank they are on."""
     shape = (recipe.tokenizer.tokens, recipe.tokenizer.latent_dim)
@@ -243,12 +217,6 @@ def parts_of(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:
         rows = slice(number * size, (number + 1) * size)
         part = Batch(batch.images[rows], batch.labels[rows], batch.names[rows], batch.positions[rows], {})
         yield part, number == count - 1
-
-
-def add(values: dict[str, Tensor], more: Mapping[str, Tensor], count: int) -> None:
-    """Let `values` become the means over `count` parts."""
-    for name, value in more.items():
-        values[name] = values.get(name, 0) + value.detach() / count
 
 
 @contextmanager

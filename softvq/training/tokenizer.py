@@ -1,9 +1,8 @@
 """Training a tokenizer: what a run starts from, the run, and the latent statistics."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from softvq import config as configs
 from softvq import distributed, hub
 from softvq.data.loader import Batch, Order, listing, open_source, ordered_batches, training_batches
-from softvq.data.sources import Source
+from softvq.data.sources import Source, identity
 from softvq.data.stream import ShardStream
 from softvq.losses.adversarial import LeCAM
 from softvq.losses.alignment import Projector
@@ -24,30 +23,13 @@ from softvq.pretrained.vit import describe, load
 from softvq.tokenizer import Tokenizer
 from softvq.training.initialise import check_encoder, encoder_start, local_start, model_start
 from softvq.training.logs import Log
-from softvq.training.loop import Hook, Intervals, fit
+from softvq.training.loop import Hook, fit
 from softvq.training.recipe import TokenizerRecipe
-from softvq.training.state import Checkpoints, TrainState, check_same_run
-from softvq.training.step import Frozen, Precision, make_step
+from softvq.training.run import RunOptions, fingerprints, images_in, open_run
+from softvq.training.state import Checkpoints, TrainState
+from softvq.training.step import Frozen, make_step
 
 STATISTICS_IMAGES = 10_000  # enough for a standard error of 0.1 % at 64 tokens an image
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What does not change a run's result (but for the precision): where it runs and what it writes."""
-
-    out: Path
-    device: torch.device
-    precision: Precision = "float32"
-    workers: int = 2
-    pretrained: Mapping[str, Path] = field(default_factory=dict)  # local files of pretrained ViTs, by name
-    parallel: distributed.Parallel = "ddp"  # with several processes: a copy of the model each, or a share (FSDP2)
-    most_bad: float = 0.1  # the share of all images that may be unreadable before the run stops
-    recompute: bool = False  # blocks keep less for the backward pass: less memory, more time
-    compile: bool = False  # torch.compile; rounds differently
-    command: str | None = None  # what to store as the model's command; None: the recipe's
-    intervals: Intervals = field(default_factory=Intervals)
-    wandb: str | None = None  # the project to log to at Weights & Biases
 
 
 def new_tokenizer(
@@ -192,48 +174,6 @@ def describe_run(recipe: TokenizerRecipe, options: RunOptions, source: Source | 
         "images": identity(source),
         "pretrained": fingerprints(options.pretrained),
     }
-
-
-def images_in(source: Source | ShardStream) -> int:
-    """How many images there are; of a stream, about how many."""
-    return source.about() if isinstance(source, ShardStream) else len(source.names)
-
-
-def identity(source: Source | ShardStream) -> dict[str, Any]:
-    """Which images these are: how many, and a checksum of their names."""
-    if isinstance(source, ShardStream):
-        return source.identity
-    names = hashlib.sha256("\n".join(source.names).encode("utf-8", "surrogateescape")).hexdigest()
-    return {"count": len(source.names), "names": names[:16]}
-
-
-def fingerprints(files: Mapping[str, Path]) -> dict[str, str]:
-    """The beginning of each file's SHA-256, by the network's name."""
-    found = {}
-    for name, path in files.items():
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(2**24):
-                digest.update(block)
-        found[name] = digest.hexdigest()[:16]
-    return found
-
-
-def open_run(out: Path, description: dict[str, Any], checkpoints: Checkpoints, state: TrainState) -> dict[str, Any]:
-    """Start a run in `out`, or load the last checkpoint of the one that is there; gives the checkpoint's `state.json`.
-
-    `ConfigError` when `out` holds another run, or a finished model without the checkpoints that could say so.
-    """
-    if (out / "run.json").exists():
-        check_same_run(out / "run.json", description)
-    if checkpoints.all():
-        return checkpoints.load(state)
-    if (out / "model").exists():
-        raise configs.ConfigError(f"{out} holds a finished model and no checkpoints; use another --out.")
-    distributed.barrier()  # all have looked
-    if distributed.rank() == 0:
-        hub.write_json(out / "run.json", description)
-    return {}
 
 
 def _finish(

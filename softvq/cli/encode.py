@@ -1,0 +1,66 @@
+"""Tokenize a data set once: latents of every image and of its mirror, which generators are trained on.
+
+  softvq encode emoji --out latents/
+  softvq encode imagenet/train --model SoftVQVAE/softvq-l-64 --out latents/
+  torchrun --nproc-per-node 8 -m softvq encode 'train-{0000..1023}.tar' --model SoftVQVAE/softvq-l-64 --out latents/
+
+DATA is what `softvq train tokenizer --data` takes. Images are cut by ADM's centre crop. The same command goes on where
+a stopped one was. Latents are stored as float16 in safetensors shards, with labels, class names, and the fingerprints
+of tokenizer and images in index.json.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from softvq.cli.main import Usage
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", help="a folder, tar shards, a Hugging Face dataset, emoji or emoji-val")
+    parser.add_argument("--model", default="softvq-emoji-64", help="the tokenizer (default: the bundled one)")
+    parser.add_argument("--out", type=Path, required=True, help="the folder for the latents")
+    parser.add_argument("--batch", type=int, default=64, help="images at a time (default: 64)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode images (default: 2)")
+    parser.add_argument("--shard", type=int, default=4096, help="images a shard (default: 4096)")
+    parser.add_argument("--no-mirror", action="store_true", help="leave the mirrored images out")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    from softvq import Tokenizer, distributed
+    from softvq.cli.machine import autocast, pick_device, pick_precision
+    from softvq.data.encode import Encoding, encode
+    from softvq.data.loader import listing
+
+    if min(options.batch, options.shard) < 1 or options.workers < 0:
+        raise Usage("--batch and --shard must be at least 1, --workers not negative")
+    device = distributed.start(pick_device(options.device))
+    precision = pick_precision(options.precision, device, training=False)
+    tokenizer = Tokenizer.from_pretrained(options.model).to(device)
+    config = tokenizer.config
+    encoding = Encoding(
+        tokenizer=options.model,
+        fingerprint=tokenizer.fingerprint,
+        source=options.data,
+        size=config.image_size,
+        tokens=config.tokens,
+        channels=config.latent_dim,
+        mirrored=not options.no_mirror,
+        shard=options.shard,
+    )
+
+    def latents_of(images):
+        with autocast(device, precision):
+            return tokenizer.encode(images.to(device)).float().cpu()
+
+    index = encode(latents_of, listing(options.data), options.out, encoding, options.batch, options.workers)
+    count = sum(index.shards)
+    if distributed.rank() == 0 and not options.json:
+        skipped = f", {len(index.bad)} unreadable images left out" if index.bad else ""
+        print(
+            f"{count} images in {len(index.shards)} shards{skipped}; try: softvq train generator --data {options.out}"
+        )
+    if distributed.rank() > 0:
+        options.json = False
+    distributed.stop()
+    return {"latents": str(options.out), "images": count, "shards": len(index.shards), "unreadable": len(index.bad)}

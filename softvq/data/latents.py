@@ -1,0 +1,149 @@
+"""Latents of a data set, made once and read many times: safetensors shards with labels, both mirrors of every image,
+and an index that says of which tokenizer and of which images they are."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from softvq import distributed
+from softvq.data.loader import Order, sample_rng
+from softvq.data.sources import DataError
+
+INDEX = "index.json"
+FORMAT = 1
+_HELD = 8 * 10**9  # bytes: larger caches are read from disk as they are needed
+_MIRROR = 9  # stream of `sample_rng` that says which mirror
+
+
+@dataclass(frozen=True)
+class LatentIndex:
+    """What a cache holds. `tokenizer`: name and fingerprint; `source`: the images' name and checksum; `shards`: how
+    many images each holds; `bad`: images that could not be read, with the reason."""
+
+    tokenizer: str
+    fingerprint: str
+    source: str
+    identity: dict
+    tokens: int
+    channels: int
+    classes: list[str]
+    shards: list[int]
+    mirrored: bool = True
+    bad: dict[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        partial = folder / f".{INDEX}.part"
+        partial.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+        partial.replace(folder / INDEX)
+
+    @classmethod
+    def read(cls, folder: Path) -> "LatentIndex":
+        path = folder / INDEX
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found.pop("format") != FORMAT:
+                raise KeyError("format")
+            return cls(**found)
+        except FileNotFoundError:
+            raise DataError(
+                f"{str(folder)!r} holds no latents ({INDEX} is missing); make them with softvq encode."
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is not an index of latents (format {FORMAT}).") from error
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / f"latents-{number:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """Latents of zero mean and unit variance, class labels, the images' names, sample numbers."""
+
+    latents: Float[Tensor, "B T C"]
+    labels: Int[Tensor, " B"]
+    names: list[str]
+    positions: list[int]
+    bad: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    @property
+    def device(self) -> torch.device:
+        return self.latents.device
+
+    def to(self, device: torch.device) -> "LatentBatch":
+        return replace(self, latents=self.latents.to(device), labels=self.labels.to(device))
+
+
+class Latents:
+    """A cache, read: whole into memory where it fits in 8 GB, else from disk image by image."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.index = LatentIndex.read(self.folder)
+        self.starts = np.cumsum([0, *self.index.shards])
+        self._files = [self._open(number) for number in range(len(self.index.shards))]
+        self.labels = torch.cat([file.get_tensor("labels").long() for file in self._files])
+        self._whole: Tensor | None = None
+        mirrors = 2 if self.index.mirrored else 1
+        if len(self) * mirrors * self.index.tokens * self.index.channels * 2 <= _HELD:
+            self._whole = torch.cat([file.get_tensor("latents") for file in self._files])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def _open(self, number: int):
+        path, count = shard_path(self.folder, number), self.index.shards[number]
+        try:
+            file = safe_open(path, "pt")
+            shape = tuple(file.get_slice("latents").get_shape())
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path} is missing or damaged ({error}); make it again with softvq encode.") from error
+        expected = (count, 2 if self.index.mirrored else 1, self.index.tokens, self.index.channels)
+        if shape != expected:
+            raise DataError(f"{path} holds latents of shape {shape}, expected {expected}; remove it and encode again.")
+        return file
+
+    def read(self, index: int, mirror: int) -> Float[Tensor, "T C"]:
+        """The latents of an image, float32. `mirror` 1 is the mirrored image."""
+        if self._whole is not None:
+            return self._whole[index, mirror].float()
+        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self._files[shard].get_slice("latents")[index - int(self.starts[shard])][mirror].float()
+
+    def batches(self, batch_size: int, seed: int, start_step: int = 0) -> Iterator[LatentBatch]:
+        """Endless batches; `batch_size` is over all ranks. Which image and which of its mirrors a sample number is, is
+        a function of the seed alone."""
+        if batch_size % distributed.world_size():
+            raise DataError(f"batch_size {batch_size} is not a multiple of the {distributed.world_size()} processes.")
+        local, order, step = batch_size // distributed.world_size(), Order(len(self), seed), start_step
+        while True:
+            first = step * batch_size + distributed.rank() * local
+            positions = list(range(first, first + local))
+            mirrors = [int(sample_rng(seed, p, _MIRROR).random() < 0.5 and self.index.mirrored) for p in positions]
+            indices = order(first, first + local)
+            yield self._batch(indices, mirrors, positions)
+            step += 1
+
+    def in_order(self, batch_size: int, limit: int | None = None) -> Iterator[LatentBatch]:
+        """The images as they are, once."""
+        count = len(self) if limit is None else min(limit, len(self))
+        for first in range(0, count, batch_size):
+            indices = list(range(first, min(count, first + batch_size)))
+            yield self._batch(indices, [0] * len(indices), indices)
+
+    def _batch(self, indices: list[int], mirrors: list[int], positions: list[int]) -> LatentBatch:
+        if self._whole is not None:
+            latents = self._whole[torch.tensor(indices), torch.tensor(mirrors)].float()
+        else:
+            latents = torch.stack([self.read(i, m) for i, m in zip(indices, mirrors, strict=True)])
+        return LatentBatch(latents, self.labels[indices], [f"image {i}" for i in indices], positions)

@@ -1,0 +1,32 @@
+"""Every generator there is, and how a saved one is found and loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from softvq import config as configs
+from softvq import hub, released
+from softvq.generators.base import Generator
+from softvq.generators.denoising import DiTConfig, SiTConfig
+from softvq.generators.mar import MARConfig
+
+GeneratorConfig = SiTConfig | DiTConfig | MARConfig
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """`config.json`'s `config`: which of the models, and its configuration."""
+
+    model: GeneratorConfig
+
+
+def load_generator(name_or_folder: str | Path) -> Generator:
+    """A generator in evaluation mode: from a folder, bundled with the package, or from the hub. Also reads the authors'
+    own format, so that `SoftVQVAE/sit-xl_softvq-l-64` is a name.
+
+    `ModelError` or `ConfigError`, one sentence, when something is missing, damaged or unknown.
+    """
+    saved = hub.load(name_or_folder, Generator.kind, released.generator)
+    config = configs.from_dict(_Stored, {"model": saved.config}, "config").model
+    if "source" in saved.about and not Path(name_or_folder).is_dir():
+        saved.about["source"] = str(name_or_folder)
+    return hub.build(lambda: config.build(saved.about), config.network.depth, saved).eval()

@@ -1,0 +1,324 @@
+"""MAR (Li et al. 2024): a masked encoder–decoder over tokens, and a small diffusion model that makes each token from
+what the decoder says of its place."""
+
+import math
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from softvq.generators.base import Generator, Noise, Sampling
+from softvq.generators.transformer import FinalLayer, TimeEmbedder
+from softvq.transports import samplers
+from softvq.transports.diffusion import STEPS, Diffusion
+from softvq.transports.guidance import Guidance, guided
+
+_MEAN, _STD, _LEAST = 1.0, 0.25, 0.7  # of the mask ratio: a normal, truncated to [0.7, 1]
+
+
+@dataclass(frozen=True)
+class MARNetworkConfig:
+    """`tokens` of `channels` numbers each; `classes`: how many labels, 0 for none. Encoder and decoder have `depth`
+    blocks each; `buffer` tokens that hold the class stand before the others. The diffusion head has `head_depth` blocks of
+    `head_width`. `query_key_norm` keeps attention logits bounded, against the NaN that the paper reports."""
+
+    tokens: int
+    channels: int
+    classes: int
+    width: int = 1280
+    depth: int = 20
+    heads: int = 16
+    head_width: int = 1536
+    head_depth: int = 12
+    buffer: int = 64
+    query_key_norm: bool = True
+
+    def __post_init__(self):
+        if min(self.tokens, self.channels, self.width, self.depth, self.heads, self.head_width, self.head_depth) < 1:
+            raise ValueError("tokens, channels, widths, depths and heads must be at least 1")
+        if self.buffer < 1 or self.classes < 0:
+            raise ValueError("buffer must be at least 1, classes at least 0")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if max(self.depth, self.head_depth) > 256:
+            raise ValueError("depth and head_depth must be at most 256")
+
+    @classmethod
+    def named(cls, size: str, tokens: int, channels: int, classes: int) -> "MARNetworkConfig":
+        """One of `SIZES`: tiny, B, L, H."""
+        return cls(tokens, channels, classes, *SIZES[size], buffer=64 if size != "tiny" else 4)
+
+    def tiny(self) -> "MARNetworkConfig":
+        """The same in small: what the tiny twins of recipes are made of."""
+        return replace(self.named("tiny", self.tokens, self.channels, self.classes))
+
+
+# Width, depth (of each half), heads, head width, head depth
+SIZES = {
+    "tiny": (32, 2, 2, 32, 2),
+    "B": (768, 12, 12, 1024, 6),
+    "L": (1024, 16, 16, 1280, 8),
+    "H": (1280, 20, 16, 1536, 12),
+}
+
+
+@dataclass(frozen=True)
+class MARConfig:
+    """`dropout`: the share of labels replaced by the null class; `hidden_dropout`: of activations, in the blocks;
+    `repeats`: draws of noise and time for each token in a step; `head_steps`: of the head's chain when sampling."""
+
+    network: MARNetworkConfig
+    dropout: float = 0.1
+    hidden_dropout: float = 0.1
+    repeats: int = 4
+    head_steps: int = 100
+
+    def __post_init__(self):
+        if not 0 <= self.dropout < 1 or not 0 <= self.hidden_dropout < 1:
+            raise ValueError("dropout and hidden_dropout must be in [0, 1)")
+        if self.repeats < 1 or not 1 <= self.head_steps <= STEPS:
+            raise ValueError(f"repeats must be at least 1, head_steps in 1 … {STEPS}")
+
+    def build(self, about: dict[str, Any] | None = None) -> "MAR":
+        return MAR(self, about)
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: MARNetworkConfig, dropout: float):
+        super().__init__()
+        D, self.heads = config.width, config.heads
+        self.qkv, self.proj = nn.Linear(D, 3 * D), nn.Linear(D, D)
+        normed = config.query_key_norm
+        self.q_norm = nn.LayerNorm(D // self.heads, eps=1e-6) if normed else nn.Identity()
+        self.k_norm = nn.LayerNorm(D // self.heads, eps=1e-6) if normed else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout.p if self.training else 0.0)
+        return self.dropout(self.proj(x.transpose(1, 2).flatten(2)))
+
+
+class _Block(nn.Module):
+    def __init__(self, config: MARNetworkConfig, dropout: float):
+        super().__init__()
+        D = config.width
+        self.norm1, self.norm2 = nn.LayerNorm(D, eps=1e-6), nn.LayerNorm(D, eps=1e-6)
+        self.attn = _Attention(config, dropout)
+        self.mlp = nn.Sequential(
+            nn.Linear(D, 4 * D), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * D, D), nn.Dropout(dropout)
+        )
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class _HeadBlock(nn.Module):
+    """x + gate · mlp(modulated norm(x)), of single tokens."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+
+    def forward(self, x: Float[Tensor, "M D"], condition: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
+        shift, scale, gate = self.adaLN_modulation(condition).chunk(3, dim=-1)
+        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
+
+
+class Head(nn.Module):
+    """A noisy token, a time and what the decoder says of its place, to noise ‖ variance logits."""
+
+    def __init__(self, config: MARNetworkConfig):
+        super().__init__()
+        D, C = config.head_width, config.channels
+        self.x_embedder = nn.Linear(C, D)
+        self.t_embedder = TimeEmbedder(D)
+        self.condition = nn.Linear(config.width, D)
+        self.layers = nn.ModuleList(_HeadBlock(D) for _ in range(config.head_depth))
+        self.final_layer = FinalLayer(D, 2 * C)
+
+    def forward(self, x: Float[Tensor, "M C"], t: Tensor, z: Float[Tensor, "M D"]) -> Float[Tensor, "M 2C"]:
+        condition = self.t_embedder(t) + self.condition(z)
+        x = self.x_embedder(x)
+        for layer in self.layers:
+            x = layer(x, condition)
+        return self.final_layer(x[:, None], condition)[:, 0]
+
+
+class MAR(Generator):
+    """Tokens in a random order, several at a time, each from its own small diffusion."""
+
+    samplers = ("mar",)
+
+    def __init__(self, config: MARConfig, about: dict[str, Any] | None = None):
+        super().__init__(config, about)
+        c, drop = config.network, config.hidden_dropout
+        self.recompute = False
+        self.diffusion = Diffusion.named("cosine")
+        self.token_embedder = nn.Linear(c.channels, c.width)
+        self.label_embedder = nn.Embedding(c.classes + 1, c.width)
+        self.embed_norm = nn.LayerNorm(c.width, eps=1e-6)
+        self.encoder_pos_embed = nn.Parameter(torch.empty(1, c.buffer + c.tokens, c.width))
+        self.encoder = nn.ModuleList(_Block(c, drop) for _ in range(c.depth))
+        self.encoder_norm = nn.LayerNorm(c.width, eps=1e-6)
+        self.decoder_embed = nn.Linear(c.width, c.width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, c.width))
+        self.decoder_pos_embed = nn.Parameter(torch.empty(1, c.buffer + c.tokens, c.width))
+        self.decoder = nn.ModuleList(_Block(c, drop) for _ in range(c.depth))
+        self.decoder_norm = nn.LayerNorm(c.width, eps=1e-6)
+        self.head_pos_embed = nn.Parameter(torch.empty(1, c.tokens, c.width))
+        self.head = Head(c)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Xavier for linear layers, 0.02 for embeddings; what modulates in the head, and its last layer, is zero."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            if "adaLN_modulation.1" in name or name == "head.final_layer.linear":
+                nn.init.zeros_(module.weight)
+        embeddings = (self.encoder_pos_embed, self.decoder_pos_embed, self.head_pos_embed, self.mask_token)
+        for weight in (*embeddings, self.label_embedder.weight):
+            nn.init.normal_(weight, std=0.02)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.config.network.tokens, self.config.network.channels
+
+    @property
+    def classes(self) -> int:
+        return self.config.network.classes
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [*self.encoder, *self.decoder]
+
+    def draw(self, rngs: Sequence[np.random.Generator], shared: np.random.Generator) -> dict[str, Tensor]:
+        """One mask ratio for the batch; an order of tokens, times and noises for each sample."""
+        T, C = self.shape
+        R = self.config.repeats
+        ratio = truncated_normal(shared)
+        uniform = np.stack([g.random(1 + R * T) for g in rngs])
+        return {
+            "drop": torch.from_numpy(uniform[:, 0]).float(),
+            "time": torch.from_numpy(uniform[:, 1:].reshape(-1, R, T)),
+            "order": torch.from_numpy(np.stack([g.permutation(T) for g in rngs])),
+            "noise": torch.from_numpy(np.stack([g.standard_normal((R, T, C), dtype=np.float32) for g in rngs])),
+            "masked": torch.tensor(math.ceil(T * ratio)),
+            "seed": torch.from_numpy(rngs[0].integers(0, 2**31, 1)),
+        }
+
+    def loss(
+        self, latents: Float[Tensor, "B T C"], labels: Int[Tensor, " B"], draws: dict[str, Tensor]
+    ) -> dict[str, Float[Tensor, " B"]]:
+        """The head's loss (noise and variance, as DiT's) at the masked tokens, the mean over them and the repeats."""
+        masked = draws["order"].argsort(1) < draws["masked"]  # B T: the first of the order are hidden
+        with _seeded(int(draws["seed"]), latents.device):
+            z = self.places(latents, masked, self.dropped(labels, draws["drop"]))
+        rows, columns = masked.nonzero(as_tuple=True)  # all samples hide as many tokens
+        R = self.config.repeats
+        target, z = latents[rows, columns].repeat(R, 1), z[rows, columns].repeat(R, 1)
+        noise = draws["noise"][rows, :, columns].transpose(0, 1).flatten(0, 1).to(latents)
+        step = (draws["time"][rows, :, columns].T.flatten() * STEPS).long()
+        point = self.diffusion.mix(target, noise, step)
+        found, logits = self.head(point, step, z).float().chunk(2, dim=-1)
+        mse = (found - noise).square().mean(1)
+        bound = self.diffusion.bound(target, point, found, logits, step)
+        means = {name: x.view(R, len(latents), -1).mean((0, 2)) for name, x in (("mse", mse), ("bound", bound))}
+        return {"loss": means["mse"] + means["bound"], **means}
+
+    def places(
+        self, latents: Float[Tensor, "B T C"], masked: Bool[Tensor, "B T"], labels: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B T D"]:
+        """What the decoder says of every place, given the tokens that are not masked (of each sample as many)."""
+        B, T, _ = latents.shape
+        buffer = self.config.network.buffer
+        tokens = self.token_embedder(latents.to(self.token_embedder.weight.dtype))
+        label = self.label_embedder(labels)[:, None].expand(-1, buffer, -1)
+        x = self.embed_norm(torch.cat([label.to(tokens.dtype), tokens], 1) + self.encoder_pos_embed)
+        kept = torch.cat([torch.ones(B, buffer, dtype=torch.bool, device=masked.device), ~masked], 1)
+        seen = self._through(self.encoder, x[kept].view(B, -1, x.shape[-1]))
+        seen = self.decoder_embed(self.encoder_norm(seen))
+        x = self.mask_token.expand(B, buffer + T, -1).to(seen.dtype).clone()
+        x[kept] = seen.flatten(0, 1)
+        x = self._through(self.decoder, x + self.decoder_pos_embed)
+        return self.decoder_norm(x)[:, buffer:] + self.head_pos_embed
+
+    def _through(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        for block in blocks:
+            recompute = self.recompute and torch.is_grad_enabled()
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        return x
+
+    @torch.no_grad()
+    def sample(
+        self, labels: Int[Tensor, " B"], noise: Noise, sampling: Sampling, progress=None
+    ) -> Float[Tensor, "B T C"]:
+        self.check(sampling)
+        T, C = self.shape
+        B, device = len(labels), labels.device
+        rank = noise.uniform(T).argsort(1).argsort(1).to(device)  # when each token's turn comes, the last first
+        latents = torch.zeros(B, T, C, device=device)
+        hidden = T
+        null = torch.full_like(labels, self.classes)
+        plan = unmasking(T, sampling.steps)
+        for after in plan if progress is None else progress(plan):
+            masked, chosen = rank < hidden, (rank < hidden) & (rank >= after)
+            at = torch.full((B,), after / T, dtype=torch.float64, device=device)
+            scale = float(sampling.guidance.at(at)[0])
+            z = self.places(latents, masked, labels)[chosen]
+            other = self.places(latents, masked, null)[chosen] if scale != 1 else z
+            latents[chosen] = self._tokens(z, other, scale, chosen, noise, getattr(torch, sampling.dtype))
+            hidden = after
+        return latents
+
+    def _tokens(self, z: Tensor, other: Tensor, scale: float, chosen: Tensor, noise: Noise, dtype) -> Tensor:
+        """The chosen tokens, by the head's own chain from noise."""
+
+        def network(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+            return self.head(x.to(condition.dtype), t.float(), condition).float()
+
+        field = guided(network, z, other, Guidance(scale), self.shape[1])
+        chain = self.diffusion.respaced(self.config.head_steps)
+        mine = chosen.cpu()
+        start = noise()[mine].to(z.device, dtype)
+        return samplers.ddpm(field, start, chain, lambda number: noise()[mine]).float()
+
+
+def truncated_normal(rng: np.random.Generator) -> float:
+    """A mask ratio: normal with mean 1 and deviation 0.25, between 0.7 and 1."""
+    while True:
+        ratio = rng.normal(_MEAN, _STD)
+        if _LEAST <= ratio <= 1:
+            return float(ratio)
+
+
+def unmasking(tokens: int, steps: int) -> list[int]:
+    """How many tokens are still hidden after each step: ⌊T cos(π/2 · i / steps)⌋, at least one fewer each time and 0 at
+    the end. More steps than tokens are as many as there are tokens."""
+    steps, hidden, left = min(steps, tokens), [], tokens
+    for i in range(1, steps + 1):
+        wanted = math.floor(tokens * math.cos(math.pi / 2 * i / steps))
+        left = 0 if i == steps else max(steps - i, min(wanted, left - 1))
+        hidden.append(left)
+    return hidden
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device):
+    """A block whose dropout is a function of the seed."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

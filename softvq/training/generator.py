@@ -1,0 +1,238 @@
+"""Training a generator on cached latents: the recipe, the step, the run."""
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from softvq import config as configs
+from softvq import distributed
+from softvq.data.latents import LatentBatch, Latents
+from softvq.data.loader import sample_rng
+from softvq.generators.all import GeneratorConfig
+from softvq.generators.base import Generator
+from softvq.optim import AdamWConfig, OptimizerConfig
+from softvq.training.logs import Log
+from softvq.training.loop import Hook, fit
+from softvq.training.run import Precision, RunOptions, open_run
+from softvq.training.state import Checkpoints, TrainState
+from softvq.training.update import add, finish, set_rate
+
+_DRAWS = 10  # stream of `sample_rng`; 1 to 8 are the tokenizer's, 9 says which mirror
+
+
+@dataclass(frozen=True)
+class PublishedGenerator:
+    """The row of the paper that a recipe stands for: gFID without and with guidance (50,000 images), as printed."""
+
+    table: str
+    row: str
+    gfid: float | None
+    gfid_guided: float | None
+
+
+@dataclass(frozen=True)
+class GeneratorRecipe:
+    """A generator training run on the latents in the folder `data` (see `softvq encode`), made by `tokenizer`; `val`
+    may be a second such folder. `batch_size` is over all processes; `accumulate` splits it into parts one after the
+    other; `skip_above` leaves out steps whose gradient norm is that many times the running average."""
+
+    name: str
+    about: str
+    model: GeneratorConfig
+    tokenizer: str
+    data: str = "latents"
+    val: str | None = None
+    batch_size: int = 256
+    steps: int = 400_000
+    seed: int = 0
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: AdamWConfig(betas=(0.9, 0.999), weight_decay=0.0, warmup_steps=0, min_lr=1.0)
+    )
+    accumulate: int = 1
+    skip_above: float | None = None
+    ema_decay: float = 0.9999
+    published: PublishedGenerator | None = None
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.steps < 1:
+            raise ValueError(f"batch_size and steps must be at least 1, not {self.batch_size} and {self.steps}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must not be negative and be below 2^63, not {self.seed}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), not {self.ema_decay}")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate, not of {self.accumulate}")
+        if self.skip_above is not None and self.skip_above <= 1:
+            raise ValueError(f"skip_above must be larger than 1, not {self.skip_above}")
+
+    @property
+    def command(self) -> str:
+        """The command that runs this recipe."""
+        return f"softvq train generator {self.name} --data {self.data}"
+
+
+class _Pupil(nn.Module):
+    """The generator's loss as a module's call: what is wrapped for several ranks."""
+
+    def __init__(self, model: Generator, heads: nn.ModuleDict):
+        super().__init__()
+        self.model, self.heads = model, heads
+
+    def forward(self, latents: Tensor, labels: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.model.loss(latents, labels, draws)
+
+
+def new_generator(recipe: GeneratorRecipe) -> Generator:
+    """The recipe's generator before its first step: a function of the recipe alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return recipe.model.build()
+
+
+def draws_of(model: Generator, recipe: GeneratorRecipe, positions: list[int]) -> dict[str, Tensor]:
+    """The random numbers of these samples, the same whatever rank they are on."""
+    rngs = [sample_rng(recipe.seed, position, _DRAWS) for position in positions]
+    return model.draw(rngs, np.random.default_rng([recipe.seed, _DRAWS + 1, positions[0] // recipe.batch_size]))
+
+
+def make_step(recipe: GeneratorRecipe, precision: Precision) -> Callable[[TrainState, LatentBatch], dict[str, Tensor]]:
+    """The function that makes one step: it changes the state and gives named scalars for the log."""
+
+    def step(state: TrainState, batch: LatentBatch) -> dict[str, Tensor]:
+        rate = set_rate(recipe.optimizer, state.optimizers, state.step, recipe.steps)
+        state.model.train()
+        values: dict[str, Tensor] = {}
+        size = len(batch) // recipe.accumulate
+        for part in range(recipe.accumulate):
+            rows = slice(part * size, (part + 1) * size)
+            draws = draws_of(state.model, recipe, batch.positions[rows])
+            with state.no_sync() if part < recipe.accumulate - 1 else nullcontext():
+                losses = _losses(state.wrapped, batch.latents[rows], batch.labels[rows], draws, precision)
+                (losses["loss"].mean() / recipe.accumulate).backward()
+            named = {"total" if name == "loss" else name: loss.mean() for name, loss in losses.items()}
+            add(values, {f"loss/{name}": value for name, value in named.items()}, recipe.accumulate)
+        values |= finish(
+            state, state.trained, state.optimizers, recipe.optimizer.grad_clip, recipe.skip_above, "generator"
+        )
+        state.update_ema(recipe.ema_decay)
+        return {**{name: value.detach() for name, value in values.items()}, "optimizer/lr": torch.tensor(rate)}
+
+    return step
+
+
+def _losses(model: nn.Module, latents: Tensor, labels: Tensor, draws: dict[str, Tensor], precision: Precision):
+    draws = {name: value.to(latents.device) for name, value in draws.items()}
+    with torch.autocast(latents.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        return model(latents, labels, draws)
+
+
+@torch.no_grad()
+def validation_loss(model: Generator, recipe: GeneratorRecipe, latents: Latents, limit: int = 2048) -> float:
+    """The mean loss of up to `limit` images, always with the same random numbers."""
+    device, total, count = next(model.parameters()).device, 0.0, 0
+    model.eval()
+    for batch in latents.in_order(min(256, recipe.batch_size), limit):
+        batch = batch.to(device)
+        found = _losses(model.loss, batch.latents, batch.labels, draws_of(model, recipe, batch.positions), "float32")
+        total, count = total + float(found["loss"].sum()), count + len(batch)
+    return total / count
+
+
+def fitting(recipe: GeneratorRecipe, latents: Latents) -> GeneratorRecipe:
+    """The recipe with its model made for these latents' shape and number of classes, where it leaves them open."""
+    index = latents.index
+    network = recipe.model.network
+    shape = {"tokens": index.tokens, "channels": index.channels}
+    if (network.tokens, network.channels) != (index.tokens, index.channels) and recipe.published is not None:
+        raise configs.ConfigError(
+            f"recipe {recipe.name} is for latents of {network.tokens} × {network.channels}, but those in "
+            f"{latents.folder} are {index.tokens} × {index.channels}."
+        )
+    network = replace(network, **shape, classes=len(index.classes) if network.classes else 0)
+    return replace(recipe, model=replace(recipe.model, network=network))
+
+
+def train(
+    recipe: GeneratorRecipe,
+    options: RunOptions,
+    *,
+    fingerprint: str | None = None,
+    hooks: Callable[[Path], list[Hook]] = lambda folder: [],
+) -> Path:
+    """Run a recipe to its end, from its last checkpoint where `options.out` holds one; gives the model's folder.
+
+    `fingerprint` of the tokenizer that the latents must be of: others are a `ConfigError`.
+    """
+    latents = Latents(recipe.data)
+    if fingerprint is not None and fingerprint != latents.index.fingerprint:
+        raise configs.ConfigError(
+            f"the latents in {recipe.data} were made with another tokenizer ({latents.index.tokenizer}, "
+            f"{latents.index.fingerprint}) than {recipe.tokenizer} ({fingerprint}); encode the images again."
+        )
+    recipe = fitting(recipe, latents)
+    checkpoints = Checkpoints(options.out / "checkpoints")
+    model = new_generator(recipe)
+    for block_owner in model.modules():
+        if hasattr(block_owner, "recompute"):
+            block_owner.recompute = options.recompute
+    none = nn.ModuleDict()
+    state = TrainState.of(
+        model.to(options.device), none, nn.ModuleDict(), recipe.optimizer, None, options.parallel, student=_Pupil
+    )
+    if options.compile:
+        state.trained.compile()
+    description = describe_run(recipe, options, latents)
+    meta = open_run(options.out, description, checkpoints, state)
+    log = Log(options.out, state.step, recipe.steps, options.wandb, description)
+    try:
+        fit(
+            state,
+            recipe.steps,
+            (batch.to(options.device) for batch in latents.batches(recipe.batch_size, recipe.seed, state.step)),
+            make_step(recipe, options.precision),
+            checkpoints=checkpoints,
+            log=log,
+            bad=dict(meta.get("bad_files", {})),
+            intervals=options.intervals,
+            hooks=hooks(options.out),
+        )
+        return _finish(recipe, options, latents, state)
+    finally:
+        log.close()
+
+
+def describe_run(recipe: GeneratorRecipe, options: RunOptions, latents: Latents) -> dict[str, Any]:
+    """What must be the same for a run to be resumed."""
+    left_out = ("about", "published", "data", "val")
+    choices = {key: value for key, value in configs.to_dict(recipe).items() if key not in left_out}
+    index = latents.index
+    return {
+        "recipe": choices,
+        "precision": options.precision,
+        "compile": options.compile,
+        "latents": {"tokenizer": index.fingerprint, "images": index.identity, "count": len(latents)},
+    }
+
+
+def _finish(recipe: GeneratorRecipe, options: RunOptions, latents: Latents, state: TrainState) -> Path:
+    generator = new_generator(recipe)
+    generator.load_state_dict({name: distributed.whole(t).cpu() for name, t in state.ema.state_dict().items()})
+    generator.about = {
+        "recipe": json.loads(json.dumps(configs.to_dict(recipe))),
+        "command": options.command or recipe.command,
+        "precision": options.precision,
+        "classes": latents.index.classes,
+        "tokenizer": {"name": latents.index.tokenizer, "fingerprint": latents.index.fingerprint},
+        "images": len(latents),
+    }
+    if distributed.rank() == 0:
+        generator.save_pretrained(options.out / "model")
+    distributed.barrier()
+    return options.out / "model"
