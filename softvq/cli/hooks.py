@@ -10,16 +10,20 @@ import torch
 
 from softvq import distributed
 from softvq.data.images import to_bytes
+from softvq.data.latents import Latents
 from softvq.data.loader import listing, ordered_batches
 from softvq.data.sources import Source
 from softvq.evaluation.pictures import enlarge, error_map, grid
 from softvq.evaluation.reconstruction import ReconstructionScores, first_percentile, score
+from softvq.generators.base import Generator, Noise, Sampling
 from softvq.hub import atomic
 from softvq.tokenizer import Tokenizer
+from softvq.training.generator import GeneratorRecipe, validation_loss
 from softvq.training.logs import Log
 from softvq.training.loop import Hook
 from softvq.training.recipe import TokenizerRecipe
 from softvq.training.state import TrainState
+from softvq.transports.guidance import Guidance
 
 _SHOWN = 16  # images of a sample grid, evenly over the validation set
 
@@ -56,6 +60,42 @@ def sample_hooks(folder: Path, recipe: TokenizerRecipe, every: int, judges: Judg
             log.say(f"step {state.step}  val {words}  {path}")
 
     return [Hook(every, sample)]
+
+
+def generator_hooks(folder: Path, recipe: GeneratorRecipe, tokenizer: Tokenizer, every: int) -> list[Hook]:
+    """Samples of all classes with the EMA weights, always of the same noise, and the loss on validation latents."""
+    held_out = Latents(recipe.val) if recipe.val else None
+
+    def sample(state: TrainState, log: Log) -> None:
+        model = state.ema
+        device = next(model.parameters()).device
+        if held_out is not None:
+            loss = validation_loss(model, recipe, held_out)
+            log.values(state.step, {"val/loss": loss})
+            log.say(f"step {state.step}  val loss {loss:.4f}")
+        if distributed.world_size() > 1 and any(hasattr(p, "placements") for p in model.parameters()):
+            return  # a sharded model is sampled when it is whole: at the end
+        classes = max(1, model.classes)
+        labels = torch.arange(_SHOWN) % classes
+        noise = Noise(0, list(range(_SHOWN)), model.shape)
+        latents = model.eval().sample(labels.to(device), noise, quick_sampling(model))
+        with torch.no_grad():
+            pictures = tokenizer.decode(latents)
+        path = folder / "samples" / f"step-{state.step:07d}.png"
+        picture = grid([enlarge(to_bytes(pictures).cpu())], ("samples",), rows=4)
+        if distributed.rank() == 0:
+            save_picture(picture, path)
+        log.picture(state.step, "samples", np.asarray(picture))
+
+    return [Hook(every, sample)]
+
+
+def quick_sampling(model: Generator) -> Sampling:
+    """Good enough to look at, in few evaluations."""
+    guidance = Guidance(2.0, schedule="linear" if "mar" in model.samplers else "constant")
+    if "mar" in model.samplers:
+        return Sampling("mar", 16, guidance)
+    return Sampling("heun" if "heun" in model.samplers else "ddim", 20, guidance)
 
 
 _SCORES = {"psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 4), "lpips": ("LPIPS", 4), "rfid": ("rFID", 2)}

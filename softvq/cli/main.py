@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": ("demo", "reconstruct the bundled images with the bundled tokenizer: no network, no GPU"),
     "reconstruct": ("reconstruct", "encode and decode images; write original | reconstruction | error"),
     "decode": ("decode", "turn saved latents back into images"),
+    "sample": ("sample", "make new images with a generator"),
     "encode": ("encode", "tokenize a data set once, for training generators on"),
     "train": ("train", "train a model from a recipe"),
     "recipes": ("recipes", "list the recipes"),

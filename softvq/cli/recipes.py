@@ -20,7 +20,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq.recipes import all as recipes
 
     if options.name is not None:
-        recipe = configs.to_dict(recipes.find(options.name))
+        find = recipes.find
+        if options.name in recipes.GENERATORS or options.name.removesuffix("-tiny") in recipes.GENERATORS:
+            find = recipes.find_generator
+        recipe = configs.to_dict(find(options.name))
         if not options.json:
             print(json.dumps(recipe, indent=2, ensure_ascii=False))
         return recipe
@@ -33,9 +36,31 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "published_rfid": rfid,
             "twins": recipes.twins(name),
         }
+    generators = {
+        name: {
+            "about": recipe.about,
+            "command": recipe.command,
+            "published_gfid": recipe.published and [recipe.published.gfid, recipe.published.gfid_guided],
+        }
+        for name, recipe in recipes.GENERATORS.items()
+    }
     if not options.json:
         print_recipes(listed)
-    return listed
+        print_generators(generators)
+    return {**listed, **generators}
+
+
+def print_generators(listed: dict[str, dict[str, Any]]) -> None:
+    width = max(map(len, listed))
+    print(f"\n{'generator':{width}}  gFID  guided  about")
+    for name, recipe in listed.items():
+        plain, guided = recipe["published_gfid"] or (None, None)
+        figures = [f"{figure:.2f}" if figure is not None else "" for figure in (plain, guided)]
+        print(f"{name:{width}} {figures[0]:>5}  {figures[1]:>6}  {recipe['about']}")
+    print(
+        "\ngFID: as published. `softvq encode` makes the latents that they are trained on; NAME-tiny tries a\n"
+        "recipe of the paper out on any latents. softvq train generator NAME --data latents/"
+    )
 
 
 def print_recipes(listed: dict[str, dict[str, Any]]) -> None:

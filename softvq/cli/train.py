@@ -22,7 +22,7 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from softvq.cli.main import Usage
 
@@ -45,7 +45,7 @@ OWN_OPTIONS = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("tokenizer",), help="the kind of model")
+    parser.add_argument("what", choices=("tokenizer", "generator"), help="the kind of model")
     parser.add_argument("recipe", help="a recipe's name; `softvq recipes` lists them")
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
     parser.add_argument("--resume", action="store_true", help="insist on a run to resume: an error where there is none")
@@ -92,36 +92,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from softvq import config as configs
-    from softvq import distributed
-    from softvq.cli.hooks import Judges, figures_of, sample_hooks
-    from softvq.cli.machine import pick_device, pick_precision
-    from softvq.hub import read_json
-    from softvq.pretrained.inception import Inception
-    from softvq.pretrained.lpips import LPIPS
-    from softvq.recipes import all as recipes
-    from softvq.training.loop import Intervals
-    from softvq.training.plan import plan, show_plan
-    from softvq.training.step import Frozen
-    from softvq.training.tokenizer import RunOptions, train
-
     for name in ("log_every", "checkpoint_every", "sample_every"):
         if getattr(options, name) < 1:
             raise Usage(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
     if options.workers < 0:
         raise Usage(f"--workers must not be negative, not {options.workers}")
+    if options.what == "generator":
+        from softvq.cli.train_generator import run_generator
+
+        return run_generator(options)
+    return run_tokenizer(options)
+
+
+def run_tokenizer(options: argparse.Namespace) -> dict[str, Any]:
+    from softvq import distributed
+    from softvq.cli.machine import pick_device, pick_precision
+    from softvq.data.loader import open_source
+    from softvq.recipes import all as recipes
+    from softvq.training.plan import plan, show_plan
+    from softvq.training.run import RunOptions
+
     changes = field_changes(options.extra)
     if changes.get("data", "emoji") != "emoji" and "val" not in changes:
         changes["val"] = "null"  # the recipe's validation images are of another kind than yours
         print("validating on nothing: give --val FOLDER (or --val emoji-val) to measure as it goes", file=sys.stderr)
-    try:
-        recipe = configs.override(recipes.find(options.recipe), changes, f"recipe {options.recipe}")
-    except configs.UnknownField as error:
-        hint = configs.nearest(error.path, [*error.valid, *OWN_OPTIONS], "--")
-        raise Usage(f"unknown option --{error.path}{hint}") from None
-    out = options.out or Path("runs") / recipe.name
-    if options.resume and not any((out / "checkpoints").glob("step-*")):
-        raise Usage(f"--resume: {out} holds no run to resume; leave --resume out to start one")
+    recipe = changed(recipes.find(options.recipe), changes, options.recipe)
+    if options.rfid and recipe.val is None:
+        raise Usage("--rfid needs validation images: give --val")
+    out = run_folder(options, recipe.name)
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device, training=True)
     if options.dry_run:
@@ -129,44 +127,89 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if not options.json:
             print(show_plan(found))
         return found.to_dict()
-    device = distributed.start(device)
-    intervals = Intervals(options.log_every, options.checkpoint_every)
-    command = shlex.join(["softvq", "train", "tokenizer", options.recipe, *options.extra])
+    open_source(recipe.data)  # said before networks are downloaded
+    folder = _train_tokenizer(options, recipe, run_options(options, out, distributed.start(device), precision))
+    return told(options, folder, f"softvq reconstruct --model {folder} IMAGE", recipe.steps)
+
+
+def _train_tokenizer(options: argparse.Namespace, recipe: Any, chosen: Any) -> Path:
+    from dataclasses import replace
+
+    from softvq.cli.hooks import Judges, figures_of, sample_hooks
+    from softvq.pretrained.inception import Inception
+    from softvq.pretrained.lpips import LPIPS
+    from softvq.training.step import Frozen
+    from softvq.training.tokenizer import train
+
     files = pretrained_files(options.pretrained, [*recipe.networks, *([options.rfid] if options.rfid else [])])
     inception = files.pop(options.rfid, None)
-    if options.rfid and recipe.val is None:
-        raise Usage("--rfid needs validation images: give --val")
-    frozen = Frozen.of(recipe, device, files)
+    frozen = Frozen.of(recipe, chosen.device, files)
     lpips = frozen.perceptual if isinstance(frozen.perceptual, LPIPS) else None
-    judges = Judges(lpips, Inception.load(options.rfid, inception).to(device) if options.rfid else None)
-    folder = train(
+    judges = Judges(lpips, Inception.load(options.rfid, inception).to(chosen.device) if options.rfid else None)
+    return train(
         recipe,
-        RunOptions(
-            out,
-            device,
-            precision,
-            workers=options.workers,
-            pretrained=files,
-            parallel=options.parallel,
-            most_bad=options.most_bad,
-            recompute=options.recompute,
-            compile=options.compile,
-            command=command,
-            intervals=intervals,
-            wandb=options.wandb,
-        ),
+        replace(chosen, pretrained=files),
         frozen=frozen,
         hooks=lambda run: sample_hooks(run, recipe, options.sample_every, judges),
         finish=lambda tokenizer: figures_of(tokenizer, recipe.val, judges),
     )
+
+
+T = TypeVar("T")
+
+
+def changed(recipe: T, changes: dict[str, str], name: str) -> T:
+    """The recipe with the fields that were given as options."""
+    from softvq import config as configs
+
+    try:
+        return configs.override(recipe, changes, f"recipe {name}")
+    except configs.UnknownField as error:
+        hint = configs.nearest(error.path, [*error.valid, *OWN_OPTIONS], "--")
+        raise Usage(f"unknown option --{error.path}{hint}") from None
+
+
+def run_folder(options: argparse.Namespace, name: str) -> Path:
+    """Where the run is; with --resume there must be one."""
+    out = options.out or Path("runs") / name
+    if options.resume and not any((out / "checkpoints").glob("step-*")):
+        raise Usage(f"--resume: {out} holds no run to resume; leave --resume out to start one")
+    return out
+
+
+def run_options(options: argparse.Namespace, out: Path, device: Any, precision: str) -> Any:
+    """What both kinds of runs take from the command line."""
+    from softvq.training.loop import Intervals
+    from softvq.training.run import RunOptions
+
+    return RunOptions(
+        out,
+        device,
+        precision,
+        workers=options.workers,
+        parallel=options.parallel,
+        most_bad=options.most_bad,
+        recompute=options.recompute,
+        compile=options.compile,
+        command=shlex.join(["softvq", "train", options.what, options.recipe, *options.extra]),
+        intervals=Intervals(options.log_every, options.checkpoint_every),
+        wandb=options.wandb,
+    )
+
+
+def told(options: argparse.Namespace, folder: Path, then: str, steps: int) -> dict[str, Any]:
+    """The end of a run: what to do next, said once."""
+    from softvq import distributed
+    from softvq.hub import read_json
+
     first = distributed.rank() == 0
     distributed.stop()
-    if not first:  # one answer is enough
+    if not first:
         options.json = False
     elif not options.json:
-        print(f"the tokenizer is in {folder}; try: softvq reconstruct --model {folder} IMAGE")
+        print(f"the {options.what} is in {folder}; try: {then}")
     about = read_json(folder / "config.json")["about"]
-    return {"model": str(folder), "steps": recipe.steps, "figures": about.get("figures")}
+    return {"model": str(folder), "steps": steps, "figures": about.get("figures")}
 
 
 def pretrained_files(pairs: list[str], used: list[str]) -> dict[str, Path]:

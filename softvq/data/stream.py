@@ -70,11 +70,14 @@ class ShardCache:
         return self.folder / (hashlib.sha256(url.encode()).hexdigest()[:24] + suffix)
 
     def _evict(self, kept: Path) -> None:
-        shards = sorted(self.folder.glob("*.tar"), key=lambda path: path.stat().st_mtime)
-        total = sum(path.stat().st_size for path in shards)
-        for path in shards:
+        shards = []
+        for path in self.folder.glob("*.tar"):
+            with suppress(FileNotFoundError):  # another process made room too
+                shards.append((path.stat().st_mtime, path.stat().st_size, path))
+        total = sum(size for _, size, _ in shards)
+        for _, size, path in sorted(shards):
             if total > self.limit and path != kept:
-                total -= path.stat().st_size
+                total -= size
                 path.unlink(missing_ok=True)
 
 

@@ -27,6 +27,8 @@ def load_generator(name_or_folder: str | Path) -> Generator:
     """
     saved = hub.load(name_or_folder, Generator.kind, released.generator)
     config = configs.from_dict(_Stored, {"model": saved.config}, "config").model
-    if "source" in saved.about and not Path(name_or_folder).is_dir():
-        saved.about["source"] = str(name_or_folder)
+    if "source" in saved.about:  # the authors' own: the name says which tokenizer it goes with
+        name = Path(name_or_folder).name if Path(name_or_folder).is_dir() else str(name_or_folder).rpartition("/")[2]
+        if (parts := name.partition("_"))[2]:
+            saved.about["tokenizer"] = {"name": f"SoftVQVAE/{parts[2]}"}
     return hub.build(lambda: config.build(saved.about), config.network.depth, saved).eval()

@@ -26,8 +26,8 @@ _MEAN, _STD, _LEAST = 1.0, 0.25, 0.7  # of the mask ratio: a normal, truncated t
 @dataclass(frozen=True)
 class MARNetworkConfig:
     """`tokens` of `channels` numbers each; `classes`: how many labels, 0 for none. Encoder and decoder have `depth`
-    blocks each; `buffer` tokens that hold the class stand before the others. The diffusion head has `head_depth` blocks of
-    `head_width`. `query_key_norm` keeps attention logits bounded, against the NaN that the paper reports."""
+    blocks each; `buffer` tokens that hold the class stand before the others. The diffusion head has `head_depth` blocks
+    of `head_width`. `query_key_norm` keeps attention logits bounded, against the NaN that the paper reports."""
 
     tokens: int
     channels: int

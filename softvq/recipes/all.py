@@ -2,10 +2,26 @@
 
 from softvq.config import ConfigError, nearest
 from softvq.recipes.emoji import EMOJI_64, EMOJI_64_QUICK, EMOJI_128
+from softvq.recipes.generators import EMOJI_GENERATORS, PAPER_GENERATORS, tiny_generator
 from softvq.recipes.paper import PAPER, as_printed, tiny
+from softvq.training.generator import GeneratorRecipe
 from softvq.training.recipe import TokenizerRecipe
 
 RECIPES: dict[str, TokenizerRecipe] = {recipe.name: recipe for recipe in (EMOJI_64, EMOJI_64_QUICK, EMOJI_128, *PAPER)}
+
+GENERATORS: dict[str, GeneratorRecipe] = {recipe.name: recipe for recipe in (*EMOJI_GENERATORS, *PAPER_GENERATORS)}
+
+
+def find_generator(name: str) -> GeneratorRecipe:
+    """A generator's recipe by name; those of the paper also as `NAME-tiny`. An unknown name is an error that names the
+    nearest."""
+    if name in GENERATORS:
+        return GENERATORS[name]
+    base = GENERATORS.get(name.removesuffix("-tiny"))
+    if base is not None and base.published is not None:
+        return tiny_generator(base)
+    tinies = [f"{known}-tiny" for known, recipe in GENERATORS.items() if recipe.published is not None]
+    raise ConfigError(f"there is no generator's recipe {name!r}{nearest(name, [*GENERATORS, *tinies])}")
 
 
 def find(name: str) -> TokenizerRecipe:

@@ -137,7 +137,7 @@ def test_the_cache_stays_below_its_limit(shards: Path, monkeypatch: pytest.Monke
         name, _, read = order.find(position, 0)
         assert read()[:4] == b"\x89PNG"
         found.append([name])
-        assert sum(path.stat().st_size for path in cache.folder.glob("*.tar")) <= 3 * largest  # one is being fetched
+        assert len(list(cache.folder.glob("*.tar"))) <= 3  # each at most as large; one is being fetched
     assert found == expected
 
 

@@ -1,0 +1,150 @@
+"""Every generator that the authors trained for Tables 1 to 4 and 6 to 8, with its published gFID, and small ones on the
+bundled tokenizer's latents.
+
+All have appendix C.2's settings: AdamW at 1e-4, betas (0.9, 0.999), no decay, EMA 0.9999, batch 256, label dropout 0.1;
+SiT on the cosine path with log-normal times, clipped at 1; DiT with cosine betas. MAR: AdamW (0.9, 0.95) with decay
+0.02, batch 2048, a peak of 2e-4 after 100 epochs of warm-up, then constant; with query–key norm, against the NaN that
+the paper reports. No run at this scale has been made with this code.
+"""
+
+from dataclasses import replace
+
+from softvq.generators.denoising import DiTConfig, SiTConfig
+from softvq.generators.mar import MARConfig, MARNetworkConfig
+from softvq.generators.transformer import TransformerConfig
+from softvq.optim import AdamWConfig, MuonConfig
+from softvq.training.generator import GeneratorRecipe, PublishedGenerator
+
+_IMAGENET = 1000
+_EPOCH = 1_281_167  # images
+_DIFFUSION = AdamWConfig(lr=1e-4, betas=(0.9, 0.999), weight_decay=0.0, warmup_steps=0, min_lr=1.0)
+_MAR_EPOCH = _EPOCH // 2048
+_MAR = AdamWConfig(
+    lr=2e-4, betas=(0.9, 0.95), weight_decay=0.02, warmup_steps=100 * _MAR_EPOCH, min_lr=1.0, grad_clip=3.0
+)
+_DIMS = {256: 8, 128: 16, 64: 32, 32: 64}  # tokens -> numbers a token (Table 3)
+
+
+def _denoiser(
+    kind: str, size: str, tokenizer: str, tokens: int, published: PublishedGenerator, steps: int
+) -> GeneratorRecipe:
+    network = TransformerConfig.named(size, tokens, _DIMS[tokens], _IMAGENET)
+    model = SiTConfig(network) if kind == "sit" else DiTConfig(network)
+    return GeneratorRecipe(
+        name=f"{kind}-{size.lower()}-{tokenizer}",
+        about=f"{published.row}, {tokens} tokens (Table {published.table}).",
+        model=model,
+        tokenizer=f"SoftVQVAE/{tokenizer}",
+        steps=steps,
+        optimizer=replace(_DIFFUSION, grad_clip=1.0 if kind == "sit" else None),
+        published=published,
+    )
+
+
+def _mar(tokenizer: str, tokens: int, published: PublishedGenerator) -> GeneratorRecipe:
+    return GeneratorRecipe(
+        name=f"mar-h-{tokenizer}",
+        about=f"{published.row}, {tokens} tokens (Table {published.table}).",
+        model=MARConfig(MARNetworkConfig.named("H", tokens, _DIMS[tokens], _IMAGENET)),
+        tokenizer=f"SoftVQVAE/{tokenizer}",
+        batch_size=2048,
+        steps=500 * _MAR_EPOCH,
+        optimizer=_MAR,
+        published=published,
+    )
+
+
+_LONG, _ABLATION = 3_000_000, 400_000  # steps (Section 4.1)
+
+
+def _published() -> list[GeneratorRecipe]:
+    found = []
+    # Tables 1 and 6 (3M steps): tokenizer, tokens, gFID without and with guidance of SiT-XL, then of DiT-XL
+    for size, tokens, sit, dit in (
+        ("B", 32, (7.99, 2.51), (9.83, 3.91)),
+        ("BL", 32, (7.67, 2.44), (9.22, 3.78)),
+        ("L", 32, (7.59, 2.44), (9.07, 3.69)),
+        ("B", 64, (5.98, 1.78), (6.62, 3.29)),
+        ("BL", 64, (5.80, 1.88), (6.53, 3.11)),
+        ("L", 64, (5.35, 1.86), (5.83, 2.93)),
+    ):
+        for kind, name, gfid in (("sit", "SiT-XL", sit), ("dit", "DiT-XL", dit)):
+            row = PublishedGenerator("1", f"{name}, SoftVQ-{size}", *gfid)
+            found.append(_denoiser(kind, "XL", f"softvq-{size.lower()}-{tokens}", tokens, row, _LONG))
+    found.append(_mar("softvq-l-32", 32, PublishedGenerator("1", "MAR-H, SoftVQ-L", 3.83, 2.54)))
+    found.append(_mar("softvq-bl-64", 64, PublishedGenerator("1", "MAR-H, SoftVQ-BL", 2.81, 1.93)))
+    # Tables 2 and 7, 512 px
+    bl_512 = PublishedGenerator("2", "SiT-XL, SoftVQ-BL, 512 px", 7.96, 2.21)
+    found.append(_denoiser("sit", "XL", "softvq-bl-64-512", 64, bl_512, _LONG))
+    found.append(_mar("softvq-bl-64-512", 64, PublishedGenerator("2", "MAR-H, SoftVQ-BL, 512 px", 8.21, 3.42)))
+    l_512 = PublishedGenerator("7", "SiT-XL, SoftVQ-L, 512 px", 10.17, 4.23)
+    found.append(_denoiser("sit", "XL", "softvq-l-32-512", 32, l_512, _LONG))
+    # Table 3: SiT-L without guidance, 400K steps
+    for kind, gfids in (
+        ("VQ", (19.02, 18.51, 20.07, 21.57)),
+        ("AE", (22.11, 22.31, 25.53, 28.18)),
+        ("SoftVQ", (9.21, 10.12, 11.24, 12.89)),
+    ):
+        for tokens, gfid in zip(_DIMS, gfids, strict=True):
+            row = PublishedGenerator("3", f"SiT-L, {kind}-S", gfid, None)
+            found.append(_denoiser("sit", "L", f"{kind.lower()}-s-{tokens}", tokens, row, _ABLATION))
+    # Table 4: SiT-L on SoftVQ-B by encoder and alignment target; dinov2-dinov2 is softvq-b-64
+    for variant, gfid in (
+        ("-none-none", 20.33),
+        ("-none-dinov2", 10.96),
+        ("-dinov2-none", 17.20),
+        ("", 10.13),
+        ("-clip-clip", 9.89),
+        ("-eva02-eva02", 10.34),
+    ):
+        row = PublishedGenerator("4", f"SiT-L, SoftVQ-B{variant.replace('-', ' ', 1) or ' dinov2-dinov2'}", gfid, None)
+        found.append(_denoiser("sit", "L", f"softvq-b-64{variant}", 64, row, _ABLATION))
+    return found
+
+
+# Table 8 is the 1,000,000 and 4,000,000 steps of these; give --steps.
+PAPER_GENERATORS = _published()
+
+_EMOJI = TransformerConfig(tokens=64, channels=16, classes=9, width=192, depth=9, heads=6)
+_EMOJI_SIT = GeneratorRecipe(
+    name="emoji-sit",
+    about="The generator that ships with the package: emoji of nine classes from 64 tokens, SiT.",
+    model=SiTConfig(_EMOJI),
+    tokenizer="softvq-emoji-64",
+    batch_size=64,
+    steps=4_000,
+    optimizer=MuonConfig(
+        lr=0.015, rest=AdamWConfig(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, warmup_steps=100, min_lr=0.02)
+    ),
+    ema_decay=0.999,
+)
+_EMOJI_MAR = MARNetworkConfig(
+    tokens=64, channels=16, classes=9, width=192, depth=4, heads=6, head_width=256, head_depth=3, buffer=8
+)
+EMOJI_GENERATORS = (
+    _EMOJI_SIT,
+    replace(
+        _EMOJI_SIT, name="emoji-dit", about="The same latents, network and steps as a DiT.", model=DiTConfig(_EMOJI)
+    ),
+    replace(
+        _EMOJI_SIT,
+        name="emoji-mar",
+        about="The same latents and steps as a MAR.",
+        model=MARConfig(_EMOJI_MAR, hidden_dropout=0.0),
+    ),
+)
+
+
+def tiny_generator(recipe: GeneratorRecipe) -> GeneratorRecipe:
+    """The `-tiny` twin: a small network and few steps, on whatever latents are there (`softvq encode emoji`)."""
+    return replace(
+        recipe,
+        name=f"{recipe.name}-tiny",
+        about=f"{recipe.name} in tiny, to try it out.",
+        model=replace(recipe.model, network=recipe.model.network.tiny()),
+        tokenizer="softvq-emoji-64",
+        batch_size=16,
+        steps=20,
+        optimizer=replace(recipe.optimizer, warmup_steps=4),
+        published=None,
+    )
