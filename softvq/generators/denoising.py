@@ -86,11 +86,11 @@ class _Denoiser(Generator):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """The network's own output for latents at times: float32 out."""
-        return self.network(x.to(self.network.x_embedder.weight.dtype), t, labels).float()
+        return self.network(x.to(self.network.x_embedder.weight.dtype), t.float(), labels).float()
 
     def _field(self, labels: Int[Tensor, " B"], guidance: Guidance, read, channels: int | None = None) -> Field:
         null = torch.full_like(labels, self.classes)
-        return guided(lambda x, t, y: read(x, t, self(x, t.float(), y)), labels, null, guidance, channels)
+        return guided(lambda x, t, y: read(x, t, self(x, t, y)), labels, null, guidance, channels)
 
 
 class SiT(_Denoiser):

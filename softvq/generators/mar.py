@@ -148,8 +148,8 @@ class Head(nn.Module):
         self.layers = nn.ModuleList(_HeadBlock(D) for _ in range(config.head_depth))
         self.final_layer = FinalLayer(D, 2 * C)
 
-    def forward(self, x: Float[Tensor, "M C"], t: Tensor, z: Float[Tensor, "M D"]) -> Float[Tensor, "M 2C"]:
-        condition = self.t_embedder(t) + self.condition(z)
+    def forward(self, x: Float[Tensor, "M C"], t: Tensor, z: Float[Tensor, "M D"]) -> Float[Tensor, "M O"]:
+        condition = self.t_embedder(t.float()) + self.condition(z)
         x = self.x_embedder(x)
         for layer in self.layers:
             x = layer(x, condition)
@@ -288,7 +288,7 @@ class MAR(Generator):
         """The chosen tokens, by the head's own chain from noise."""
 
         def network(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-            return self.head(x.to(condition.dtype), t.float(), condition).float()
+            return self.head(x.to(condition.dtype), t, condition).float()
 
         field = guided(network, z, other, Guidance(scale), self.shape[1])
         chain = self.diffusion.respaced(self.config.head_steps)

@@ -13,7 +13,7 @@ from softvq.generators.denoising import DiTConfig, SiTConfig
 from softvq.generators.mar import MARConfig, MARNetworkConfig
 from softvq.generators.transformer import TransformerConfig
 from softvq.optim import AdamWConfig, MuonConfig
-from softvq.training.generator import GeneratorRecipe, PublishedGenerator
+from softvq.training.generator import GeneratorRecipe, PublishedGeneratorRecipe
 
 _IMAGENET = 1000
 _EPOCH = 1_281_167  # images
@@ -26,7 +26,7 @@ _DIMS = {256: 8, 128: 16, 64: 32, 32: 64}  # tokens -> numbers a token (Table 3)
 
 
 def _denoiser(
-    kind: str, size: str, tokenizer: str, tokens: int, published: PublishedGenerator, steps: int
+    kind: str, size: str, tokenizer: str, tokens: int, published: PublishedGeneratorRecipe, steps: int
 ) -> GeneratorRecipe:
     network = TransformerConfig.named(size, tokens, _DIMS[tokens], _IMAGENET)
     model = SiTConfig(network) if kind == "sit" else DiTConfig(network)
@@ -41,7 +41,7 @@ def _denoiser(
     )
 
 
-def _mar(tokenizer: str, tokens: int, published: PublishedGenerator) -> GeneratorRecipe:
+def _mar(tokenizer: str, tokens: int, published: PublishedGeneratorRecipe) -> GeneratorRecipe:
     return GeneratorRecipe(
         name=f"mar-h-{tokenizer}",
         about=f"{published.row}, {tokens} tokens (Table {published.table}).",
@@ -69,15 +69,15 @@ def _published() -> list[GeneratorRecipe]:
         ("L", 64, (5.35, 1.86), (5.83, 2.93)),
     ):
         for kind, name, gfid in (("sit", "SiT-XL", sit), ("dit", "DiT-XL", dit)):
-            row = PublishedGenerator("1", f"{name}, SoftVQ-{size}", *gfid)
+            row = PublishedGeneratorRecipe("1", f"{name}, SoftVQ-{size}", *gfid)
             found.append(_denoiser(kind, "XL", f"softvq-{size.lower()}-{tokens}", tokens, row, _LONG))
-    found.append(_mar("softvq-l-32", 32, PublishedGenerator("1", "MAR-H, SoftVQ-L", 3.83, 2.54)))
-    found.append(_mar("softvq-bl-64", 64, PublishedGenerator("1", "MAR-H, SoftVQ-BL", 2.81, 1.93)))
+    found.append(_mar("softvq-l-32", 32, PublishedGeneratorRecipe("1", "MAR-H, SoftVQ-L", 3.83, 2.54)))
+    found.append(_mar("softvq-bl-64", 64, PublishedGeneratorRecipe("1", "MAR-H, SoftVQ-BL", 2.81, 1.93)))
     # Tables 2 and 7, 512 px
-    bl_512 = PublishedGenerator("2", "SiT-XL, SoftVQ-BL, 512 px", 7.96, 2.21)
+    bl_512 = PublishedGeneratorRecipe("2", "SiT-XL, SoftVQ-BL, 512 px", 7.96, 2.21)
     found.append(_denoiser("sit", "XL", "softvq-bl-64-512", 64, bl_512, _LONG))
-    found.append(_mar("softvq-bl-64-512", 64, PublishedGenerator("2", "MAR-H, SoftVQ-BL, 512 px", 8.21, 3.42)))
-    l_512 = PublishedGenerator("7", "SiT-XL, SoftVQ-L, 512 px", 10.17, 4.23)
+    found.append(_mar("softvq-bl-64-512", 64, PublishedGeneratorRecipe("2", "MAR-H, SoftVQ-BL, 512 px", 8.21, 3.42)))
+    l_512 = PublishedGeneratorRecipe("7", "SiT-XL, SoftVQ-L, 512 px", 10.17, 4.23)
     found.append(_denoiser("sit", "XL", "softvq-l-32-512", 32, l_512, _LONG))
     # Table 3: SiT-L without guidance, 400K steps
     for kind, gfids in (
@@ -86,7 +86,7 @@ def _published() -> list[GeneratorRecipe]:
         ("SoftVQ", (9.21, 10.12, 11.24, 12.89)),
     ):
         for tokens, gfid in zip(_DIMS, gfids, strict=True):
-            row = PublishedGenerator("3", f"SiT-L, {kind}-S", gfid, None)
+            row = PublishedGeneratorRecipe("3", f"SiT-L, {kind}-S", gfid, None)
             found.append(_denoiser("sit", "L", f"{kind.lower()}-s-{tokens}", tokens, row, _ABLATION))
     # Table 4: SiT-L on SoftVQ-B by encoder and alignment target; dinov2-dinov2 is softvq-b-64
     for variant, gfid in (
@@ -97,7 +97,9 @@ def _published() -> list[GeneratorRecipe]:
         ("-clip-clip", 9.89),
         ("-eva02-eva02", 10.34),
     ):
-        row = PublishedGenerator("4", f"SiT-L, SoftVQ-B{variant.replace('-', ' ', 1) or ' dinov2-dinov2'}", gfid, None)
+        row = PublishedGeneratorRecipe(
+            "4", f"SiT-L, SoftVQ-B{variant.replace('-', ' ', 1) or ' dinov2-dinov2'}", gfid, None
+        )
         found.append(_denoiser("sit", "L", f"softvq-b-64{variant}", 64, row, _ABLATION))
     return found
 

@@ -28,7 +28,7 @@ _DRAWS = 10  # stream of `sample_rng`; 1 to 8 are the tokenizer's, 9 says which 
 
 
 @dataclass(frozen=True)
-class PublishedGenerator:
+class PublishedGeneratorRecipe:
     """The row of the paper that a recipe stands for: gFID without and with guidance (50,000 images), as printed."""
 
     table: str
@@ -58,7 +58,7 @@ class GeneratorRecipe:
     accumulate: int = 1
     skip_above: float | None = None
     ema_decay: float = 0.9999
-    published: PublishedGenerator | None = None
+    published: PublishedGeneratorRecipe | None = None
 
     def __post_init__(self):
         if self.batch_size < 1 or self.steps < 1:
@@ -127,7 +127,13 @@ def make_step(recipe: GeneratorRecipe, precision: Precision) -> Callable[[TrainS
     return step
 
 
-def _losses(model: nn.Module, latents: Tensor, labels: Tensor, draws: dict[str, Tensor], precision: Precision):
+def _losses(
+    model: Callable[..., dict[str, Tensor]],
+    latents: Tensor,
+    labels: Tensor,
+    draws: dict[str, Tensor],
+    precision: Precision,
+):
     draws = {name: value.to(latents.device) for name, value in draws.items()}
     with torch.autocast(latents.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return model(latents, labels, draws)

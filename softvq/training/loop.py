@@ -48,13 +48,14 @@ class Intervals:
     checkpoint: int = 500
 
 
+Samples = Batch | LatentBatch
 Step = Callable[[TrainState, Any], dict[str, torch.Tensor]]
 
 
 def fit(
     state: TrainState,
     steps: int,
-    batches: Iterator[Batch | LatentBatch],
+    batches: Iterator[Samples],
     step: Step,
     *,
     checkpoints: Checkpoints,
@@ -112,7 +113,7 @@ def fit(
         log.say(f"{files} skipped, the first: {next(iter(bad.values()))}")
 
 
-def _next(batches: Iterator[Batch]) -> Batch:
+def _next(batches: Iterator[Samples]) -> Samples:
     try:
         return next(batches)
     except RuntimeError as error:
@@ -124,14 +125,14 @@ def _next(batches: Iterator[Batch]) -> Batch:
         ) from error
 
 
-def _run(step: Step, state: TrainState, batch: Batch) -> dict[str, torch.Tensor]:
+def _run(step: Step, state: TrainState, batch: Samples) -> dict[str, torch.Tensor]:
     try:
         return step(state, batch)
     except torch.OutOfMemoryError as error:
         raise TrainingError(f"the device has no memory left for {len(batch)} images a step.") from error
 
 
-def _report_bad(batch: Batch, bad: dict[str, str], step: int, log: Log) -> None:
+def _report_bad(batch: Samples, bad: dict[str, str], step: int, log: Log) -> None:
     for name, reason in batch.bad.items():
         if name not in bad:
             bad[name] = reason
@@ -165,7 +166,7 @@ def _over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
     return dict(zip(values, (numbers if alone else means).tolist(), strict=True))
 
 
-def _speed(recent: list, batch: Batch, elapsed: float, waited: float) -> dict[str, float]:
+def _speed(recent: list, batch: Samples, elapsed: float, waited: float) -> dict[str, float]:
     """Images a second over all ranks, the share of the time spent waiting for images, and the device's memory (GB)."""
     images = len(recent) * len(batch) * distributed.world_size()
     speed = {"images_per_second": images / elapsed, "waiting_share": waited / elapsed}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 PathName = Literal["linear", "cosine"]
@@ -39,7 +39,7 @@ def coefficients(path: PathName, t: Float[Tensor, "*B"]) -> Coefficients:
     return Coefficients(alpha, sigma, -quarter * sigma, quarter * alpha)
 
 
-def like(t: Float[Tensor, " B"], x: Float[Tensor, "B *rest"]) -> Float[Tensor, "B *ones"]:
+def like(t: Shaped[Tensor, " B"], x: Float[Tensor, "B *rest"]) -> Shaped[Tensor, "B *ones"]:
     """Times, one a sample, shaped to go with samples."""
     return t.view(-1, *(1 for _ in x.shape[1:]))
 

@@ -1,0 +1,168 @@
+"""The cache of latents: what it holds, in which order it is read, what it refuses; and `softvq encode`."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from softvq import distributed
+from softvq.cli.main import main
+from softvq.data import latents as latents_module
+from softvq.data.encode import Encoding, encode
+from softvq.data.latents import Latents
+from softvq.data.sources import DataError, Folder
+
+TOKENS, CHANNELS = 4, 3
+
+
+def latents_of(images: torch.Tensor) -> torch.Tensor:
+    """Which image, and whether it is mirrored, can be read off: the left half's and the right half's mean."""
+    sides = torch.stack([images[..., :8].mean((1, 2, 3)), images[..., 8:].mean((1, 2, 3))], 1)
+    return torch.cat([sides, torch.ones(len(images), TOKENS * CHANNELS - 2)], 1).view(-1, TOKENS, CHANNELS)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Folder:
+    for number in range(10):
+        path = tmp_path / "images" / ("cat" if number % 2 else "dog") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((16, 16, 3), 10 * number, dtype=np.uint8)
+        pixels[:, 8:] += 5
+        Image.fromarray(pixels).save(path)
+    return Folder(tmp_path / "images")
+
+
+def made(source: Folder, out: Path, **changes) -> Latents:
+    settings = {"tokenizer": "t", "fingerprint": "f", "source": "images", "size": 16, "shard": 4, "mirrored": True}
+    encoding = Encoding(tokens=TOKENS, channels=CHANNELS, **{**settings, **changes})
+    encode(latents_of, source, out, encoding, batch_size=3, workers=0)
+    return Latents(out)
+
+
+def expected(name: str, mirror: int) -> list[float]:
+    number = int(Path(name).stem)
+    sides = [10 * number / 127.5 - 1, (10 * number + 5) / 127.5 - 1]
+    return sides[::-1] if mirror else sides
+
+
+def test_every_image_and_its_mirror_with_its_class(source: Folder, tmp_path: Path):
+    cache = made(source, tmp_path / "latents")
+    assert cache.index.shards == [4, 4, 2]
+    assert cache.index.classes == ["cat", "dog"]
+    assert cache.labels.tolist() == source.labels
+    for index, name in enumerate(source.names):
+        for mirror in (0, 1):
+            found = cache.read(index, mirror).flatten()[:2]
+            np.testing.assert_allclose(found, expected(name, mirror), atol=1e-3)
+
+
+def test_from_disk_as_from_memory(source: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    held = made(source, tmp_path / "latents")
+    monkeypatch.setattr(latents_module, "_HELD", 0)
+    mapped = Latents(tmp_path / "latents")
+    assert mapped._whole is None
+    assert held._whole is not None
+    for a, b in itertools.islice(zip(held.batches(4, seed=1), mapped.batches(4, seed=1), strict=True), 5):
+        assert torch.equal(a.latents, b.latents)
+        assert torch.equal(a.labels, b.labels)
+
+
+def test_batches_are_epochs_of_either_mirror_and_resume_at_any_step(source: Folder, tmp_path: Path):
+    cache = made(source, tmp_path / "latents")
+    batches = list(itertools.islice(cache.batches(5, seed=3), 200))
+    for epoch in range(100):
+        names = [name for batch in batches[2 * epoch : 2 * epoch + 2] for name in batch.names]
+        assert sorted(names) == sorted({f"image {i}" for i in range(10)})
+    sides = torch.cat([batch.latents[:, 0, 0] - batch.latents[:, 0, 1] for batch in batches])
+    assert 0.4 < float((sides > 0).float().mean()) < 0.6  # the mirrored are brighter on the left
+    again = list(itertools.islice(cache.batches(5, seed=3, start_step=7), 3))
+    assert all(torch.equal(a.latents, b.latents) for a, b in zip(again, batches[7:10], strict=True))
+
+
+def test_two_ranks_read_what_one_does(source: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cache = made(source, tmp_path / "latents")
+    whole = next(cache.batches(6, seed=0)).latents
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    halves = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        halves.append(next(cache.batches(6, seed=0)).latents)
+    assert torch.equal(torch.cat(halves), whole)
+
+
+def test_a_stopped_encoding_goes_on_with_the_missing_shards(source: Folder, tmp_path: Path):
+    out = tmp_path / "latents"
+    whole = made(source, out)
+    expected = [whole.read(i, m) for i in range(10) for m in (0, 1)]
+    (out / "latents-00001.safetensors").unlink()
+    (out / "index.json").unlink()
+    kept = (out / "latents-00000.safetensors").stat().st_mtime_ns
+    again = made(source, out)
+    assert (out / "latents-00000.safetensors").stat().st_mtime_ns == kept
+    assert all(
+        torch.equal(a, b) for a, b in zip(expected, (again.read(i, m) for i in range(10) for m in (0, 1)), strict=True)
+    )
+
+
+def test_other_latents_are_not_mixed_in(source: Folder, tmp_path: Path):
+    made(source, tmp_path / "latents")
+    with pytest.raises(DataError, match=r"another fingerprint \('f' there, 'g' now\)"):
+        made(source, tmp_path / "latents", fingerprint="g")
+    (tmp_path / "images" / "cat" / "more.png").write_bytes((tmp_path / "images" / "cat" / "1.png").read_bytes())
+    with pytest.raises(DataError, match="another identity"):
+        made(Folder(tmp_path / "images"), tmp_path / "latents")
+
+
+def test_bad_images_are_left_out_and_named(source: Folder, tmp_path: Path):
+    (tmp_path / "images" / "dog" / "2.png").write_bytes(b"no image")
+    cache = made(Folder(tmp_path / "images"), tmp_path / "latents")
+    assert len(cache) == 9
+    assert list(cache.index.bad) == ["dog/2.png"]
+    for path in (tmp_path / "images").rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="none of the 10 images can be read"):
+        made(Folder(tmp_path / "images"), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda out: (out / "index.json").unlink(), "holds no latents"),
+        (lambda out: (out / "index.json").write_text("{"), "is not an index of latents"),
+        (lambda out: (out / "latents-00001.safetensors").unlink(), "missing or damaged"),
+        (lambda out: (out / "latents-00001.safetensors").write_bytes(b"0" * 50), "missing or damaged"),
+        (
+            lambda out: (out / "latents-00001.safetensors").write_bytes(
+                (out / "latents-00002.safetensors").read_bytes()
+            ),
+            r"shape \(2, 2, 4, 3\), expected \(4, 2, 4, 3\)",
+        ),
+    ],
+)
+def test_damage_is_a_sentence(source: Folder, tmp_path: Path, damage, reason: str):
+    made(source, tmp_path / "latents")
+    damage(tmp_path / "latents")
+    with pytest.raises(DataError, match=reason):
+        Latents(tmp_path / "latents")
+
+
+def test_the_command_encodes_with_the_bundled_tokenizer(source: Folder, tmp_path: Path, capsys):
+    out = tmp_path / "latents"
+    arguments = ["encode", str(source.root), "--out", str(out), "--workers", "0", "--json"]
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 10
+    from softvq import Tokenizer
+    from softvq.data.loader import ordered_batches
+
+    tokenizer = Tokenizer.from_pretrained("softvq-emoji-64")
+    cache = Latents(out)
+    assert cache.index.fingerprint == tokenizer.fingerprint
+    [batch] = ordered_batches(source, size=64, batch_size=10)
+    with torch.no_grad():
+        for mirror, images in enumerate((batch.images, batch.images.flip(-1))):
+            latents = torch.stack([cache.read(i, mirror) for i in range(10)])
+            torch.testing.assert_close(latents, tokenizer.encode(images), atol=4e-3, rtol=1e-3)

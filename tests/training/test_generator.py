@@ -1,0 +1,237 @@
+"""Generators' runs: that they learn, resume bitwise, keep to their tokenizer; and `softvq sample`."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from softvq import hub
+from softvq.cli.main import main
+from softvq.config import ConfigError
+from softvq.data.latents import LatentIndex, Latents
+from softvq.generators.all import load_generator
+from softvq.generators.denoising import DiTConfig, SiTConfig
+from softvq.generators.mar import MARConfig, MARNetworkConfig
+from softvq.generators.transformer import TransformerConfig
+from softvq.hub import write_tensors
+from softvq.optim import AdamWConfig
+from softvq.recipes import all as recipes
+from softvq.tokenizer import Tokenizer
+from softvq.training.generator import GeneratorRecipe, draws_of, new_generator, train, validation_loss
+from softvq.training.loop import Hook, Intervals
+from softvq.training.run import RunOptions
+
+T, C, CLASSES = 64, 16, 3
+NETWORK = TransformerConfig(T, C, CLASSES, width=16, depth=1, heads=2)
+MODELS = {
+    "sit": SiTConfig(NETWORK),
+    "dit": DiTConfig(NETWORK),
+    "mar": MARConfig(MARNetworkConfig(T, C, CLASSES, 16, 1, 2, 16, 1, buffer=2)),
+}
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latents as the bundled tokenizer's, three classes that differ in their mean."""
+    folder = tmp_path_factory.mktemp("latents")
+    torch.manual_seed(0)
+    labels = torch.arange(48) % CLASSES
+    values = 0.3 * torch.randn(48, 2, T, C) + (labels - 1.0).view(-1, 1, 1, 1)
+    write_tensors(folder / "latents-00000.safetensors", {"latents": values.half(), "labels": labels.int()})
+    fingerprint = Tokenizer.from_pretrained("softvq-emoji-64").fingerprint
+    classes = ["cat", "dog", "golden retriever, retriever"]
+    LatentIndex("softvq-emoji-64", fingerprint, "made up", {"count": 48}, T, C, classes, [48]).write(folder)
+    return folder
+
+
+def recipe(kind: str, latents: Path, **changes) -> GeneratorRecipe:
+    optimizer = AdamWConfig(lr=3e-3, betas=(0.9, 0.999), weight_decay=0.0, warmup_steps=2)
+    base = GeneratorRecipe(
+        "tiny", "for tests", MODELS[kind], "softvq-emoji-64", str(latents), batch_size=8, steps=6, optimizer=optimizer
+    )
+    return replace(base, ema_decay=0.9, **changes)
+
+
+def run(chosen: GeneratorRecipe, out: Path, **more) -> Path:
+    return train(chosen, RunOptions(out, torch.device("cpu"), intervals=Intervals(1, 2)), **more)
+
+
+def same(a: Path, b: Path) -> bool:
+    first, second = (hub.read_tensors(folder / "model.safetensors") for folder in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_resumed_run_equals_an_uninterrupted_one_and_loads(kind: str, latents: Path, tmp_path: Path):
+    chosen = recipe(kind, latents)
+    whole = run(chosen, tmp_path / "whole")
+
+    def stop(state, log):
+        if state.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(chosen, tmp_path / "cut", hooks=lambda folder: [Hook(1, stop)])
+    resumed = run(chosen, tmp_path / "cut")
+    assert same(whole, resumed)
+    generator = load_generator(whole)
+    assert generator.about["tokenizer"]["name"] == "softvq-emoji-64"
+    assert generator.about["classes"][1] == "dog"
+    logged = [json.loads(line) for line in (tmp_path / "cut" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged] == [1, 2, 3, 4, 5, 6]
+    assert all(np.isfinite(line["loss/total"]) for line in logged)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_it_learns(kind: str, latents: Path, tmp_path: Path):
+    chosen = recipe(kind, latents, steps=60, batch_size=16)
+    cache = Latents(latents)
+    before = validation_loss(new_generator(chosen), chosen, cache)
+    after = validation_loss(load_generator(run(chosen, tmp_path / "run")), chosen, cache)
+    assert after < 0.85 * before
+
+
+@pytest.mark.parametrize("kind", ["sit", "dit"])
+def test_parts_of_a_batch_add_up(kind: str, latents: Path, tmp_path: Path):
+    chosen = recipe(kind, latents, steps=2)
+    whole = hub.read_tensors(run(chosen, tmp_path / "whole") / "model.safetensors")
+    parts = hub.read_tensors(run(replace(chosen, accumulate=4), tmp_path / "parts") / "model.safetensors")
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_random_numbers_belong_to_samples_not_to_batches(latents: Path):
+    chosen = recipe("sit", latents)
+    model = new_generator(chosen)
+    whole = draws_of(model, chosen, list(range(8)))
+    half = draws_of(model, chosen, list(range(4, 8)))
+    for name, values in half.items():
+        assert torch.equal(values, whole[name][4:])
+
+
+def test_latents_of_another_tokenizer_or_shape_are_refused(latents: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="were made with another tokenizer"):
+        run(recipe("sit", latents), tmp_path / "run", fingerprint="0" * 16)
+    paper = replace(recipes.find_generator("sit-xl-softvq-l-64"), data=str(latents))
+    with pytest.raises(ConfigError, match=r"is for latents of 64 × 32, but those in .* are 64 × 16"):
+        run(paper, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", [name for name, r in recipes.GENERATORS.items() if r.published is not None])
+def test_the_tiny_twin_of_each_recipe_of_the_paper_trains(name: str, latents: Path, tmp_path: Path):
+    twin = replace(recipes.find_generator(f"{name}-tiny"), data=str(latents), steps=2, batch_size=4)
+    run(twin, tmp_path / "run")
+    assert recipes.find_generator(name).command == f"softvq train generator {name} --data latents"
+
+
+@pytest.fixture(scope="module")
+def trained(latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(recipe("sit", latents, steps=30), tmp_path_factory.mktemp("runs") / "sit").parent
+
+
+def sampled(capsys, *arguments: object) -> tuple[int, str, str]:
+    code = main(["sample", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_command_trains_and_another_draws(latents: Path, tmp_path: Path, capsys):
+    small = ["--model.network.width", "16", "--model.network.heads", "2", "--model.network.depth", "1"]
+    own = ["--out", str(tmp_path / "run"), "--steps", "2", "--batch_size", "4", "--data", str(latents), "--json"]
+    assert main(["train", "generator", "emoji-sit", *own, *small]) == 0
+    model = json.loads(capsys.readouterr().out)["model"]
+    assert (tmp_path / "run" / "samples" / "step-0000002.png").is_file()
+    picture = tmp_path / "s.png"
+    code, _, err = sampled(
+        capsys, "--model", model, "-n", 3, "--steps", 2, "--out", picture, "--class", "dog", "--seed", 5
+    )
+    assert code == 0, err
+    told = json.loads(picture.with_suffix(".json").read_text())
+    assert told["labels"] == [1, 1, 1]
+    assert told["seed"] == 5
+    assert told["steps"] == 2
+
+
+def test_an_array_is_the_same_for_any_batch_and_resumes(trained: Path, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr("softvq.cli.sampling._PART", 4)
+    common = ["--model", trained, "-n", 10, "--steps", 2, "--guidance", 2]
+    for batch in (1, 10):
+        code, _, err = sampled(capsys, *common, "--batch", batch, "--npz", tmp_path / f"{batch}.npz")
+        assert code == 0, err
+    one, ten = (np.load(tmp_path / f"{batch}.npz") for batch in (1, 10))
+    assert one["arr_0"].shape == (10, 64, 64, 3)
+    assert one["arr_0"].dtype == np.uint8
+    assert one["arr_1"].tolist() == [n % CLASSES for n in range(10)]
+    assert int(np.abs(one["arr_0"].astype(int) - ten["arr_0"]).max()) <= 1
+    from softvq.cli import sampling
+
+    images, made = sampling.Sampler.images, []
+
+    def stopping(self, numbers, progress=None):
+        made.append(numbers)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return images(self, numbers, progress)
+
+    monkeypatch.setattr(sampling.Sampler, "images", stopping)
+    assert sampled(capsys, *common, "--npz", tmp_path / "cut.npz")[0] == 130
+    code, _, err = sampled(capsys, *common, "--seed", 1, "--npz", tmp_path / "cut.npz")
+    assert code == 1
+    assert "holds part of an array with other settings" in err
+    assert sampled(capsys, *common, "--npz", tmp_path / "cut.npz")[0] == 0
+    assert made == [[0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7], [8, 9]]
+    assert (
+        np.array_equal(np.load(tmp_path / "cut.npz")["arr_0"], ten["arr_0"])
+        or int(np.abs(np.load(tmp_path / "cut.npz")["arr_0"].astype(int) - ten["arr_0"]).max()) <= 1
+    )
+    assert not (tmp_path / "cut.npz.parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--class", "dgo"], "there is no such class; did you mean dog"),
+        (["--class", "3"], "there is no such class"),
+        (["--sampler", "ddpm"], "a SiT is sampled with euler, heun"),
+        (["-n", "0"], "--num and --batch must be at least 1"),
+        (["--seed", "-1"], "--seed not negative"),
+        (["-n", "2000"], "write an array with --npz"),
+    ],
+)
+def test_what_cannot_be_sampled_is_one_sentence(trained: Path, capsys, arguments: list[str], reason: str):
+    code, _, err = sampled(capsys, "--model", trained, *arguments)
+    assert code == 2
+    assert reason in err
+    assert err.count("\n") == 1
+
+
+def test_classes_by_the_words_of_their_names(trained: Path):
+    from softvq.cli.sampling import class_number
+
+    generator = load_generator(trained)
+    assert [class_number(name, generator) for name in ("golden retriever", "Retriever", "2", "CAT")] == [2, 2, 2, 0]
+    imagenet = new_generator(replace(recipes.find_generator("sit-xl-softvq-l-64-tiny")))
+    assert class_number("golden retriever", imagenet) == 207
+
+
+def test_another_tokenizer_is_refused(trained: Path, tmp_path: Path, capsys):
+    other = Tokenizer.from_pretrained("softvq-emoji-64")
+    with torch.no_grad():
+        other.decoder.mask_token.add_(1)
+    other.save_pretrained(tmp_path / "other")
+    code, _, err = sampled(capsys, "--model", trained, "--tokenizer", tmp_path / "other")
+    assert code == 1
+    assert "was trained with another tokenizer" in err
+
+
+def test_the_average_unless_asked(trained: Path, tmp_path: Path, capsys):
+    for name, more in (("ema", []), ("raw", ["--no-ema"])):
+        code, _, err = sampled(
+            capsys, "--model", trained, "-n", 2, "--steps", 2, "--npz", tmp_path / f"{name}.npz", *more
+        )
+        assert code == 0, err
+    averaged, raw = (np.load(tmp_path / f"{name}.npz")["arr_0"] for name in ("ema", "raw"))
+    assert not np.array_equal(averaged, raw)
