@@ -278,12 +278,13 @@ def generator(
 
 def _folded(name: str, tensor: Tensor, theirs: ReleasedGenerator) -> Tensor:
     """A tensor that meets 2-D latents' squares, in our order of their numbers: by place, then channel; DiT's noise
-    before its variance. Other tensors as they are."""
+    before its variance. Other tensors, and those of a wrong shape, as they are."""
     if theirs.vae_1d:
         return tensor
-    if name == "x_embedder.proj.weight":
+    if name == "x_embedder.proj.weight" and tensor.ndim == 4:
         return tensor.permute(0, 2, 3, 1).flatten(1)
-    if name.startswith("final_layer.linear.") and theirs.learn_sigma is not None:
+    rows = theirs.patch_size**2 * 2 * theirs.in_channels
+    if name.startswith("final_layer.linear.") and theirs.learn_sigma is not None and tensor.shape[:1] == (rows,):
         parts = tensor.unflatten(0, (theirs.patch_size**2, 2, theirs.in_channels))
         return parts.transpose(0, 1).flatten(0, 2)
     return tensor

@@ -34,7 +34,7 @@ class Diffusion:
         else:
             at = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
             betas = np.array([min(1 - after / before, 0.999) for before, after in pairwise(at)])
-        return cls(torch.from_numpy(betas), torch.arange(steps))
+        return cls(torch.from_numpy(betas), torch.from_numpy(np.arange(steps)))  # real, whatever the default device
 
     def respaced(self, count: int) -> "Diffusion":
         """A chain of `count` steps, evenly over this one from its first to its last, with the same ᾱ there."""

@@ -88,8 +88,6 @@ def dopri5(field: Field, x: Tensor, tolerance: float = 1e-4, most_steps: int = 1
     t = torch.ones(len(x), dtype=torch.float64, device=x.device)
     size = torch.full_like(t, 0.05)
     for _ in range(most_steps):
-        if not (t > 0).any():
-            return x
         h = torch.minimum(size, t)  # 0 for samples that have arrived: they stay where they are
         wide = h.view(-1, *(1 for _ in x.shape[1:])).to(x.dtype)
         slopes: list[Tensor] = []
@@ -105,6 +103,8 @@ def dopri5(field: Field, x: Tensor, tolerance: float = 1e-4, most_steps: int = 1
         x = torch.where(kept.view_as(wide), ahead, x)
         t = torch.where(kept, torch.where(h >= t, 0.0, t - h), t)
         size = h * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 5)
+        if not (t > 0).any():
+            return x
     raise RuntimeError(f"the ODE was not solved to {tolerance} in {most_steps} steps; use a larger tolerance.")
 
 
@@ -161,7 +161,7 @@ def dpm_solver(
         h = logs[i + 1] - logs[i]
         guess = data
         last_h = logs[i] - logs[i - 1] if i else math.inf
-        if previous is not None and math.isfinite(h) and math.isfinite(last_h):
+        if previous is not None and math.isfinite(last_h) and h <= 2 * last_h:  # further is no extrapolation to trust
             guess = data + h / (2 * last_h) * (data - previous)
         shrink = math.exp(-h)
         if noise is None:

@@ -1,0 +1,445 @@
+"""MAR: what is hidden, what the encoder may see, the order of unmasking, and the loss of the masked tokens alone."""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from softvq import hub
+from softvq.config import ConfigError
+from softvq.generators.all import load_generator
+from softvq.generators.base import Noise, Sampling
+from softvq.generators.mar import MAR, MARConfig, MARNetworkConfig, truncated_normal, unmasking
+from softvq.hub import ModelError
+from softvq.transports.guidance import Guidance
+
+NETWORK = MARNetworkConfig.named("tiny", tokens=8, channels=3, classes=5)
+CONFIG = MARConfig(NETWORK, head_steps=4)
+LATENTS = torch.randn(4, 8, 3, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 3])
+
+
+def made(config: MARConfig = CONFIG, std: float = 0.15) -> MAR:
+    model = config.build().eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=std, generator=generator)
+    return model
+
+
+def rngs(*samples: int) -> list[np.random.Generator]:
+    return [np.random.default_rng([7, sample]) for sample in samples]
+
+
+def draws_of(model: MAR, *samples: int, batch: int = 1) -> dict[str, Tensor]:
+    return model.draw(rngs(*samples), np.random.default_rng(batch))
+
+
+# ---- What is hidden
+
+
+def test_the_mask_ratio_is_a_normal_between_07_and_1():
+    rng = np.random.default_rng(0)
+    ratios = torch.tensor([truncated_normal(rng) for _ in range(4000)], dtype=torch.float64).sort().values
+    assert ratios[0] >= 0.7
+    assert ratios[-1] <= 1
+    normal = torch.distributions.Normal(1.0, 0.25)
+    low, high = (normal.cdf(torch.tensor(value, dtype=torch.float64)) for value in (0.7, 1.0))
+    cdf = (normal.cdf(ratios) - low) / (high - low)
+    grid = torch.arange(4001, dtype=torch.float64) / 4000
+    gap = torch.maximum((cdf - grid[1:]).abs().max(), (cdf - grid[:-1]).abs().max())
+    assert gap < 1.95 / math.sqrt(4000)  # Kolmogorov and Smirnov at 1 in 1,000
+
+
+def test_as_many_tokens_are_hidden_as_the_ratio_says_in_an_order_of_each_samples_own():
+    model = made()
+    hidden = Counter()
+    for batch in range(40):
+        draws = draws_of(model, 0, 1, batch=batch)
+        ratio = truncated_normal(np.random.default_rng(batch))
+        assert draws["masked"] == math.ceil(8 * ratio)
+        hidden[int(draws["masked"])] += 1
+    assert set(hidden) == {6, 7, 8}
+    orders = draws_of(model, *range(400))["order"]
+    assert torch.equal(orders.sort(1).values, torch.arange(8).expand(400, 8))
+    counts = torch.stack([torch.bincount(orders[:, i], minlength=8) for i in range(8)]).double()
+    assert ((counts - 50) ** 2 / 50).sum() < 95  # χ² of 49 degrees at about 1 in 10,000
+
+
+def test_what_is_drawn_is_a_function_of_each_samples_generator_but_for_the_ratio():
+    model = made()
+    together, alone = draws_of(model, 0, 1, 2), draws_of(model, 2)
+    for name in ("drop", "time", "order", "noise"):
+        assert torch.equal(together[name][2:], alone[name]), name
+        assert not torch.equal(together[name][0], together[name][1]), name
+    assert together["noise"].shape == (3, 4, 8, 3)
+    assert torch.equal(together["masked"], alone["masked"])  # of the same shared generator
+    many = {int(draws_of(model, 0, batch=batch)["masked"]) for batch in range(20)}
+    assert len(many) > 1
+
+
+# ---- Who sees what
+
+
+def some_masked(*hidden: int) -> Tensor:
+    masked = torch.zeros(1, 8, dtype=torch.bool)
+    masked[0, list(hidden)] = True
+    return masked
+
+
+@torch.no_grad()
+def test_masked_tokens_never_reach_the_network_and_visible_ones_do():
+    model = made()
+    masked = some_masked(1, 3, 4, 6, 7)
+    x = LATENTS[:1].clone()
+    said = model.places(x, masked, LABELS[:1])
+    for token in range(8):
+        other = x.clone()
+        other[0, token] += 1
+        again = model.places(other, masked, LABELS[:1])
+        if masked[0, token]:
+            assert torch.equal(again, said)
+        else:
+            assert (again - said).abs().amax(-1).min() > 1e-5  # at every place
+    unknown = torch.where(masked[..., None], torch.nan, x)
+    assert torch.equal(model.places(unknown, masked, LABELS[:1]), said)
+
+
+@torch.no_grad()
+def test_the_encoder_is_given_the_buffer_and_the_visible_tokens_alone():
+    model, shapes = made(), []
+    for block in (model.encoder[0], model.decoder[0]):
+        block.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[1]))
+    model.places(LATENTS[:1], some_masked(1, 3, 4, 6, 7), LABELS[:1])
+    assert shapes == [4 + 3, 4 + 8]
+    shapes.clear()
+    model.places(LATENTS[:1], some_masked(*range(8)), LABELS[:1])  # nothing but the class
+    assert shapes == [4, 4 + 8]
+
+
+@torch.no_grad()
+def test_places_depend_on_the_class_and_on_where_a_token_stands():
+    model = made()
+    masked = some_masked(1, 3, 4, 6, 7).expand(2, -1)
+    said = model.places(LATENTS[:1].expand(2, -1, -1), masked, torch.tensor([0, 5]))
+    assert (said[0] - said[1]).abs().amax(-1).min() > 1e-5
+    assert len(said[0].unique(dim=0)) == 8
+    swapped = LATENTS[:1, [2, 1, 0, *range(3, 8)]]
+    assert (model.places(swapped, masked[:1], LABELS[:1])[0, 1] - said[0, 1]).abs().max() > 1e-5
+
+
+@torch.no_grad()
+def test_each_sample_of_a_batch_has_its_own_mask():
+    model = made()
+    masked = torch.cat([some_masked(0, 1, 2, 3, 4, 5), some_masked(2, 3, 4, 5, 6, 7)])
+    together = model.places(LATENTS[:2], masked, LABELS[:2])
+    for i in range(2):
+        alone = model.places(LATENTS[i : i + 1], masked[i : i + 1], LABELS[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-5, atol=1e-5)
+
+
+# ---- The loss
+
+
+@torch.no_grad()
+def test_the_loss_of_a_batch_is_the_losses_one_by_one():
+    model = made()
+    together = model.loss(LATENTS, LABELS, draws_of(model, 0, 1, 2, 3))
+    for i in range(4):
+        alone = model.loss(LATENTS[i : i + 1], LABELS[i : i + 1], draws_of(model, i))
+        for part, values in together.items():
+            torch.testing.assert_close(values[i : i + 1], alone[part], rtol=1e-4, atol=1e-6)
+    assert together["loss"].unique().numel() == 4
+
+
+@torch.no_grad()
+def test_the_loss_is_the_heads_at_the_masked_tokens_averaged_over_them_and_the_repeats():
+    model = made(MARConfig(NETWORK, dropout=0.0, repeats=2))
+    draws = draws_of(model, 0, 1)
+    found = model.loss(LATENTS[:2], LABELS[:2], draws)
+    count = int(draws["masked"])
+    for i in range(2):
+        hidden = draws["order"][i, :count].tolist()
+        z = model.places(LATENTS[i : i + 1], some_masked(*hidden), LABELS[i : i + 1])[0]
+        mse, bound = [], []
+        for token in hidden:
+            for repeat in range(2):
+                noise, x = draws["noise"][i, repeat, token][None], LATENTS[i, token][None]
+                step = (draws["time"][i, repeat, token] * 1000).long()[None]
+                point = model.diffusion.mix(x, noise, step)
+                said = model.head(point, step, z[token][None])
+                mse.append((said[:, :3] - noise).square().mean())
+                bound.append(model.diffusion.bound(x, point, said[:, :3], said[:, 3:], step)[0])
+        assert found["mse"][i].item() == pytest.approx(torch.stack(mse).mean().item(), rel=1e-4)
+        assert found["bound"][i].item() == pytest.approx(torch.stack(bound).mean().item(), rel=1e-4)
+    torch.testing.assert_close(found["loss"], found["mse"] + found["bound"])
+
+
+@torch.no_grad()
+def test_the_loss_counts_no_visible_token():
+    """A visible token's noise and time change nothing, a masked one's do."""
+    model = made()
+    draws = draws_of(model, 0) | {"masked": torch.tensor(6)}
+    loss = model.loss(LATENTS[:1], LABELS[:1], draws)["loss"]
+    for place, matters in ((0, True), (5, True), (6, False), (7, False)):
+        noise, token = draws["noise"].clone(), int(draws["order"][0, place])
+        noise[:, :, token] += 1
+        again = model.loss(LATENTS[:1], LABELS[:1], draws | {"noise": noise})["loss"]
+        assert torch.equal(again, loss) != matters
+
+
+def test_dropout_of_activations_is_a_function_of_the_seed_and_leaves_torchs_generator_alone():
+    model = made().train()
+    draws = draws_of(model, 0, 1)
+
+    def loss(seed: int) -> Tensor:
+        return model.loss(LATENTS[:2], LABELS[:2], draws | {"seed": torch.tensor([seed])})["loss"].detach()
+
+    state = torch.get_rng_state()
+    first = loss(3)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(123)
+    assert torch.equal(loss(3), first)
+    assert not torch.equal(loss(4), first)
+    model.eval()
+    assert torch.equal(loss(3), loss(4))
+
+
+def test_labels_are_dropped_before_the_network_sees_them():
+    model, seen = made(), []
+    model.label_embedder.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].tolist()))
+    draws = draws_of(model, 0, 1, 2, 3) | {"drop": torch.tensor([0.0, 0.5, 0.0999, 0.1])}
+    model.loss(LATENTS, LABELS, draws)
+    assert seen == [[5, 1, 5, 3]]
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_recomputing_gives_the_same_loss_and_gradients(mode):
+    model = getattr(made(), mode)()
+    draws = draws_of(model, 0, 1)
+    calls, found = [], []
+    model.encoder[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    for recompute in (False, True):
+        model.recompute = recompute
+        model.zero_grad()
+        calls.clear()
+        loss = model.loss(LATENTS[:2], LABELS[:2], draws)["loss"]
+        loss.sum().backward()
+        assert len(calls) == 1 + recompute
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_every_parameter_is_trained():
+    model = made()
+    model.loss(LATENTS, LABELS, draws_of(model, 0, 1, 2, 3) | {"masked": torch.tensor(6)})["loss"].sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_at_the_start_the_head_says_zero():
+    torch.manual_seed(0)
+    model = CONFIG.build().eval()
+    assert (model.head(torch.randn(5, 3), torch.arange(5), torch.randn(5, 32)) == 0).all()
+    x = torch.randn(5, 32)
+    assert torch.equal(model.head.layers[0](x, torch.randn(5, 32)), x)
+
+
+# ---- Query-key normalisation
+
+
+@torch.no_grad()
+def test_query_key_norm_bounds_the_logits_that_grow_without_it(monkeypatch):
+    largest = {}
+    original = torch.nn.functional.scaled_dot_product_attention
+    for normed in (True, False):
+        model = MARConfig(MARNetworkConfig(8, 3, 5, 32, 2, 2, 32, 2, 4, query_key_norm=normed)).build().eval()
+        attention = model.encoder[0].attn
+        attention.qkv.weight *= 1000
+        seen = []
+
+        def recorded(q, k, v, seen=seen, **options):
+            seen.append((q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).abs().max().item())
+            return original(q, k, v, **options)
+
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
+        attention(torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0)))
+        largest[normed] = seen[0]
+        has_norms = any("q_norm" in name for name, _ in model.named_parameters())
+        assert has_norms == normed
+    assert largest[True] <= math.sqrt(16) * 1.001  # ‖q‖ ‖k‖ / √d with 16 channels a head
+    assert largest[False] > 1e4
+
+
+# ---- Sampling
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7, 32, 64])
+@pytest.mark.parametrize("steps", [1, 2, 5, 32, 64, 100])
+def test_unmasking_goes_strictly_down_to_zero_in_no_more_steps_than_there_are_tokens(tokens, steps):
+    plan = unmasking(tokens, steps)
+    assert len(plan) == min(tokens, steps)
+    assert plan[-1] == 0
+    assert all(before > after for before, after in zip([tokens, *plan], plan, strict=False))
+
+
+def test_unmasking_follows_the_cosine_where_it_can():
+    assert unmasking(64, 4) == [math.floor(64 * math.cos(math.pi / 2 * i / 4)) for i in (1, 2, 3)] + [0]
+    assert unmasking(8, 8) == [7, 6, 5, 4, 3, 2, 1, 0]
+    plan = unmasking(64, 16)  # the cosine's first steps are of less than a token: they take one
+    assert plan[0] == 63
+    assert all(abs(left - 64 * math.cos(math.pi / 2 * i / 16)) <= 1 for i, left in enumerate(plan, start=1))
+
+
+def recording(model: MAR, monkeypatch) -> tuple[list[Tensor], list[Tensor]]:
+    """The masks that the network was given, and the tokens that were then made."""
+    masks, chosen = [], []
+    places, tokens = model.places, model._tokens
+    monkeypatch.setattr(model, "places", lambda x, m, y: masks.append(m.clone()) or places(x, m, y))
+    monkeypatch.setattr(
+        model,
+        "_tokens",
+        lambda z, other, scale, c, *rest: chosen.append(c.clone()) or tokens(z, other, scale, c, *rest),
+    )
+    return masks, chosen
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8, 20])
+def test_each_token_is_made_exactly_once_and_stays(steps, monkeypatch):
+    model = made()
+    masks, chosen = recording(model, monkeypatch)
+    found = model.sample(LABELS[:3], Noise(0, range(3), (8, 3)), Sampling("mar", steps))
+    assert found.shape == (3, 8, 3)
+    assert len(chosen) == min(steps, 8)
+    assert torch.equal(torch.stack(chosen).sum(0), torch.ones(3, 8, dtype=torch.long))
+    done = torch.zeros(3, 8, dtype=torch.bool)
+    for mask, now in zip(masks, chosen, strict=True):
+        assert torch.equal(mask, ~done)  # what is not made yet, and only that, is hidden
+        assert not (now & done).any()
+        assert len(now.sum(1).unique()) == 1
+        done |= now
+    if steps > 1:
+        assert not torch.equal(chosen[0][0], chosen[0][1]) or not torch.equal(chosen[0][0], chosen[0][2])
+
+
+def test_tokens_that_were_made_are_what_the_next_step_sees(monkeypatch):
+    model, seen = made(), []
+    places = model.places
+    monkeypatch.setattr(model, "places", lambda x, m, y: seen.append((x.clone(), m.clone())) or places(x, m, y))
+    found = model.sample(LABELS[:2], Noise(0, range(2), (8, 3)), Sampling("mar", 4))
+    for x, masked in seen:
+        assert torch.equal(x[~masked], found[~masked])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_image_is_the_same_in_any_batch_and_a_function_of_its_seed(dtype):
+    model = made()
+    sampling = Sampling("mar", 5, Guidance(2.0, schedule="linear"), dtype)
+
+    def sample(seed: int, *images: int) -> Tensor:
+        return model.sample(LABELS[list(images)], Noise(seed, images, (8, 3)), sampling)
+
+    whole = sample(0, 0, 1, 2, 3)
+    scale = max(1.0, whole.abs().max().item()) * 1e-5
+    for part in ((0, 1), (2,), (3, 0)):
+        torch.testing.assert_close(sample(0, *part), whole[list(part)], rtol=0, atol=scale)
+    assert torch.equal(sample(0, 0, 1, 2, 3), whole)
+    assert (sample(1, 0, 1, 2, 3) - whole).abs().amax((1, 2)).min() > 100 * scale
+
+
+def test_guidance_grows_from_the_first_tokens_to_the_last_and_1_costs_nothing(monkeypatch):
+    model, labels, scales = made(), [], []
+    places, tokens = model.places, model._tokens
+    monkeypatch.setattr(model, "places", lambda x, m, y: labels.append(y.tolist()) or places(x, m, y))
+    monkeypatch.setattr(
+        model, "_tokens", lambda z, other, scale, *rest: scales.append(scale) or tokens(z, other, scale, *rest)
+    )
+    rows = []
+    model.head.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    plain = model.sample(LABELS[:2], Noise(0, range(2), (8, 3)), Sampling("mar", 4))
+    assert labels == [[0, 1]] * 4
+    made_now = [8 - 7, 7 - 5, 5 - 3, 3]  # ⌊8 cos⌋ = 7, 5, 3, 0
+    assert rows == [2 * now for now in made_now for _ in range(4)]
+    labels.clear()
+    scales.clear()
+    guidance = Guidance(3.0, schedule="linear")
+    guided = model.sample(LABELS[:2], Noise(0, range(2), (8, 3)), Sampling("mar", 4, guidance))
+    assert scales == pytest.approx([1 + 2 * (1 - left / 8) for left in (7, 5, 3, 0)])
+    assert labels == [[0, 1], [5, 5]] * 4
+    assert (plain - guided).abs().max() > 1e-3
+
+
+def test_another_sampler_is_an_error_that_names_the_right_one():
+    with pytest.raises(ValueError, match="a MAR is sampled with mar, not 'ddpm'"):
+        made().sample(LABELS[:1], Noise(0, [0], (8, 3)), Sampling("ddpm"))
+
+
+# ---- Sizes, saving
+
+
+@pytest.mark.parametrize(("size", "millions"), [("B", 208), ("L", 479), ("H", 943)])
+def test_sizes_are_mars(size, millions):
+    """Li et al.'s Table of MAR-B, L and H; ours have no more than the norms of queries and keys besides."""
+    with torch.device("meta"):
+        model = MARConfig(MARNetworkConfig.named(size, 256, 16, 1000)).build()
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+@torch.no_grad()
+def test_saved_and_loaded_it_is_the_same(tmp_path: Path):
+    model = made()
+    model.save_pretrained(tmp_path)
+    again = load_generator(tmp_path)
+    assert again.config == model.config
+    assert not again.training
+    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in again.state_dict().items())
+    draws = draws_of(model, 0, 1, 2, 3)
+    torch.testing.assert_close(again.loss(LATENTS, LABELS, draws), model.loss(LATENTS, LABELS, draws))
+
+
+def test_a_loaded_generator_samples_as_the_one_that_was_saved(tmp_path: Path):
+    model = made()
+    model.save_pretrained(tmp_path)
+    sampling = Sampling("mar", 3)
+    one, other = (m.sample(LABELS[:2], Noise(0, range(2), (8, 3)), sampling) for m in (model, load_generator(tmp_path)))
+    assert torch.equal(one, other)
+
+
+def test_what_cannot_be_loaded_is_a_sentence(tmp_path: Path):
+    made().save_pretrained(tmp_path)
+    tensors = hub.read_tensors(tmp_path / hub.WEIGHTS)
+    hub.write_tensors(tmp_path / hub.WEIGHTS, {name: t for name, t in tensors.items() if name != "mask_token"})
+    with pytest.raises(ModelError, match="lacks the tensor mask_token"):
+        load_generator(tmp_path)
+    hub.write_tensors(tmp_path / hub.WEIGHTS, tensors)
+    config = hub.read_json(tmp_path / hub.CONFIG)
+    config["config"]["repeats"] = 0
+    hub.write_json(tmp_path / hub.CONFIG, config)
+    with pytest.raises(ConfigError, match="repeats must be at least 1"):
+        load_generator(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"width": 33}, "width 33 is not a multiple of heads 2"),
+        ({"buffer": 0}, "buffer must be at least 1"),
+        ({"classes": -1}, "classes at least 0"),
+        ({"head_depth": 257}, "at most 256"),
+        ({"tokens": 0}, "must be at least 1"),
+    ],
+)
+def test_impossible_sizes_are_errors(change, sentence):
+    plain = {"tokens": 8, "channels": 3, "classes": 5, "width": 32, "depth": 2, "heads": 2}
+    with pytest.raises(ValueError, match=sentence):
+        MARNetworkConfig(**(plain | change))
+
+
+@pytest.mark.parametrize("change", [{"dropout": 1.0}, {"hidden_dropout": -0.1}, {"head_steps": 1001}, {"repeats": 0}])
+def test_impossible_settings_are_errors(change):
+    with pytest.raises(ValueError, match=r"must be (in|at least)"):
+        MARConfig(NETWORK, **change)
