@@ -35,11 +35,14 @@ ALLOWED = {
         *("config", "optim", "distributed", "hub", "layers", "quantizers"),
         *("tokenizer", "generators", "losses", "pretrained", "data"),
     },
-    "recipes": {"config", "layers", "optim", "quantizers", "tokenizer", "generators", "losses", "data", "training"},
+    "recipes": {
+        *("config", "layers", "optim", "quantizers", "tokenizer", "generators", "transports", "losses", "data"),
+        "training",
+    },
     "__init__": {"tokenizer", "generators"},
 }
 TOP = {"cli", "web", "__main__"}  # may import everything
-RECIPE_CLASSES = ("Config", "Recipe", "Augment", "Weight")
+RECIPE_CLASSES = ("Config", "Recipe", "Augment", "Weight", "Sampling", "Guidance")
 
 
 def room_of(path: Path) -> str:

@@ -16,7 +16,7 @@ from softvq import distributed, hub
 from softvq.cli.hooks import save_picture
 from softvq.cli.machine import autocast, pick_device, pick_precision
 from softvq.cli.main import Failure, Usage
-from softvq.config import nearest
+from softvq.config import from_dict, nearest
 from softvq.data.images import to_bytes
 from softvq.evaluation.pictures import enlarge, grid
 from softvq.generators.all import load_generator
@@ -144,20 +144,16 @@ def _sampling(options: argparse.Namespace, generator: Generator) -> Sampling:
     from dataclasses import replace
 
     base = _DEFAULTS[type(generator).__name__]
-    own = generator.about.get("sampling", {})
-    guidance = replace(
-        base.guidance,
-        scale=own.get("guidance", base.guidance.scale) if options.guidance is None else options.guidance,
-        interval=tuple(options.interval or own.get("interval", base.guidance.interval)),
-    )
-    if not generator.classes:
-        guidance = Guidance()
-    return replace(
-        base,
-        sampler=options.sampler or own.get("sampler", base.sampler),
-        steps=options.steps or own.get("steps", base.steps),
-        guidance=guidance,
-    )
+    if "sampling" in generator.about:
+        base = from_dict(Sampling, generator.about["sampling"], "about.sampling")
+    scale = base.guidance.scale if options.guidance is None else options.guidance
+    try:
+        guidance = replace(base.guidance, scale=scale, interval=tuple(options.interval or base.guidance.interval))
+        steps = base.steps if options.steps is None else options.steps
+        guidance = guidance if generator.classes else Guidance()
+        return replace(base, sampler=options.sampler or base.sampler, steps=steps, guidance=guidance)
+    except ValueError as error:
+        raise Usage(f"{error}") from None
 
 
 def write_picture(sampler: Sampler, count: int, batch: int, path: Path, settings: dict[str, Any]) -> Path:

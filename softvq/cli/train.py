@@ -8,6 +8,8 @@
   softvq train tokenizer softvq-l-64 --data 'https://host/train-{0000..1023}.tar' --val hf:OWNER/NAME:validation
   softvq train tokenizer softvq-l-64 --dry-run
   softvq train tokenizer softvq-b-64 --init SoftVQVAE/softvq-b-64 --data my_photos/ --steps 20000
+  softvq encode imagenet/train --model SoftVQVAE/softvq-l-64 --out latents/
+  softvq train generator sit-xl-softvq-l-64 --data latents/ --val val_latents/
 
 Every field of the recipe can be set: --FIELD VALUE, dotted for nested ones (`softvq recipes NAME` shows them all).
 A run that was stopped goes on where its last checkpoint stands when the same command is given again.

@@ -9,11 +9,13 @@ the paper reports. No run at this scale has been made with this code.
 
 from dataclasses import replace
 
+from softvq.generators.base import Sampling
 from softvq.generators.denoising import DiTConfig, SiTConfig
 from softvq.generators.mar import MARConfig, MARNetworkConfig
 from softvq.generators.transformer import TransformerConfig
 from softvq.optim import AdamWConfig, MuonConfig
 from softvq.training.generator import GeneratorRecipe, PublishedGeneratorRecipe
+from softvq.transports.guidance import Guidance
 
 _IMAGENET = 1000
 _EPOCH = 1_281_167  # images
@@ -119,6 +121,7 @@ _EMOJI_SIT = GeneratorRecipe(
         lr=0.015, rest=AdamWConfig(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, warmup_steps=100, min_lr=0.02)
     ),
     ema_decay=0.999,
+    sampling=Sampling("dpm", 20, Guidance(3.5)),
 )
 _EMOJI_MAR = MARNetworkConfig(
     tokens=64, channels=16, classes=9, width=192, depth=4, heads=6, head_width=256, head_depth=3, buffer=8
@@ -133,6 +136,7 @@ EMOJI_GENERATORS = (
         name="emoji-mar",
         about="The same latents and steps as a MAR.",
         model=MARConfig(_EMOJI_MAR, hidden_dropout=0.0),
+        sampling=Sampling("mar", 16, Guidance(3.5, schedule="linear")),
     ),
 )
 

@@ -16,7 +16,7 @@ from softvq import distributed
 from softvq.data.latents import LatentBatch, Latents
 from softvq.data.loader import sample_rng
 from softvq.generators.all import GeneratorConfig
-from softvq.generators.base import Generator
+from softvq.generators.base import Generator, Sampling
 from softvq.optim import AdamWConfig, OptimizerConfig
 from softvq.training.logs import Log
 from softvq.training.loop import Hook, fit
@@ -41,7 +41,8 @@ class PublishedGeneratorRecipe:
 class GeneratorRecipe:
     """A generator training run on the latents in the folder `data` (see `softvq encode`), made by `tokenizer`; `val`
     may be a second such folder. `batch_size` is over all processes; `accumulate` splits it into parts one after the
-    other; `skip_above` leaves out steps whose gradient norm is that many times the running average."""
+    other; `skip_above` leaves out steps whose gradient norm is that many times the running average. `sampling`: how
+    `softvq sample` draws from the model if not asked otherwise."""
 
     name: str
     about: str
@@ -58,6 +59,7 @@ class GeneratorRecipe:
     accumulate: int = 1
     skip_above: float | None = None
     ema_decay: float = 0.9999
+    sampling: Sampling | None = None
     published: PublishedGeneratorRecipe | None = None
 
     def __post_init__(self):
@@ -216,7 +218,7 @@ def train(
 
 def describe_run(recipe: GeneratorRecipe, options: RunOptions, latents: Latents) -> dict[str, Any]:
     """What must be the same for a run to be resumed."""
-    left_out = ("about", "published", "data", "val")
+    left_out = ("about", "published", "data", "val", "sampling")
     choices = {key: value for key, value in configs.to_dict(recipe).items() if key not in left_out}
     index = latents.index
     return {
@@ -237,6 +239,7 @@ def _finish(recipe: GeneratorRecipe, options: RunOptions, latents: Latents, stat
         "classes": latents.index.classes,
         "tokenizer": {"name": latents.index.tokenizer, "fingerprint": latents.index.fingerprint},
         "images": len(latents),
+        **({} if recipe.sampling is None else {"sampling": configs.to_dict(recipe.sampling)}),
     }
     if distributed.rank() == 0:
         generator.save_pretrained(options.out / "model")
