@@ -1,11 +1,12 @@
-"""SoftVQ-VAE: images to 32 or 64 continuous tokens and back. `from softvq import Tokenizer`."""
+"""SoftVQ-VAE: images to 32 or 64 continuous tokens and back, and new ones. `from softvq import Tokenizer, Generator`."""
 
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["Tokenizer", "__version__"]
+__all__ = ["Generator", "Tokenizer", "__version__"]
 
 if TYPE_CHECKING:
+    from softvq.generators.base import Generator
     from softvq.tokenizer import Tokenizer
 
 
@@ -15,4 +16,8 @@ def __getattr__(name: str):
         from softvq.tokenizer import Tokenizer
 
         return Tokenizer
+    if name == "Generator":
+        from softvq.generators.base import Generator
+
+        return Generator
     raise AttributeError(f"module 'softvq' has no attribute {name!r}")

@@ -20,11 +20,7 @@ class _Stored:
 
 
 def load_generator(name_or_folder: str | Path) -> Generator:
-    """A generator in evaluation mode: from a folder, bundled with the package, or from the hub. Also reads the authors'
-    own format, so that `SoftVQVAE/sit-xl_softvq-l-64` is a name.
-
-    `ModelError` or `ConfigError`, one sentence, when something is missing, damaged or unknown.
-    """
+    """`Generator.from_pretrained`."""
     saved = hub.load(name_or_folder, Generator.kind, released.generator)
     config = configs.from_dict(_Stored, {"model": saved.config}, "config").model
     if "source" in saved.about:  # the authors' own: the name says which tokenizer it goes with

@@ -97,6 +97,17 @@ class Generator(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks: the units that are sharded over ranks."""
 
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path) -> "Generator":
+        """A SiT, DiT or MAR in evaluation mode: from a folder, of those bundled with the package (`emoji-sit`), or from
+        the hub. Also reads the authors' own format, so that `SoftVQVAE/sit-xl_softvq-l-64` is a name.
+
+        `ModelError` or `ConfigError`, one sentence, when something is missing, damaged or unknown.
+        """
+        from softvq.generators.all import load_generator  # which knows the models, which know this class
+
+        return load_generator(name_or_folder)
+
     def check(self, sampling: Sampling) -> None:
         """`ValueError` when this model cannot be sampled so."""
         if sampling.sampler not in self.samplers:
@@ -136,8 +147,7 @@ class Generator(nn.Module):
             f"Configuration: {json.dumps(configs.to_dict(self.config))}."
         )
         usage = (
-            "from softvq.generators.all import load_generator\n\n"
-            f'generator = load_generator("{loaded_as}")\n'
-            "# or: softvq sample --model " + loaded_as
+            f'from softvq import Generator\n\ngenerator = Generator.from_pretrained("{loaded_as}")\n'
+            f"# or, in a shell: softvq sample --model {loaded_as}"
         )
         return hub.card(f"softvq {self.about.get('recipe', {}).get('name', 'generator')}", summary, usage, self.about)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from softvq.generators.base import Generator, Noise, Sampling
-from softvq.generators.transformer import FinalLayer, TimeEmbedder
+from softvq.generators.transformer import FinalLayer, TimeEmbedder, start_at_zero
 from softvq.transports import samplers
 from softvq.transports.diffusion import STEPS, Diffusion
 from softvq.transports.guidance import Guidance, guided
@@ -179,16 +179,7 @@ class MAR(Generator):
         self.decoder_norm = nn.LayerNorm(c.width, eps=1e-6)
         self.head_pos_embed = nn.Parameter(torch.empty(1, c.tokens, c.width))
         self.head = Head(c)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Xavier for linear layers, 0.02 for embeddings; what modulates in the head, and its last layer, is zero."""
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            if "adaLN_modulation.1" in name or name == "head.final_layer.linear":
-                nn.init.zeros_(module.weight)
+        start_at_zero(self, "head.final_layer.linear")
         embeddings = (self.encoder_pos_embed, self.decoder_pos_embed, self.head_pos_embed, self.mask_token)
         for weight in (*embeddings, self.label_embedder.weight):
             nn.init.normal_(weight, std=0.02)

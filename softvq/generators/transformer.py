@@ -5,12 +5,11 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from softvq.layers import Attention
+from softvq.layers import Attention, Mlp
 
 _FREQUENCIES = 256
 
@@ -64,18 +63,6 @@ SIZES = {
 }
 
 
-class _Mlp(nn.Module):
-    """Two linear layers with a GELU between, in its tanh form."""
-
-    def __init__(self, dim: int, hidden: int):
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
 class TimeEmbedder(nn.Module):
     """A time (in [0, 1] for SiT, 0 to 999 for DiT) as cosines and sines of 128 frequencies, through an MLP."""
 
@@ -119,7 +106,7 @@ class AdaBlock(nn.Module):
         self.norm1 = nn.LayerNorm(D, eps=1e-6, elementwise_affine=False)
         self.attn = Attention(D, config.heads)
         self.norm2 = nn.LayerNorm(D, eps=1e-6, elementwise_affine=False)
-        self.mlp = _Mlp(D, int(D * config.mlp_ratio))
+        self.mlp = Mlp(D, int(D * config.mlp_ratio), approximate="tanh")
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(D, 6 * D))
 
     def forward(self, x: Float[Tensor, "B T D"], condition: Float[Tensor, "B D"]) -> Float[Tensor, "B T D"]:
@@ -155,21 +142,8 @@ class Transformer(nn.Module):
         self.register_buffer("pos_embed", positions(config))
         self.blocks = nn.ModuleList(AdaBlock(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(D, out_channels)
-        self.initialise()
-
-    def initialise(self) -> None:
-        """Xavier for linear layers; what modulates, and the last layer, starts at zero: each block is the identity."""
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            if "adaLN_modulation.1" in name or name == "final_layer.linear":
-                nn.init.zeros_(module.weight)
-        for weight in (
-            self.y_embedder.embedding_table.weight,
-            self.t_embedder.mlp[0].weight,
-            self.t_embedder.mlp[2].weight,
-        ):
+        start_at_zero(self, "final_layer.linear")
+        for weight in (self.y_embedder.embedding_table.weight, *(self.t_embedder.mlp[i].weight for i in (0, 2))):
             nn.init.normal_(weight, std=0.02)
 
     def forward(
@@ -184,6 +158,17 @@ class Transformer(nn.Module):
             else:
                 x = block(x, condition)
         return self.final_layer(x, condition)
+
+
+def start_at_zero(model: nn.Module, last: str) -> None:
+    """Xavier for linear layers; those that modulate, and the one called `last`, start at zero: each block is the
+    identity."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        if "adaLN_modulation.1" in name or name == last:
+            nn.init.zeros_(module.weight)
 
 
 def positions(config: TransformerConfig) -> Float[Tensor, "1 T D"]:

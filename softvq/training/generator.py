@@ -20,6 +20,7 @@ from softvq.generators.base import Generator, Sampling
 from softvq.optim import AdamWConfig, OptimizerConfig
 from softvq.training.logs import Log
 from softvq.training.loop import Hook, fit
+from softvq.training.recipe import check_run
 from softvq.training.run import Precision, RunOptions, open_run
 from softvq.training.state import Checkpoints, TrainState
 from softvq.training.update import add, finish, set_rate
@@ -63,16 +64,7 @@ class GeneratorRecipe:
     published: PublishedGeneratorRecipe | None = None
 
     def __post_init__(self):
-        if self.batch_size < 1 or self.steps < 1:
-            raise ValueError(f"batch_size and steps must be at least 1, not {self.batch_size} and {self.steps}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must not be negative and be below 2^63, not {self.seed}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), not {self.ema_decay}")
-        if self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate, not of {self.accumulate}")
-        if self.skip_above is not None and self.skip_above <= 1:
-            raise ValueError(f"skip_above must be larger than 1, not {self.skip_above}")
+        check_run(self)
 
     @property
     def command(self) -> str:

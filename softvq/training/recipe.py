@@ -1,6 +1,7 @@
 """What a tokenizer run is: every choice that changes its result, as one frozen dataclass."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from softvq.data.images import Augment
 from softvq.losses.adversarial import AdversarialLoss
@@ -55,6 +56,20 @@ class PublishedRecipe:
     rfid: float
 
 
+def check_run(recipe: Any) -> None:
+    """What must hold for every run, a tokenizer's or a generator's; else a `ValueError`."""
+    if recipe.batch_size < 1 or recipe.steps < 1:
+        raise ValueError(f"batch_size and steps must be at least 1, not {recipe.batch_size} and {recipe.steps}")
+    if not 0 <= recipe.seed < 2**63:
+        raise ValueError(f"seed must not be negative and be below 2^63, not {recipe.seed}")
+    if not 0 <= recipe.ema_decay < 1:
+        raise ValueError(f"ema_decay must be in [0, 1), not {recipe.ema_decay}")
+    if recipe.accumulate < 1 or recipe.batch_size % recipe.accumulate:
+        raise ValueError(f"batch_size {recipe.batch_size} must be a multiple of accumulate, not of {recipe.accumulate}")
+    if recipe.skip_above is not None and recipe.skip_above <= 1:
+        raise ValueError(f"skip_above must be larger than 1, not {recipe.skip_above}")
+
+
 @dataclass(frozen=True)
 class TokenizerRecipe:
     """A tokenizer training run.
@@ -100,18 +115,9 @@ class TokenizerRecipe:
     published: PublishedRecipe | None = None
 
     def __post_init__(self):
-        if self.batch_size < 1 or self.steps < 1:
-            raise ValueError(f"batch_size and steps must be at least 1, not {self.batch_size} and {self.steps}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must not be negative and be below 2^63, not {self.seed}")
+        check_run(self)
         if self.val is not None and self.tokenizer.image_size < 11:
             raise ValueError("validation measures SSIM, which needs an image_size of at least 11; or set val to null")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), not {self.ema_decay}")
-        if self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate, not of {self.accumulate}")
-        if self.skip_above is not None and self.skip_above <= 1:
-            raise ValueError(f"skip_above must be larger than 1, not {self.skip_above}")
         if unknown := self.schedules.keys() - self.weights.keys():
             raise ValueError(f"schedules name {', '.join(sorted(unknown))}, which weights do not")
         if self.init == "local" and self.encoder_weights is not None:

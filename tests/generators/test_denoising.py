@@ -475,3 +475,14 @@ def test_mix_takes_one_time_a_sample():
     for i in range(6):
         torch.testing.assert_close(point[i], (1 - t[i]) * LATENTS[i] + t[i] * LATENTS[5 - i])
         torch.testing.assert_close(velocity[i], LATENTS[5 - i] - LATENTS[i])
+
+
+def test_the_front_door_leads_to_saved_generators(tmp_path):
+    from softvq import Generator
+
+    saved = SiTConfig(TransformerConfig.named("tiny", 4, 3, 2)).build()
+    saved.save_pretrained(tmp_path)
+    found = Generator.from_pretrained(tmp_path)
+    assert type(found) is SiT
+    assert not found.training
+    assert "Generator.from_pretrained" in (tmp_path / "README.md").read_text()

@@ -1,0 +1,35 @@
+"""Put a trained generator into the package, with the figures that `generators.py` measured.
+
+python benchmarks/bundle_generator.py runs/emoji-sit
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from softvq import hub
+from softvq.generators.all import load_generator
+
+RESULTS = Path(__file__).parent / "results" / "generators.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="the run's folder, as it was given to generators.py")
+    options = parser.parse_args()
+    generator = load_generator(options.run)
+    measured = json.loads(RESULTS.read_text())
+    figures = {k: measured[options.run][k] for k in ("images", "balanced_accuracy", "nearest", "frechet")}
+    held = {k: measured["validation images"][k] for k in figures}
+    generator.about["figures"] = {**figures, "validation_images": held}
+    generator.about["figures"]["command"] = "python benchmarks/generators.py"
+    name = generator.about["recipe"]["name"]
+    generator.save_pretrained(hub.BUNDLED / name, torch.float16)
+    size = (hub.BUNDLED / name / hub.WEIGHTS).stat().st_size
+    print(f"{name}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
