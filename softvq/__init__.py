@@ -1,4 +1,4 @@
-"""SoftVQ-VAE: images to 32 or 64 continuous tokens and back, and new ones. `from softvq import Tokenizer, Generator`."""
+"""SoftVQ-VAE: images to 32 or 64 tokens and back, and new images. `from softvq import Tokenizer, Generator`."""
 
 from typing import TYPE_CHECKING
 

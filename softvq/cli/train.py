@@ -129,12 +129,14 @@ def run_tokenizer(options: argparse.Namespace) -> dict[str, Any]:
         if not options.json:
             print(show_plan(found))
         return found.to_dict()
-    open_source(recipe.data)  # said before networks are downloaded
-    folder = _train_tokenizer(options, recipe, run_options(options, out, distributed.start(device), precision))
+    files = pretrained_files(options.pretrained, [*recipe.networks, *([options.rfid] if options.rfid else [])])
+    open_source(recipe.data)  # what is missing is said before networks are downloaded
+    chosen = run_options(options, out, distributed.start(device), precision)
+    folder = _train_tokenizer(options, recipe, chosen, files)
     return told(options, folder, f"softvq reconstruct --model {folder} IMAGE", recipe.steps)
 
 
-def _train_tokenizer(options: argparse.Namespace, recipe: Any, chosen: Any) -> Path:
+def _train_tokenizer(options: argparse.Namespace, recipe: Any, chosen: Any, files: dict[str, Path]) -> Path:
     from dataclasses import replace
 
     from softvq.cli.hooks import Judges, figures_of, sample_hooks
@@ -143,7 +145,6 @@ def _train_tokenizer(options: argparse.Namespace, recipe: Any, chosen: Any) -> P
     from softvq.training.step import Frozen
     from softvq.training.tokenizer import train
 
-    files = pretrained_files(options.pretrained, [*recipe.networks, *([options.rfid] if options.rfid else [])])
     inception = files.pop(options.rfid, None)
     frozen = Frozen.of(recipe, chosen.device, files)
     lpips = frozen.perceptual if isinstance(frozen.perceptual, LPIPS) else None
