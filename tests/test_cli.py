@@ -330,6 +330,9 @@ def test_weights_and_biases_gets_what_the_log_does(
         "--val",
         "null",
     ]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "photo.png").write_bytes(photo.read_bytes())
+    arguments += ["--data", str(tmp_path / "data")]
     small = ["--batch_size", "2", "--steps", "4", "--log-every", "1", "--checkpoint-every", "2", "--sample-every", "4"]
     assert main([*arguments, *small, "--wandb", "project"]) == 0
     assert began[0]["project"] == "project"
@@ -341,6 +344,6 @@ def test_weights_and_biases_gets_what_the_log_does(
     assert main([*arguments, *small, "--wandb", "project"]) == 0
     assert began[1]["id"] == began[0]["id"]  # a resumed run goes on in the same one
     monkeypatch.setitem(sys.modules, "wandb", None)
-    arguments[4] = str(tmp_path / "other")
+    arguments[arguments.index("--out") + 1] = str(tmp_path / "other")
     assert main([*arguments, *small, "--wandb", "project"]) == 1
     assert "pip install 'softvq[wandb]'" in capsys.readouterr().err
