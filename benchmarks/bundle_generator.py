@@ -22,9 +22,8 @@ def main() -> None:
     generator = load_generator(options.run)
     measured = json.loads(RESULTS.read_text())
     figures = {k: measured[options.run][k] for k in ("images", "balanced_accuracy", "nearest", "frechet")}
-    held = {k: measured["validation images"][k] for k in figures}
-    generator.about["figures"] = {**figures, "validation_images": held}
-    generator.about["figures"]["command"] = "python benchmarks/generators.py"
+    held = {f"validation_{k}": measured["validation images"][k] for k in figures}
+    generator.about["figures"] = {**figures, **held, "command": f"python benchmarks/generators.py {options.run}"}
     name = generator.about["recipe"]["name"]
     generator.save_pretrained(hub.BUNDLED / name, torch.float16)
     size = (hub.BUNDLED / name / hub.WEIGHTS).stat().st_size
