@@ -135,10 +135,7 @@ class Shards:
 
     @cached_property
     def classes(self) -> list[str]:
-        found = {entry.label for _, entry in self._entries}
-        if all(label.isdecimal() for label in found):
-            return [str(number) for number in range(max(map(int, found)) + 1)]
-        return sorted(found)
+        return _classes({entry.label for _, entry in self._entries})
 
     @cached_property
     def labels(self) -> list[int]:
@@ -207,19 +204,16 @@ class HubDataset:
             return [""]
         if hasattr(kind, "names"):
             return list(kind.names)
-        found = set(self._rows["label"])
-        whole = all(isinstance(label, int) and label >= 0 for label in found)
-        return [str(n) for n in range(max(found) + 1)] if whole else sorted(map(str, found))
+        return _classes({str(label) for label in self._rows["label"]})
 
     @cached_property
     def labels(self) -> list[int]:
         if "label" not in self._rows.features:
             return [0] * len(self._rows)
-        found = list(self._rows["label"])
-        if all(isinstance(label, int) for label in found):
-            return found
         numbers = {label: number for number, label in enumerate(self.classes)}
-        return [numbers[str(label)] for label in found]
+        if hasattr(self._rows.features["label"], "names"):
+            return list(self._rows["label"])
+        return [numbers[str(label)] for label in self._rows["label"]]
 
     def read(self, index: int) -> bytes:
         image = self._rows[index]["image"]
@@ -293,6 +287,16 @@ def open_listed(data: str) -> Listed:
 def emoji_labels() -> dict[str, dict[str, str]]:
     """Of each bundled emoji by code points: its name, Unicode group and subgroup, and split."""
     return json.loads((EMOJI / "labels.json").read_text(encoding="utf-8"))
+
+
+_MOST_NUMBERS = 10**6  # beyond it, numbers are names: a date, an identifier
+
+
+def _classes(labels: set[str]) -> list[str]:
+    """Class numbers stay what they are, so that all below the largest are classes too; other labels are names."""
+    if all(label.isdecimal() for label in labels) and (largest := max(map(int, labels))) < _MOST_NUMBERS:
+        return [str(number) for number in range(largest + 1)]
+    return sorted(labels)
 
 
 def _class_of(name: str) -> str:

@@ -49,10 +49,11 @@ class ShardCache:
                 partial = path.with_suffix(f".{os.getpid()}.part")
                 try:
                     _download(url, partial)
-                    partial.replace(path)
+                    with FileLock(self.folder / "room.lock"):
+                        self._make_room(partial.stat().st_size)
+                        partial.replace(path)
                 finally:
                     partial.unlink(missing_ok=True)
-                self._evict(path)
         return path
 
     def entries(self, url: str) -> list[Entry]:
@@ -69,15 +70,16 @@ class ShardCache:
     def _path(self, url: str, suffix: str) -> Path:
         return self.folder / (hashlib.sha256(url.encode()).hexdigest()[:24] + suffix)
 
-    def _evict(self, kept: Path) -> None:
+    def _make_room(self, size: int) -> None:
+        """Delete the longest unused shards until `size` bytes more are within the limit."""
         shards = []
         for path in self.folder.glob("*.tar"):
             with suppress(FileNotFoundError):  # another process made room too
                 shards.append((path.stat().st_mtime, path.stat().st_size, path))
-        total = sum(size for _, size, _ in shards)
-        for _, size, path in sorted(shards):
-            if total > self.limit and path != kept:
-                total -= size
+        held = sum(held for _, held, _ in shards)
+        for _, freed, path in sorted(shards):
+            if held + size > self.limit:
+                held -= freed
                 path.unlink(missing_ok=True)
 
 

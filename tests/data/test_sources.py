@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from softvq.data.sources import EMOJI, DataError, Folder, TarFile, emoji_labels, open_listed
+from tests.data.test_shards import encoded, write
 
 SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 BUNDLED = {"emoji": ("train", 3094), "emoji-val": ("val", 280)}
@@ -181,3 +182,11 @@ def test_sources_are_picklable(tmp_path, kind, warm):
     assert copy == source
     assert (copy.names, copy.labels, copy.classes) == (source.names, source.labels, source.classes)
     assert copy.read(1) == source.read(1)
+
+
+def test_large_class_numbers_are_names(tmp_path: Path):
+    """A date in a `.cls` file is no reason for twenty million classes."""
+    write(tmp_path / "a.tar", {"0.png": encoded(0), "0.cls": b"20231101", "1.png": encoded(1), "1.cls": b"7"})
+    source = open_listed(str(tmp_path / "a.tar"))
+    assert source.classes == ["20231101", "7"]
+    assert source.labels == [0, 1]

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -31,6 +33,15 @@ def begin(arguments: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
+
+
+def kill_with_children(process: subprocess.Popen) -> None:
+    """torchrun's workers have sessions of their own and would go on without it."""
+    torchrun = psutil.Process(process.pid)
+    for one in [*torchrun.children(recursive=True), torchrun]:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.communicate()
 
 
 def complete(arguments: list[str]) -> str:
@@ -88,8 +99,7 @@ def test_both_killed_and_resumed_as_one_or_two(alone: Path, tmp_path: Path, para
     out = tmp_path / "run"
     process = begin(command(out, 2, "--parallel", parallel))
     wait_for_lines(process, out, random.Random(ranks).randint(4, 7))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_with_children(process)
     complete(command(out, ranks, "--parallel", parallel, "--resume"))
     assert_same(state(out), state(alone))
     meta = read_json(out / "checkpoints" / f"step-{STEPS:07d}" / "state.json")
