@@ -1,4 +1,4 @@
-"""MAR: what is hidden, what the encoder may see, the order of unmasking, and the loss of the masked tokens alone."""
+"""MAR: what is hidden, what the encoder may see, the loss of the masked tokens alone, sizes and saving."""
 
 import math
 from collections import Counter
@@ -7,36 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from softvq import hub
 from softvq.config import ConfigError
 from softvq.generators.all import load_generator
 from softvq.generators.base import Noise, Sampling
-from softvq.generators.mar import MAR, MARConfig, MARNetworkConfig, truncated_normal, unmasking
+from softvq.generators.mar import MARConfig, MARNetworkConfig, truncated_normal
 from softvq.hub import ModelError
-from softvq.transports.guidance import Guidance
+from tests.generators.models import draws_of, made
 
 NETWORK = MARNetworkConfig.named("tiny", tokens=8, channels=3, classes=5)
 CONFIG = MARConfig(NETWORK, head_steps=4)
 LATENTS = torch.randn(4, 8, 3, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3])
-
-
-def made(config: MARConfig = CONFIG, std: float = 0.15) -> MAR:
-    model = config.build().eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=std, generator=generator)
-    return model
-
-
-def rngs(*samples: int) -> list[np.random.Generator]:
-    return [np.random.default_rng([7, sample]) for sample in samples]
-
-
-def draws_of(model: MAR, *samples: int, batch: int = 1) -> dict[str, Tensor]:
-    return model.draw(rngs(*samples), np.random.default_rng(batch))
 
 
 # ---- What is hidden
@@ -56,7 +40,7 @@ def test_the_mask_ratio_is_a_normal_between_07_and_1():
 
 
 def test_as_many_tokens_are_hidden_as_the_ratio_says_in_an_order_of_each_samples_own():
-    model = made()
+    model = made(CONFIG)
     hidden = Counter()
     for batch in range(40):
         draws = draws_of(model, 0, 1, batch=batch)
@@ -71,7 +55,7 @@ def test_as_many_tokens_are_hidden_as_the_ratio_says_in_an_order_of_each_samples
 
 
 def test_what_is_drawn_is_a_function_of_each_samples_generator_but_for_the_ratio():
-    model = made()
+    model = made(CONFIG)
     together, alone = draws_of(model, 0, 1, 2), draws_of(model, 2)
     for name in ("drop", "time", "order", "noise"):
         assert torch.equal(together[name][2:], alone[name]), name
@@ -93,7 +77,7 @@ def some_masked(*hidden: int) -> Tensor:
 
 @torch.no_grad()
 def test_masked_tokens_never_reach_the_network_and_visible_ones_do():
-    model = made()
+    model = made(CONFIG)
     masked = some_masked(1, 3, 4, 6, 7)
     x = LATENTS[:1].clone()
     said = model.places(x, masked, LABELS[:1])
@@ -111,7 +95,7 @@ def test_masked_tokens_never_reach_the_network_and_visible_ones_do():
 
 @torch.no_grad()
 def test_the_encoder_is_given_the_buffer_and_the_visible_tokens_alone():
-    model, shapes = made(), []
+    model, shapes = made(CONFIG), []
     for block in (model.encoder[0], model.decoder[0]):
         block.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[1]))
     model.places(LATENTS[:1], some_masked(1, 3, 4, 6, 7), LABELS[:1])
@@ -123,7 +107,7 @@ def test_the_encoder_is_given_the_buffer_and_the_visible_tokens_alone():
 
 @torch.no_grad()
 def test_places_depend_on_the_class_and_on_where_a_token_stands():
-    model = made()
+    model = made(CONFIG)
     masked = some_masked(1, 3, 4, 6, 7).expand(2, -1)
     said = model.places(LATENTS[:1].expand(2, -1, -1), masked, torch.tensor([0, 5]))
     assert (said[0] - said[1]).abs().amax(-1).min() > 1e-5
@@ -134,7 +118,7 @@ def test_places_depend_on_the_class_and_on_where_a_token_stands():
 
 @torch.no_grad()
 def test_each_sample_of_a_batch_has_its_own_mask():
-    model = made()
+    model = made(CONFIG)
     masked = torch.cat([some_masked(0, 1, 2, 3, 4, 5), some_masked(2, 3, 4, 5, 6, 7)])
     together = model.places(LATENTS[:2], masked, LABELS[:2])
     for i in range(2):
@@ -147,7 +131,7 @@ def test_each_sample_of_a_batch_has_its_own_mask():
 
 @torch.no_grad()
 def test_the_loss_of_a_batch_is_the_losses_one_by_one():
-    model = made()
+    model = made(CONFIG)
     together = model.loss(LATENTS, LABELS, draws_of(model, 0, 1, 2, 3))
     for i in range(4):
         alone = model.loss(LATENTS[i : i + 1], LABELS[i : i + 1], draws_of(model, i))
@@ -182,7 +166,7 @@ def test_the_loss_is_the_heads_at_the_masked_tokens_averaged_over_them_and_the_r
 @torch.no_grad()
 def test_the_loss_counts_no_visible_token():
     """A visible token's noise and time change nothing, a masked one's do."""
-    model = made()
+    model = made(CONFIG)
     draws = draws_of(model, 0) | {"masked": torch.tensor(6)}
     loss = model.loss(LATENTS[:1], LABELS[:1], draws)["loss"]
     for place, matters in ((0, True), (5, True), (6, False), (7, False)):
@@ -193,7 +177,7 @@ def test_the_loss_counts_no_visible_token():
 
 
 def test_dropout_of_activations_is_a_function_of_the_seed_and_leaves_torchs_generator_alone():
-    model = made().train()
+    model = made(CONFIG).train()
     draws = draws_of(model, 0, 1)
 
     def loss(seed: int) -> Tensor:
@@ -210,7 +194,7 @@ def test_dropout_of_activations_is_a_function_of_the_seed_and_leaves_torchs_gene
 
 
 def test_labels_are_dropped_before_the_network_sees_them():
-    model, seen = made(), []
+    model, seen = made(CONFIG), []
     model.label_embedder.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].tolist()))
     draws = draws_of(model, 0, 1, 2, 3) | {"drop": torch.tensor([0.0, 0.5, 0.0999, 0.1])}
     model.loss(LATENTS, LABELS, draws)
@@ -219,7 +203,7 @@ def test_labels_are_dropped_before_the_network_sees_them():
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_recomputing_gives_the_same_loss_and_gradients(mode):
-    model = getattr(made(), mode)()
+    model = getattr(made(CONFIG), mode)()
     draws = draws_of(model, 0, 1)
     calls, found = [], []
     model.encoder[0].register_forward_pre_hook(lambda *_: calls.append(1))
@@ -235,7 +219,7 @@ def test_recomputing_gives_the_same_loss_and_gradients(mode):
 
 
 def test_every_parameter_is_trained():
-    model = made()
+    model = made(CONFIG)
     model.loss(LATENTS, LABELS, draws_of(model, 0, 1, 2, 3) | {"masked": torch.tensor(6)})["loss"].sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad.abs().max() > 0, name
@@ -275,109 +259,6 @@ def test_query_key_norm_bounds_the_logits_that_grow_without_it(monkeypatch):
     assert largest[False] > 1e4
 
 
-# ---- Sampling
-
-
-@pytest.mark.parametrize("tokens", [1, 2, 7, 32, 64])
-@pytest.mark.parametrize("steps", [1, 2, 5, 32, 64, 100])
-def test_unmasking_goes_strictly_down_to_zero_in_no_more_steps_than_there_are_tokens(tokens, steps):
-    plan = unmasking(tokens, steps)
-    assert len(plan) == min(tokens, steps)
-    assert plan[-1] == 0
-    assert all(before > after for before, after in zip([tokens, *plan], plan, strict=False))
-
-
-def test_unmasking_follows_the_cosine_where_it_can():
-    assert unmasking(64, 4) == [math.floor(64 * math.cos(math.pi / 2 * i / 4)) for i in (1, 2, 3)] + [0]
-    assert unmasking(8, 8) == [7, 6, 5, 4, 3, 2, 1, 0]
-    plan = unmasking(64, 16)  # the cosine's first steps are of less than a token: they take one
-    assert plan[0] == 63
-    assert all(abs(left - 64 * math.cos(math.pi / 2 * i / 16)) <= 1 for i, left in enumerate(plan, start=1))
-
-
-def recording(model: MAR, monkeypatch) -> tuple[list[Tensor], list[Tensor]]:
-    """The masks that the network was given, and the tokens that were then made."""
-    masks, chosen = [], []
-    places, tokens = model.places, model._tokens
-    monkeypatch.setattr(model, "places", lambda x, m, y: masks.append(m.clone()) or places(x, m, y))
-    monkeypatch.setattr(
-        model,
-        "_tokens",
-        lambda z, other, scale, c, *rest: chosen.append(c.clone()) or tokens(z, other, scale, c, *rest),
-    )
-    return masks, chosen
-
-
-@pytest.mark.parametrize("steps", [1, 3, 8, 20])
-def test_each_token_is_made_exactly_once_and_stays(steps, monkeypatch):
-    model = made()
-    masks, chosen = recording(model, monkeypatch)
-    found = model.sample(LABELS[:3], Noise(0, range(3), (8, 3)), Sampling("mar", steps))
-    assert found.shape == (3, 8, 3)
-    assert len(chosen) == min(steps, 8)
-    assert torch.equal(torch.stack(chosen).sum(0), torch.ones(3, 8, dtype=torch.long))
-    done = torch.zeros(3, 8, dtype=torch.bool)
-    for mask, now in zip(masks, chosen, strict=True):
-        assert torch.equal(mask, ~done)  # what is not made yet, and only that, is hidden
-        assert not (now & done).any()
-        assert len(now.sum(1).unique()) == 1
-        done |= now
-    if steps > 1:
-        assert not torch.equal(chosen[0][0], chosen[0][1]) or not torch.equal(chosen[0][0], chosen[0][2])
-
-
-def test_tokens_that_were_made_are_what_the_next_step_sees(monkeypatch):
-    model, seen = made(), []
-    places = model.places
-    monkeypatch.setattr(model, "places", lambda x, m, y: seen.append((x.clone(), m.clone())) or places(x, m, y))
-    found = model.sample(LABELS[:2], Noise(0, range(2), (8, 3)), Sampling("mar", 4))
-    for x, masked in seen:
-        assert torch.equal(x[~masked], found[~masked])
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_an_image_is_the_same_in_any_batch_and_a_function_of_its_seed(dtype):
-    model = made()
-    sampling = Sampling("mar", 5, Guidance(2.0, schedule="linear"), dtype)
-
-    def sample(seed: int, *images: int) -> Tensor:
-        return model.sample(LABELS[list(images)], Noise(seed, images, (8, 3)), sampling)
-
-    whole = sample(0, 0, 1, 2, 3)
-    scale = max(1.0, whole.abs().max().item()) * 1e-5
-    for part in ((0, 1), (2,), (3, 0)):
-        torch.testing.assert_close(sample(0, *part), whole[list(part)], rtol=0, atol=scale)
-    assert torch.equal(sample(0, 0, 1, 2, 3), whole)
-    assert (sample(1, 0, 1, 2, 3) - whole).abs().amax((1, 2)).min() > 100 * scale
-
-
-def test_guidance_grows_from_the_first_tokens_to_the_last_and_1_costs_nothing(monkeypatch):
-    model, labels, scales = made(), [], []
-    places, tokens = model.places, model._tokens
-    monkeypatch.setattr(model, "places", lambda x, m, y: labels.append(y.tolist()) or places(x, m, y))
-    monkeypatch.setattr(
-        model, "_tokens", lambda z, other, scale, *rest: scales.append(scale) or tokens(z, other, scale, *rest)
-    )
-    rows = []
-    model.head.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
-    plain = model.sample(LABELS[:2], Noise(0, range(2), (8, 3)), Sampling("mar", 4))
-    assert labels == [[0, 1]] * 4
-    made_now = [8 - 7, 7 - 5, 5 - 3, 3]  # ⌊8 cos⌋ = 7, 5, 3, 0
-    assert rows == [2 * now for now in made_now for _ in range(4)]
-    labels.clear()
-    scales.clear()
-    guidance = Guidance(3.0, schedule="linear")
-    guided = model.sample(LABELS[:2], Noise(0, range(2), (8, 3)), Sampling("mar", 4, guidance))
-    assert scales == pytest.approx([1 + 2 * (1 - left / 8) for left in (7, 5, 3, 0)])
-    assert labels == [[0, 1], [5, 5]] * 4
-    assert (plain - guided).abs().max() > 1e-3
-
-
-def test_another_sampler_is_an_error_that_names_the_right_one():
-    with pytest.raises(ValueError, match="a MAR is sampled with mar, not 'ddpm'"):
-        made().sample(LABELS[:1], Noise(0, [0], (8, 3)), Sampling("ddpm"))
-
-
 # ---- Sizes, saving
 
 
@@ -391,7 +272,7 @@ def test_sizes_are_mars(size, millions):
 
 @torch.no_grad()
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path):
-    model = made()
+    model = made(CONFIG)
     model.save_pretrained(tmp_path)
     again = load_generator(tmp_path)
     assert again.config == model.config
@@ -402,7 +283,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path):
 
 
 def test_a_loaded_generator_samples_as_the_one_that_was_saved(tmp_path: Path):
-    model = made()
+    model = made(CONFIG)
     model.save_pretrained(tmp_path)
     sampling = Sampling("mar", 3)
     one, other = (m.sample(LABELS[:2], Noise(0, range(2), (8, 3)), sampling) for m in (model, load_generator(tmp_path)))
@@ -410,7 +291,7 @@ def test_a_loaded_generator_samples_as_the_one_that_was_saved(tmp_path: Path):
 
 
 def test_what_cannot_be_loaded_is_a_sentence(tmp_path: Path):
-    made().save_pretrained(tmp_path)
+    made(CONFIG).save_pretrained(tmp_path)
     tensors = hub.read_tensors(tmp_path / hub.WEIGHTS)
     hub.write_tensors(tmp_path / hub.WEIGHTS, {name: t for name, t in tensors.items() if name != "mask_token"})
     with pytest.raises(ModelError, match="lacks the tensor mask_token"):

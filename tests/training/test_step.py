@@ -1,7 +1,6 @@
-"""One step of the two players: who moves when, what is drawn from what, and what is carried from step to step."""
+"""One step of the two players: who moves when, what is drawn from what, in which precision and in how much memory."""
 
 import gc
-import math
 import resource
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,20 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from softvq import hub
 from softvq.data.loader import Batch
-from softvq.losses import adversarial
-from softvq.losses.alignment import alignment
-from softvq.losses.augment import augmented, viewed
 from softvq.losses.discriminators import PatchGANDiscriminatorConfig
-from softvq.losses.total import ScheduleConfig, total, weights_at
+from softvq.losses.total import ScheduleConfig
 from softvq.optim import AdamWConfig
 from softvq.quantizers.gaussian import AEConfig, KLConfig
 from softvq.recipes.all import find
 from softvq.training import step as steps
 from softvq.training.recipe import TokenizerRecipe
-from softvq.training.state import Checkpoints, TrainState
-from softvq.training.step import Frozen, looks, make_step, standing_still, tokenizer_terms
+from softvq.training.state import TrainState
+from softvq.training.step import Frozen, make_step, standing_still
 from softvq.training.tokenizer import RunOptions, new_state
 
 CPU = torch.device("cpu")
@@ -221,162 +216,6 @@ def test_frozen_networks_never_change_and_are_in_no_checkpoint():
     assert sum(t.numel() for t in moments) == trained
 
 
-# What is minimised
-
-
-def test_weights_start_and_warm_up():
-    schedules = {
-        "rising": ScheduleConfig(warmup=4),
-        "late": ScheduleConfig(start=3),
-        "both": ScheduleConfig(start=2, warmup=2),
-    }
-    weights = {"rising": 1.0, "late": 0.2, "both": 4.0, "always": 0.1}
-    expected = {
-        "rising": [0.25, 0.5, 0.75, 1, 1, 1],
-        "late": [0, 0, 0, 0.2, 0.2, 0.2],
-        "both": [0, 0, 2, 4, 4, 4],
-        "always": [0.1] * 6,
-    }
-    for step in range(6):
-        found = weights_at(step, weights, schedules)
-        assert found == pytest.approx({name: values[step] for name, values in expected.items()})
-    paper = find("softvq-l-64")
-    found = [weights_at(step, paper.weights, paper.schedules) for step in (0, 4_999, 9_999, 19_999, 20_000)]
-    assert [w["perceptual"] for w in found] == pytest.approx([1e-4, 0.5, 1, 1, 1])
-    assert [w["adversarial"] for w in found] == [0, 0, 0, 0, 0.2]
-    for fields in ({"start": -1}, {"warmup": -1}):
-        with pytest.raises(ValueError, match="must not be negative"):
-            ScheduleConfig(**fields)
-
-
-def test_the_steps_weights_are_the_schedules_and_the_total_is_their_sum():
-    schedules = {"adversarial": ScheduleConfig(start=1, warmup=2), "perceptual": ScheduleConfig(warmup=3)}
-    run = Run(recipe_of(schedules=schedules, accumulate=2))
-    for number in range(3):
-        values = run.step()
-        expected = weights_at(number, run.recipe.weights, schedules)
-        assert {name: values[f"weight/{name}"] for name in expected} == pytest.approx(expected)
-        found = math.fsum(values[f"loss/{name}"] * weight for name, weight in expected.items())
-        assert values["loss/total"] == pytest.approx(found, rel=1e-5)
-
-
-def test_missing_and_extra_names_are_errors():
-    terms = {"a": torch.ones(()), "b": torch.ones(())}
-    for weights in ({"a": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 1.0, "c": 1.0}):
-        with pytest.raises(ValueError, match=f"terms are a, b, but the weights name {', '.join(weights)};"):
-            total(terms, weights)
-    run = Run(recipe_of())
-    for weights in ({"reconstruction": 1.0}, {**run.recipe.weights, "codebook": 1.0}):
-        with pytest.raises(ValueError, match="the loss terms are adversarial, alignment, kl, perceptual, recon"):
-            make_step(replace(run.recipe, weights=weights), "float32", run.frozen)(run.state, batch_of([0]))
-
-
-@pytest.mark.parametrize("augment", [0.0, 1.0])
-def test_every_term_is_what_its_name_says(augment: float):
-    run = Run(recipe_of(judged={"discriminator": PATCHGAN, "augment": augment}))
-    batch, net = batch_of([0, 1]), run.state.judge["discriminator"]
-    ((draws, _),) = looks(run.recipe, batch, (steps._GENERATOR,))
-    with torch.no_grad():
-        terms, outputs, _ = tokenizer_terms(run.state, run.recipe, "float32", run.frozen, batch, True)
-        *_, projected = run.state.trained(batch.images, torch.zeros(2, 8, 4))
-        expected = {
-            "reconstruction": (outputs - batch.images).square().mean(),
-            "perceptual": run.frozen.perceptual(outputs, batch.images).mean(),
-            "alignment": alignment(projected, run.frozen.teacher(batch.images)),
-            "adversarial": -net([augmented(outputs, draws)]).mean(),
-        }
-    assert not outputs.requires_grad
-    assert terms.keys() == run.recipe.weights.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(terms[name], value, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(("loss", "augment"), [("hinge", 0.0), ("hinge", 1.0), ("non_saturating", 0.0)])
-def test_the_discriminators_loss_is_of_appendix_c1(loss: str, augment: float):
-    """λ2 · (½ E[relu(1 − real)] + ½ E[relu(1 + fake)] + 0.001 LeCAM) + 4 consistency, of the right images each."""
-    run = Run(recipe_of(judged={"discriminator": PATCHGAN, "augment": augment, "loss": loss}))
-    batch, fakes = batch_of([0, 1]), batch_of([0, 1], step=7).images * 0.3 + 0.5
-    net, lecam = run.state.judge["discriminator"], run.state.judge["lecam"]
-    with torch.no_grad():
-        for parameter in net.parameters():  # so that logits have a say
-            parameter.mul_(3)
-        lecam.real.fill_(0.4)
-        lecam.fake.fill_(-0.6)
-        streams = (steps._FAKE, steps._REAL, steps._STRONG_FAKE, steps._STRONG_REAL)
-        shown = zip((fakes, batch.images) * 2, looks(run.recipe, batch, streams), strict=True)
-        fake, real, *strong = (net([augmented(images, draws)]) for images, (draws, _) in shown)
-    weights = {"adversarial": 0.2}
-    found, values = steps.discriminator_loss(run.state, run.recipe, "float32", run.frozen, batch, fakes, weights)
-    averages = 0.999 * 0.4 + 0.001 * real.mean(), 0.999 * -0.6 + 0.001 * fake.mean()
-    torch.testing.assert_close(torch.stack([lecam.real, lecam.fake]), torch.stack(averages))
-    expected = {
-        "discriminator/loss": adversarial.discriminator_loss(real, fake, loss),
-        "discriminator/lecam": (real - averages[1]).relu().square().mean()
-        + (averages[0] - fake).relu().square().mean(),
-        "discriminator/real": real.mean(),
-        "discriminator/fake": fake.mean(),
-        "discriminator/consistency": 0.5 * (fake - strong[0]).square().mean()
-        + 0.5 * (real - strong[1]).square().mean(),
-    }
-    assert values.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(values[name], value, rtol=1e-4, atol=1e-5)
-    parts = [values[f"discriminator/{name}"].item() for name in ("loss", "lecam", "consistency")]
-    assert found.item() == pytest.approx(0.2 * (parts[0] + 0.001 * parts[1]) + 4 * parts[2], rel=1e-5)
-    assert all(gradient is not None for gradient in torch.autograd.grad(found, list(net.parameters())))
-
-
-def test_without_consistency_no_stronger_view_is_taken():
-    run = Run(recipe_of(judged={"discriminator": PATCHGAN, "consistency": 0.0}))
-    assert "discriminator/consistency" not in run.step()
-
-
-def test_the_dino_discriminator_reads_augmented_images_at_its_own_size():
-    run = Run(recipe_of(judged={"augment": 1.0}))
-    batch, net = batch_of(list(range(8))), run.state.judge["discriminator"].eval()
-    ((draws, views),) = looks(run.recipe, batch, (steps._GENERATOR,))
-    assert {True, False} == set(views.cropped.tolist())
-    with torch.no_grad():
-        terms, outputs, _ = tokenizer_terms(run.state, run.recipe, "float32", run.frozen, batch, True)
-        shown = viewed(augmented(outputs, draws), views, 32)
-        logits = net(run.frozen.readouts(shown))
-    assert logits.shape == (8, 3 * 4)
-    torch.testing.assert_close(terms["adversarial"], -logits.mean())
-
-
-def test_each_look_has_numbers_of_its_own_and_the_strong_ones_all_of_diffaug():
-    recipe, batch = recipe_of(judged={"augment": 0.0}), batch_of(list(range(32)))
-    streams = (steps._GENERATOR, steps._FAKE, steps._REAL, steps._STRONG_FAKE, steps._STRONG_REAL)
-    found = looks(recipe, batch, streams)
-    for draws, _ in found[:3]:
-        assert draws.kept.all()
-        assert not draws.shift.any()
-    for draws, _ in found[3:]:
-        assert (~draws.kept).any(1).sum(1).max() == (~draws.kept).any(2).sum(1).max() == SIZE // 2
-        assert (~draws.kept).flatten(1).any(1).all()
-    recipe = replace(recipe, adversarial=replace(recipe.adversarial, augment=1.0))
-    colours = [draws.brightness.tolist() for draws, _ in looks(recipe, batch, streams)]
-    assert len({value for some in colours for value in some}) == 5 * 32
-    weak, _ = looks(recipe, batch, streams)[0]
-    assert (~weak.kept).any(1).sum(1).max() == int(0.2 * SIZE + 0.5)
-    corners = [tuple(views.corner.flatten().tolist()) for _, views in found]
-    assert len(set(corners)) == 5
-
-
-def test_the_adaptive_weight_balances_gradients_at_the_last_layer():
-    fields = {"discriminator": PATCHGAN}
-    plain, adaptive = Run(recipe_of(judged=fields)), Run(recipe_of(judged={**fields, "adaptive": True}))
-    batch, weights = batch_of([0, 1, 2, 3]), plain.recipe.weights
-    terms, *_ = tokenizer_terms(plain.state, plain.recipe, "float32", plain.frozen, batch, True)
-    last = plain.state.model.decoder.to_pixel.weight
-    pixels = weights["reconstruction"] * terms["reconstruction"] + weights["perceptual"] * terms["perceptual"]
-    norms = [torch.autograd.grad(t, last, retain_graph=True)[0].norm().item() for t in (pixels, terms["adversarial"])]
-    expected = norms[0] / (norms[1] + 1e-4)
-    values = plain.step(batch), adaptive.step(batch)
-    assert values[1]["loss/adversarial"] == pytest.approx(expected * values[0]["loss/adversarial"], rel=1e-4)
-    assert values[1]["loss/reconstruction"] == values[0]["loss/reconstruction"]
-
-
 # Randomness and batches
 
 
@@ -458,119 +297,7 @@ def test_the_discriminator_sees_each_part_with_its_own_reconstructions(monkeypat
     assert all(torch.equal(a[2], b[2]) for a, b in zip(made, judged, strict=True))
 
 
-# Optimizers, spikes and checkpoints
-
-
-def test_each_player_has_its_own_rate_and_its_own_bound_on_the_gradient():
-    slow = AdamWConfig(lr=3e-4, warmup_steps=10, grad_clip=None)
-    run = Run(recipe_of(optimizer=replace(FAST, grad_clip=1e-3), judged={"optimizer": slow}))
-    values = run.step()
-    assert {g["lr"] for o in run.state.optimizers for g in o.param_groups} == {1e-3}
-    assert [g["lr"] for o in run.state.judge_optimizers for g in o.param_groups] == pytest.approx([3e-5, 3e-5])
-    assert values["optimizer/lr"] == pytest.approx(1e-3)
-    norms = {
-        player: math.sqrt(math.fsum(g.double().square().sum().item() for g in gradients.values()))
-        for player, gradients in run.gradients.items()
-    }
-    assert values["optimizer/gradient_norm"] > 1e-3 == pytest.approx(norms["tokenizer"], rel=1e-2)
-    assert values["optimizer/discriminator_gradient_norm"] == pytest.approx(norms["discriminator"], rel=1e-4)
-
-
-def test_a_spike_is_left_out_reported_and_all_but_forgotten():
-    run = Run(recipe_of(skip_above=3.0))
-    first = run.step()
-    norms = {
-        "tokenizer": first["optimizer/gradient_norm"],
-        "discriminator": first["optimizer/discriminator_gradient_norm"],
-    }
-    assert run.state.norms == norms
-    assert first["optimizer/tokenizer_skipped"] == first["optimizer/discriminator_skipped"] == 0
-    run.state.norms = {"tokenizer": 1e-9, "discriminator": norms["discriminator"]}
-    before = copied(run.state)
-    values = run.step()
-    assert (values["optimizer/tokenizer_skipped"], values["optimizer/discriminator_skipped"]) == (1, 0)
-    assert not moved(before, copied(run.state), "model", "heads", "optimizer")
-    assert moved(before, copied(run.state), "judge_optimizer")
-    assert run.state.norms["tokenizer"] == pytest.approx(1e-9 * (0.99 + 0.01 * 3))
-    assert not gradients_of(run.state.trained)
-    expected = 0.99 * norms["discriminator"] + 0.01 * values["optimizer/discriminator_gradient_norm"]
-    assert run.state.norms["discriminator"] == pytest.approx(expected)
-    run.state.norms = {"tokenizer": 1e9, "discriminator": 1e-9}
-    before = copied(run.state)
-    values = run.step()
-    assert (values["optimizer/tokenizer_skipped"], values["optimizer/discriminator_skipped"]) == (0, 1)
-    assert moved(before, copied(run.state), "model")
-    assert not moved(before, copied(run.state), "judge_optimizer")
-    parameters = {f"judge.{name}" for name, _ in run.state.judge.named_parameters()}
-    assert not parameters & set(moved(before, copied(run.state), "judge"))
-    assert run.state.norms["discriminator"] == pytest.approx(1e-9 * (0.99 + 0.01 * 3))
-    assert run.state.norms["tokenizer"] == pytest.approx(0.99e9, rel=1e-3)
-
-
-def test_a_spike_is_more_than_so_many_times_the_average_of_the_others():
-    state = Run(without_adversarial(recipe_of())).state
-    assert not state.is_spike("a", 2.0, 1.5)  # nothing to compare with
-    assert state.norms == {"a": 2.0}
-    assert not state.is_spike("a", 3.0, 1.5)  # not more
-    assert state.norms["a"] == pytest.approx(0.99 * 2 + 0.01 * 3)
-    average = state.norms["a"]
-    for _ in range(3):  # each enters as what would just be none
-        assert state.is_spike("a", 1.6 * average, 1.5)
-    assert state.norms["a"] == pytest.approx(average * (0.99 + 0.01 * 1.5) ** 3)
-    followed = sum(state.is_spike("a", 10 * average, 1.5) for _ in range(1000))
-    assert 100 < followed < 1000  # a lasting change is no spike in the end
-    norms = dict(state.norms)
-    assert not any(state.is_spike("a", value, 1.5) for value in (float("nan"), float("inf")))
-    assert state.norms == norms
-    assert not state.is_spike("b", 100.0, 1.5)  # each name has its own
-
-
-def test_without_a_guard_nothing_is_skipped_or_averaged():
-    run = Run(recipe_of())
-    assert not [name for name in run.step() if "skipped" in name]
-    assert run.state.norms == {}
-
-
-def test_the_averages_of_norms_survive_a_checkpoint(tmp_path: Path):
-    run = Run(recipe_of(skip_above=10.0))
-    run.step()
-    Checkpoints(tmp_path).save(run.state, {"bad_files": {"a": "b"}})
-    other = Run(run.recipe)
-    meta = Checkpoints(tmp_path).load(other.state)
-    assert other.state.norms == run.state.norms
-    assert other.state.norms.keys() == {"tokenizer", "discriminator"}
-    assert (other.state.step, meta["bad_files"]) == (1, {"a": "b"})
-
-
-@pytest.mark.parametrize("cut", [1, 2, 3], ids=["before_the_start", "at_the_start", "after_the_start"])
-def test_resumed_the_next_steps_are_bitwise_those_of_the_uninterrupted_run(tmp_path: Path, cut: int):
-    """Also from a checkpoint that was written before the discriminator's first step."""
-    recipe = recipe_of(KLConfig(), schedules={"adversarial": START}, skip_above=100.0, accumulate=2)
-    run = Run(recipe)
-    for _ in range(cut):
-        run.step()
-    Checkpoints(tmp_path).save(run.state, {})
-    resumed = Run(recipe)
-    Checkpoints(tmp_path).load(resumed.state)
-    assert resumed.state.step == cut
-    loaded = resumed.state.tensors()
-    assert not moved(copied(run.state), loaded, *loaded)
-    for _ in range(2):
-        assert run.step() == resumed.step()
-        found = resumed.state.tensors()
-        assert not moved(copied(run.state), found, *found)
-        assert run.state.norms == resumed.state.norms
-
-
-@pytest.mark.parametrize("part", ["judge", "judge_optimizer"])
-def test_a_checkpoint_without_the_other_player_is_refused(tmp_path: Path, part: str):
-    run = Run(recipe_of())
-    run.step()
-    folder = Checkpoints(tmp_path).save(run.state, {})
-    tensors = hub.read_tensors(folder / f"{part}.safetensors")
-    hub.write_tensors(folder / f"{part}.safetensors", dict(list(tensors.items())[:-4]))
-    with pytest.raises(hub.ModelError, match="no checkpoint can be read"):
-        Checkpoints(tmp_path).load(Run(run.recipe).state)
+# Precision and memory
 
 
 def test_bfloat16_steps_keep_float32_weights_and_terms():
