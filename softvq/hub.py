@@ -3,6 +3,7 @@
 `config.json` holds `format`, the `kind` of model, its `config`, and `about`: recipe, data and measured figures.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -151,6 +152,15 @@ def push(folder: Path, name: str, private: bool) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """16 hex digits of a configuration and every weight, whatever type and file they are stored in."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().flatten().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def build(make: Callable[[], nn.Module], parts: int, saved: SavedModel) -> nn.Module:

@@ -8,7 +8,6 @@ The encoder reads patches and L learnable latent tokens and keeps the latter; th
 the decoder reads N mask tokens and the latents and regresses the pixels of each patch (Section 3.1).
 """
 
-import hashlib
 import json
 import tempfile
 from dataclasses import dataclass, field
@@ -184,11 +183,7 @@ class Tokenizer(nn.Module):
     @property
     def fingerprint(self) -> str:
         """16 hex digits of the configuration and every weight: which tokenizer latents are of."""
-        digest = hashlib.sha256(json.dumps(configs.to_dict(self.config), sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().float().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return hub.fingerprint(configs.to_dict(self.config), self.state_dict())
 
     def set_statistics(self, mean: Tensor | float, std: Tensor | float) -> None:
         """Store the mean and standard deviation, per channel (D,) or one for all, of latents before normalisation."""

@@ -3,6 +3,7 @@
 from softvq.config import ConfigError
 from softvq.data.images import ImageError
 from softvq.data.sources import DataError
+from softvq.evaluation.metrics import MetricError
 from softvq.hub import ModelError
 from softvq.training.logs import LogError
 from softvq.training.loop import Interrupted, TrainingError
@@ -10,7 +11,7 @@ from softvq.training.loop import Interrupted, TrainingError
 
 def is_for_users(error: Exception) -> bool:
     """Errors whose message is written for the person at the terminal: ours, and the operating system's."""
-    ours = ConfigError | ImageError | DataError | ModelError | TrainingError | LogError | Interrupted
+    ours = ConfigError | ImageError | DataError | MetricError | ModelError | TrainingError | LogError | Interrupted
     return isinstance(error, ours | OSError)
 
 

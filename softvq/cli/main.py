@@ -23,6 +23,7 @@ COMMANDS = {
     "decode": ("decode", "turn saved latents back into images"),
     "sample": ("sample", "make new images with a generator"),
     "encode": ("encode", "tokenize a data set once, for training generators on"),
+    "evaluate": ("evaluate", "measure reconstructions or generated images, comparably"),
     "train": ("train", "train a model from a recipe"),
     "recipes": ("recipes", "list the recipes"),
     "push": ("push", "share a tokenizer on the Hugging Face hub"),

@@ -13,6 +13,11 @@ from softvq.data.sources import Folder
 from softvq.tokenizer import Tokenizer
 
 
+def load_tokenizer(name: str) -> Tokenizer:
+    """A tokenizer by name or folder."""
+    return Tokenizer.from_pretrained(name)
+
+
 class Runner:
     """A tokenizer on a device, in a precision: `encode` and `decode` for commands."""
 

@@ -20,20 +20,26 @@ BUNDLED_GENERATOR = "emoji-sit"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    add_sampling_options(parser)
+    add = parser.add_argument
+    add("-n", "--num", type=int, default=16, help="how many images (default: 16)")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, default=Path("samples.png"), help="the picture (default: samples.png)")
+    add("--npz", type=Path, help="write an array of all images here instead of a picture")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """The model, and how images are drawn from it."""
     add = parser.add_argument
     add("--model", default=BUNDLED_GENERATOR, help=f"a folder, bundled or hub name (default: {BUNDLED_GENERATOR})")
     add("--tokenizer", help="the tokenizer that decodes (default: the one that the generator was trained with)")
     add("--class", dest="classes", action="append", help="a class by name or number; can be given several times")
     add("--labels", choices=("balanced", "random"), default="balanced", help="of images without --class")
-    add("-n", "--num", type=int, default=16, help="how many images (default: 16)")
-    add("--seed", type=int, default=0)
     add("--sampler", help="euler, heun, dopri5, sde, dpm, dpm-sde (SiT); ddpm, ddim, dpm, dpm-sde (DiT); mar (MAR)")
     add("--steps", type=int, help="steps of the sampler (default: the model's own, else 50)")
     add("--guidance", type=float, help="guidance scale; 1 is none (default: the model's own)")
     add("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide in these times alone, 0 data … 1 noise")
     add("--batch", type=int, default=64, help="images at a time (default: 64)")
-    add("--out", type=Path, default=Path("samples.png"), help="the picture (default: samples.png)")
-    add("--npz", type=Path, help="write an array of all images here instead of a picture")
     add("--no-ema", action="store_true", help="of a run's folder: the trained weights instead of their average")
 
 

@@ -3,7 +3,6 @@
 import argparse
 import json
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from softvq.cli.hooks import save_picture
 from softvq.cli.machine import autocast, pick_device, pick_precision
 from softvq.cli.main import Failure, Usage
 from softvq.config import from_dict, nearest
+from softvq.data.arrays import write_arrays
 from softvq.data.images import to_bytes
 from softvq.evaluation.pictures import enlarge, grid
 from softvq.generators.all import load_generator
@@ -205,21 +205,10 @@ def write_npz(sampler: Sampler, count: int, batch: int, path: Path, settings: di
             bar.update(last - first)
     distributed.barrier()
     if distributed.rank() == 0:
-        _assemble(path, parts, firsts, np.array(sampler.labels(list(range(count)))))
+        arrays = [np.load(parts / f"{first:08d}.npy", mmap_mode="r") for first in firsts]
+        shape = (count, *arrays[0].shape[1:3])
+        write_arrays(path, shape, arrays, arr_1=np.array(sampler.labels(list(range(count)))))
         hub.write_json(path.with_suffix(".json"), settings)
         shutil.rmtree(parts)
     distributed.barrier()
     return path
-
-
-def _assemble(path: Path, parts: Path, firsts: list[int], labels: np.ndarray) -> None:
-    arrays = [np.load(parts / f"{first:08d}.npy", mmap_mode="r") for first in firsts]
-    shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    with hub.atomic(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for array in arrays:
-                file.write(np.ascontiguousarray(array).tobytes())
-        with archive.open("arr_1.npy", "w") as file:
-            np.save(file, labels)

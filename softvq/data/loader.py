@@ -7,6 +7,7 @@ number used on it, whatever the number of workers and ranks. Resuming is startin
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import count
@@ -152,8 +153,7 @@ def training_batches(
         order = source.order(batch_size, seed)
     else:
         order = _ListedOrder(source, Order(len(source.names), seed))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*worker processes in total")  # the number is the user's choice
+    with _workers_as_asked():
         loader = DataLoader(
             _Samples(order, size, augment, seed),
             batch_sampler=_Steps(batch_size, start_step),
@@ -169,10 +169,37 @@ def training_batches(
         yield batch
 
 
+class _Fitted(Dataset):
+    """Images by their index in the source, or the reason why one is bad."""
+
+    def __init__(self, source: Source, size: int, how: str):
+        self.source, self.size, self.how = source, size, how
+
+    def __getitem__(self, index: int):
+        name = self.source.names[index]
+        try:
+            image = _decode(partial(self.source.read, index), name)
+        except ImageError as error:
+            return name, str(error)
+        if self.how == "keep" and image.size != (self.size, self.size):
+            return DataError(
+                f"{name} has {image.width}×{image.height} pixels, not {self.size}×{self.size}: all must be of one size."
+            )
+        image = image if self.how == "keep" else fit(image, self.size, self.how)
+        return to_tensor(image), self.source.labels[index], name, index, {}
+
+
 def ordered_batches(
-    source: Source, *, size: int, batch_size: int, how: str = "crop", chosen: Sequence[int] | None = None
+    source: Source,
+    *,
+    size: int,
+    batch_size: int,
+    how: str = "crop",
+    chosen: Sequence[int] | None = None,
+    workers: int = 0,
 ) -> Iterator[Batch]:
-    """The `chosen` images (default: all), once and in order, each fitted to `size` (see `images.fit`).
+    """The `chosen` images (default: all), once and in order, each fitted to `size` (see `images.fit`; `keep`: all are
+    of that size, or it is a `DataError`). `workers` processes decode; 0 decodes in this one.
 
     Bad files are left out and named in the `bad` of their batch or, where all of a batch are bad, of a neighbour;
     `positions` are indices into the source. `DataError` when nothing is readable.
@@ -180,15 +207,14 @@ def ordered_batches(
     chosen = range(len(source.names)) if chosen is None else chosen
     ready: Batch | None = None  # held back, to name the bad files that no later batch can
     bad: dict[str, str] = {}
-    for start in range(0, len(chosen), batch_size):
-        samples = []
-        for index in chosen[start : start + batch_size]:
-            name = source.names[index]
-            try:
-                image = to_tensor(fit(_decode(partial(source.read, index), name), size, how))
-                samples.append((image, source.labels[index], name, index, {}))
-            except ImageError as error:
-                bad[name] = str(error)
+    dataset = _Fitted(source, size, how)
+    with _workers_as_asked():
+        loader = iter(DataLoader(dataset, batch_size, sampler=list(chosen), num_workers=workers, collate_fn=list))
+    for found in loader:
+        if failed := [sample for sample in found if isinstance(sample, DataError)]:
+            raise failed[0]
+        bad |= dict(sample for sample in found if len(sample) == 2)
+        samples = [sample for sample in found if len(sample) != 2]
         if samples:
             if ready is not None:
                 yield ready
@@ -232,6 +258,14 @@ def _collate(samples: list) -> Batch | DataError:
 
 def _none_readable(bad: dict[str, str]) -> DataError:
     return DataError(f"none of the {len(bad)} images can be read; the first: {next(iter(bad.values()))}")
+
+
+@contextmanager
+def _workers_as_asked() -> Iterator[None]:
+    """How many workers there are is the user's choice: no warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*worker processes in total")
+        yield
 
 
 def _start_worker(_: int) -> None:

@@ -1,62 +1,80 @@
 """Fréchet distance between Gaussians of features (FID with Inception's, Heusel et al. 2017), in float64."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softvq import distributed
+from softvq.evaluation.metrics import MetricError
 
 
-@dataclass
-class Gaussian:
-    """Mean and covariance of features that come in batches: their number, sum, and sum of outer products."""
+@dataclass(frozen=True)
+class Moments:
+    """Mean and unbiased covariance of features, and of how many images: None where a file does not say."""
 
-    count: int
-    sum: Float[Tensor, " F"]
-    outer: Float[Tensor, "F F"]
-
-    @classmethod
-    def empty(cls, width: int) -> "Gaussian":
-        return cls(0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64))
-
-    def add(self, features: Float[Tensor, "B F"]) -> None:
-        features = features.detach().cpu().double()
-        self.count += len(features)
-        self.sum += features.sum(0)
-        self.outer += features.T @ features
-
-    def over_ranks(self) -> "Gaussian":
-        """With what all ranks have added."""
-        count = int(distributed.total(torch.tensor(self.count, dtype=torch.float64)))
-        return Gaussian(count, distributed.total(self.sum), distributed.total(self.outer))
-
-    @property
-    def mean(self) -> Float[Tensor, " F"]:
-        return self.sum / self.count
-
-    @property
-    def covariance(self) -> Float[Tensor, "F F"]:
-        """Unbiased; needs two features."""
-        if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 images, not {self.count}.")
-        mean = self.mean
-        return (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
+    mean: Float[Tensor, " F"]
+    covariance: Float[Tensor, "F F"]
+    count: int | None
 
     @property
     def reliable(self) -> bool:
-        """Whether there are more images than features: with fewer, the distance says little of the distribution."""
-        return self.count > len(self.sum)
+        """Whether there are more images than features: with fewer, a distance says little of the distribution."""
+        return self.count is None or self.count > len(self.mean)
+
+    @cached_property
+    def factor(self) -> Float[Tensor, "F R"]:
+        """A with A Aᵀ the covariance. Its rank R is less than the number of images: what eigenvalues there are beyond
+        it, and below the rounding of the largest, are noise, and their roots would be large."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+        if self.count is not None:
+            kept[: max(0, len(values) - self.count + 1)] = False
+        return vectors[:, kept] * values[kept].sqrt()
 
 
-def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """‖μ − μ'‖² + tr(Σ + Σ' − 2 (Σ^½ Σ' Σ^½)^½). The root's trace comes from the eigenvalues of a symmetric matrix,
-    which is stable where the matrix square root of ΣΣ' is not."""
-    if len(a.sum) != len(b.sum):
-        raise ValueError(f"features of {len(a.sum)} and {len(b.sum)} numbers cannot be compared.")
-    sigma_a, sigma_b = a.covariance, b.covariance
-    values, vectors = torch.linalg.eigh(sigma_a)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ sigma_b @ root).clamp_min(0).sqrt().sum()
-    return float((a.mean - b.mean).square().sum() + sigma_a.trace() + sigma_b.trace() - 2 * cross)
+class Gaussian:
+    """The moments of features that come in batches, without cancellation (Chan, Golub and LeVeque 1979)."""
+
+    def __init__(self, width: int):
+        self.count = 0
+        self.mean = torch.zeros(width, dtype=torch.float64)
+        self.scatter = torch.zeros(width, width, dtype=torch.float64)
+
+    def add(self, features: Float[Tensor, "B F"]) -> None:
+        if not len(features):
+            return
+        features = features.detach().cpu().double()
+        count, mean = len(features), features.mean(0)
+        centred, step, total = features - mean, mean - self.mean, self.count + len(features)
+        self.scatter += centred.T @ centred + torch.outer(step, step) * (self.count * count / total)
+        self.mean = self.mean + step * (count / total)
+        self.count = total
+
+    @property
+    def moments(self) -> Moments:
+        """`MetricError` with fewer than two images."""
+        if self.count < 2:
+            raise MetricError(f"a covariance needs at least 2 images, not {self.count}.")
+        return Moments(self.mean, self.scatter / (self.count - 1), self.count)
+
+
+def moments_of(features: Float[Tensor, "N F"]) -> Moments:
+    """Of all features at once."""
+    gaussian = Gaussian(features.shape[1])
+    for part in features.split(4096):
+        gaussian.add(part)
+    return gaussian.moments
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """‖μ − μ'‖² + tr(Σ + Σ' − 2 (Σ^½ Σ' Σ^½)^½). With Σ = A Aᵀ and Σ' = B Bᵀ the root's trace is the sum of the
+    singular values of Aᵀ B: exact where the matrix square root of ΣΣ' is unstable, with few images too."""
+    if len(a.mean) != len(b.mean):
+        raise MetricError(f"features of {len(a.mean)} and {len(b.mean)} numbers cannot be compared.")
+    for moments in (a, b):
+        if not (moments.mean.isfinite().all() and moments.covariance.isfinite().all()):
+            raise MetricError("the features hold NaN or Inf.")
+    cross = torch.linalg.svdvals(a.factor.T @ b.factor).sum()
+    return float((a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross)

@@ -6,11 +6,15 @@ an 11 × 11 Gaussian window, K = (0.01, 0.03), per colour channel, averaged over
 """
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 CONVENTION = "PSNR and SSIM of clamped 8-bit RGB, data range 255; SSIM with an 11×11 Gaussian window, sigma 1.5"
 _WINDOW, _SIGMA = 11, 1.5
+
+
+class MetricError(ValueError):
+    """Something that cannot be measured; the message is one sentence for the user."""
 
 
 def psnr(images: Shaped[Tensor, "B 3 H W"], targets: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
@@ -22,7 +26,7 @@ def psnr(images: Shaped[Tensor, "B 3 H W"], targets: Shaped[Tensor, "B 3 H W"]) 
 def ssim(images: Shaped[Tensor, "B 3 H W"], targets: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
     """Mean structural similarity per image, at most 1; inputs in [-1, 1] or uint8, at least 11 × 11."""
     if min(images.shape[2:]) < _WINDOW:
-        raise ValueError(f"SSIM needs images of at least 11×11 pixels, not {images.shape[2]}×{images.shape[3]}.")
+        raise MetricError(f"SSIM needs images of at least 11×11 pixels, not {images.shape[2]}×{images.shape[3]}.")
     a, b = _bytes(images), _bytes(targets)
     mean_a, mean_b = _blur(a), _blur(b)
     var_a = _blur(a * a) - mean_a**2
@@ -35,11 +39,13 @@ def ssim(images: Shaped[Tensor, "B 3 H W"], targets: Shaped[Tensor, "B 3 H W"]) 
     return similarity.mean((1, 2, 3))
 
 
+def as_bytes(images: Float[Tensor, "B 3 H W"]) -> UInt8[Tensor, "B 3 H W"]:
+    """[-1, 1] to clamped 8-bit: what every figure is measured on."""
+    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 def _bytes(images: Tensor) -> Tensor:
-    """8-bit values in float64, from [-1, 1] or as they are."""
-    if images.dtype == torch.uint8:
-        return images.double()
-    return images.double().add(1).mul(127.5).round().clamp(0, 255)
+    return (images if images.dtype == torch.uint8 else as_bytes(images)).double()
 
 
 def _blur(images: Tensor) -> Tensor:

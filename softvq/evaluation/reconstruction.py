@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from softvq.evaluation.frechet import Gaussian, frechet_distance
-from softvq.evaluation.metrics import CONVENTION, psnr, ssim
+from softvq.evaluation.metrics import CONVENTION, MetricError, as_bytes, psnr, ssim
 
 Images = Float[Tensor, "_ 3 H W"]
 
@@ -57,22 +57,19 @@ def score(
         if perceptual is not None:
             scores.lpips.extend(perceptual(output.float().clamp(-1, 1), images).tolist())
         if features is not None:
-            found = [features(_bytes(side)) for side in (output, images)]
-            gaussians = gaussians or tuple(Gaussian.empty(side.shape[1]) for side in found)
+            found = [features(as_bytes(side)) for side in (output, images)]
+            gaussians = gaussians or tuple(Gaussian(side.shape[1]) for side in found)
             for gaussian, side in zip(gaussians, found, strict=True):
                 gaussian.add(side)
         output, images = output.cpu(), images.cpu()
         scores.psnr.extend(psnr(output, images).tolist())
         scores.ssim.extend(ssim(output, images).tolist())
     if not scores.psnr:
-        raise ValueError("there are no images to measure.")
+        raise MetricError("there are no images to measure.")
     if gaussians is None or gaussians[0].count < 2:
         return scores
-    return replace(scores, rfid=frechet_distance(*gaussians), rfid_reliable=gaussians[0].reliable)
-
-
-def _bytes(images: Images) -> UInt8[Tensor, "B 3 H W"]:
-    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    moments = [gaussian.moments for gaussian in gaussians]
+    return replace(scores, rfid=frechet_distance(*moments), rfid_reliable=moments[0].reliable)
 
 
 def first_percentile(values: list[float]) -> float:

@@ -97,6 +97,11 @@ class Generator(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks: the units that are sharded over ranks."""
 
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the configuration and every weight."""
+        return hub.fingerprint(configs.to_dict(self.config), self.state_dict())
+
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> "Generator":
         """A SiT, DiT or MAR in evaluation mode: from a folder, of those bundled with the package (`emoji-sit`), or from

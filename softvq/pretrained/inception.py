@@ -190,16 +190,23 @@ class Inception(nn.Module):
         return hub.build(cls, 5, hub.SavedModel(file, {}, {}, tensors))
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
-        """The features of the last pooling layer."""
-        x = (resized(images.to(self.fc.weight.dtype)) - 128) / 128
+        """The features of the last pooling layer, of images resized as TensorFlow 1 did."""
+        return self.activations(resized(images.to(self.fc.weight.dtype)))[0]
+
+    def activations(self, images: Float[Tensor, "B 3 S S"]) -> tuple[Float[Tensor, "B F"], Float[Tensor, "B P"]]:
+        """The features of the last pooling layer, and those that sFID is measured in (Nash et al. 2021): 7 channels at
+        each of 17 × 17 places, of the layer that the graph calls `mixed_6/conv`. Images in [0, 255] at 299 px."""
+        x = (images - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = F.max_pool2d(x, 3, stride=2)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))
         x = F.max_pool2d(x, 3, stride=2)
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))
-        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
+        x = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))
+        spatial = self.Mixed_6d.branch1x1(x)[:, :7].flatten(1)
+        x = self.Mixed_6e(self.Mixed_6d(x))
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
-        return x.mean((2, 3))
+        return x.mean((2, 3)), spatial
 
     def logits(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1008"]:
         """Of the features, without the bias: what the Inception Score is computed from."""

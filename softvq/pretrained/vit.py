@@ -129,6 +129,20 @@ class Teacher(_Frozen):
         return self.vit.features(self.normalised(images))[:, self.vit.config.prefix :]
 
 
+class ClassToken(_Frozen):
+    """A frozen ViT that gives its class token after its final norm: one vector an image."""
+
+    @classmethod
+    def load(cls, name: str, image_size: int, file: Path | None = None) -> "ClassToken":
+        """As the function `load`, at the network's own patch size."""
+        return cls(load(name, image_size, None, file), describe(name).statistics)
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Of images in [-1, 1]."""
+        return self.vit.features(self.normalised(images))[:, 0]
+
+
 class Readouts(_Frozen):
     """The frozen part of the DINO discriminator: a ViT's patch tokens, its class token added to each, before the first
     block and after those in `after`, without final norm; always in float32. Gradients reach the images."""

@@ -158,6 +158,13 @@ def average(dicts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([d[name] for d in dicts]).mean() for name in dicts[0]}
 
 
+def simple_quantizers(quantizer: nn.Module) -> list[nn.Module]:
+    """The quantizers that a nested one holds, in order; itself where it holds none."""
+    if isinstance(quantizer, Product | Residual):
+        return [one for inner in quantizer.inner for one in simple_quantizers(inner)]
+    return [quantizer]
+
+
 QuantizerConfig = SoftVQConfig | GMMVQConfig | VQConfig | KLConfig | AEConfig | ProductConfig | ResidualConfig
 
 

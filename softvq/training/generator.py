@@ -228,6 +228,7 @@ def _finish(recipe: GeneratorRecipe, options: RunOptions, latents: Latents, stat
         "recipe": json.loads(json.dumps(configs.to_dict(recipe))),
         "command": options.command or recipe.command,
         "precision": options.precision,
+        "data": latents.index.source,
         "classes": latents.index.classes,
         "tokenizer": {"name": latents.index.tokenizer, "fingerprint": latents.index.fingerprint},
         "images": len(latents),

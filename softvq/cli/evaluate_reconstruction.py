@@ -1,0 +1,138 @@
+"""`softvq evaluate reconstruction`."""
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softvq import distributed
+from softvq.cli.evaluating import Bench, DataImages, is_emoji, notes_of
+from softvq.cli.machine import autocast
+from softvq.cli.main import Usage
+from softvq.cli.models import load_tokenizer
+from softvq.evaluation.frechet import frechet_distance
+from softvq.evaluation.generation import moments
+from softvq.evaluation.metrics import MetricError, as_bytes, psnr, ssim
+from softvq.evaluation.parts import Part, Parts
+from softvq.pretrained import lpips as perceptual
+from softvq.quantizers.base import Quantized
+from softvq.quantizers.compose import simple_quantizers
+
+
+class CodebookCounts:
+    """How often each codeword of each codebook was a token's most likely one, and the tokens' posterior entropy, of
+    all images that go through a quantizer."""
+
+    def __init__(self, quantizer: nn.Module):
+        self.counts: dict[int, Tensor] = {}
+        self.entropy: list[Tensor] = []
+        self.handles = [
+            one.register_forward_hook(lambda module, _, result, number=number: self._add(number, module, result))
+            for number, one in enumerate(simple_quantizers(quantizer))
+            if hasattr(one, "codebook")
+        ]
+
+    def _add(self, number: int, module: nn.Module, result: Quantized) -> None:
+        size = len(module.codebook)
+        found = torch.bincount(result.indices.flatten().cpu(), minlength=size)
+        self.counts[number] = self.counts.get(number, torch.zeros(size, dtype=torch.int64)) + found
+        tokens = result.indices.numel()
+        self.entropy.append(torch.tensor([float(result.statistics["entropy"]) * tokens, tokens], dtype=torch.float64))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`counts` (1, codebooks, K) and `entropy` (1, 2): its sum over tokens, and how many; {} without codebooks."""
+        for handle in self.handles:
+            handle.remove()
+        if not self.counts:
+            return {}
+        return {"counts": torch.stack(list(self.counts.values()))[None], "entropy": sum(self.entropy)[None]}
+
+
+def reconstruction(options: argparse.Namespace) -> dict[str, Any]:
+    """rFID, PSNR, SSIM, LPIPS, codebook usage and entropy of a tokenizer."""
+    tokenizer = load_tokenizer(options.model)
+    emoji = is_emoji(tokenizer)
+    data = options.data or tokenizer.about.get("domain")
+    if data is None:
+        raise Usage(f"{options.model} does not say which images it is for; give --data")
+    wants_lpips = not emoji if options.lpips is None else options.lpips
+    bench = Bench(options, emoji, (perceptual.NAME,) if wants_lpips else ())
+    vgg = bench.files.get(perceptual.NAME)
+    judge = perceptual.LPIPS.load(perceptual.NAME, vgg).to(bench.device) if wants_lpips else None
+    tokenizer.to(bench.device)
+    images = DataImages(data, tokenizer.config.image_size, options)
+    model = {"name": str(options.model), "fingerprint": tokenizer.fingerprint}
+    stem = f"reconstruction-{Path(options.model).name}-{bench.stem(model, data, images.checksum, wants_lpips)}"
+    parts = Parts(options.out / f"{stem}.parts", images.count)
+    parts.fill(lambda numbers, done: _part(tokenizer, bench, images, numbers, done, judge), data)
+    scores, bad = _scores(parts, bench), parts.bad
+    if not scores["images"]:
+        raise MetricError(f"none of the {images.count} images of {data} can be read.")
+    count = scores.pop("images")
+    compared = (data, parts.checksum, count)
+    result = {
+        "model": {**model, "recipe": tokenizer.about.get("recipe", {}).get("name")},
+        "tokens": tokenizer.config.tokens,
+        "protocol": bench.protocol(count, images.size, images.crop, compared).to_dict(),
+        "scores": scores,
+        "unreadable": bad,
+        "notes": notes_of(scores, bench, options),
+    }
+    written = bench.write(stem, "reconstruction", result)
+    parts.remove()
+    return written
+
+
+@torch.no_grad()
+def _part(tokenizer: Any, bench: Bench, images: DataImages, numbers: range, done: Any, judge: Any) -> Part:
+    counts = CodebookCounts(getattr(tokenizer, "quantizer", nn.Identity()))
+    rows: list[dict[str, Tensor]] = []
+    bad: dict[str, str] = {}
+    digest = hashlib.sha256()
+    for batch in images.tensors(numbers, bad):
+        digest.update(as_bytes(batch).contiguous().numpy())
+        batch = batch.to(bench.device)
+        with autocast(bench.device, bench.precision), distributed.apart():
+            output = tokenizer(batch).images.float().clamp(-1, 1)
+        row = {"psnr": psnr(output.cpu(), batch.cpu()), "ssim": ssim(output.cpu(), batch.cpu())}
+        if judge is not None:
+            row["lpips"] = judge(output, batch).double()
+        for side, pixels in (("made", output), ("real", batch)):
+            row |= {f"{side}/{name}": found for name, found in bench.features(as_bytes(pixels)).items()}
+        rows.append(row)
+        done(len(batch))
+    tensors = {name: torch.cat([row[name].cpu() for row in rows]) for name in (rows[0] if rows else {})}
+    return Part({**tensors, **counts.tensors()}, bad, digest.hexdigest())
+
+
+def _scores(parts: Parts, bench: Bench) -> dict[str, Any]:
+    psnrs = parts.all("psnr")
+    if psnrs is None:
+        return {"images": 0}
+    scores: dict[str, Any] = {"images": len(psnrs)}
+    made, real = moments(parts, "made/pool"), moments(parts, "real/pool")
+    found: dict[str, Any] = {"fd": frechet_distance(made, real)}
+    if (spatial := moments(parts, "made/spatial")) is not None:
+        found["spatial_fd"] = frechet_distance(spatial, moments(parts, "real/spatial"))
+    scores |= bench.named(found, "r")
+    for name in ("psnr", "ssim", "lpips"):
+        if (values := parts.all(name)) is not None:
+            scores[name] = float(values.double().mean())
+    if (counts := parts.all("counts")) is not None:
+        scores |= codebook_scores(counts.sum(0), parts.all("entropy").sum(0))
+    return {**scores, "reliable": made.reliable}
+
+
+def codebook_scores(counts: Tensor, entropy: Tensor) -> dict[str, float]:
+    """`codebook_usage`: the share of codewords that were some token's most likely one; `codebook_perplexity`: exp of
+    the entropy of how often (1…K), a mean over codebooks; `posterior_entropy`: the tokens' mean H(q) in nats."""
+    shares = counts / counts.sum(1, keepdim=True)
+    perplexity = torch.special.entr(shares.double()).sum(1).exp()
+    return {
+        "codebook_usage": float((counts > 0).double().mean()),
+        "codebook_perplexity": float(perplexity.mean()),
+        "posterior_entropy": float(entropy[0] / entropy[1]),
+    }

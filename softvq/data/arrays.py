@@ -1,0 +1,136 @@
+"""ADM's `.npz` files: generated images (`arr_0`, N × H × W × 3, 8-bit), and statistics of real ones (`mu`, `sigma`, and
+`mu_s`, `sigma_s` for sFID). Images are read from disk a batch at a time, however many there are."""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from softvq.data.sources import DataError
+
+_IMAGES = "arr_0"
+STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
+PROTOCOL = "protocol"  # ours: what the statistics are a function of, as JSON
+
+
+class ArrayFile:
+    """An `.npz` file with images, statistics, or both. `DataError`, one sentence, when it is none of these."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                self.names = [name.removesuffix(".npy") for name in archive.namelist()]
+        except FileNotFoundError:
+            raise DataError(f"there is no file {path}.") from None
+        except (zipfile.BadZipFile, OSError, EOFError) as error:
+            raise DataError(f"{path} is truncated or no .npz file ({error}).") from error
+        if _IMAGES not in self.names and not {"mu", "sigma"} <= set(self.names):
+            raise DataError(
+                f"{path} holds {', '.join(self.names) or 'nothing'}; expected images (arr_0) or statistics (mu, sigma)."
+            )
+
+    @cached_property
+    def checksum(self) -> str:
+        """16 hex digits of the file's SHA-256."""
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            while block := file.read(2**22):
+                digest.update(block)
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """How many images, their height and width; `DataError` when they are no 8-bit images in ADM's order."""
+        if _IMAGES not in self.names:
+            raise DataError(f"{self.path} holds statistics, but no images (arr_0).")
+        with self._open(_IMAGES) as (_, shape, kind, fortran):
+            if len(shape) == 4 and shape[1] == 3 and shape[3] != 3:
+                raise DataError(
+                    f"{self.path}: arr_0 is N × 3 × H × W {shape}; ADM's order is N × H × W × 3: "
+                    "use arr_0.transpose(0, 2, 3, 1)."
+                )
+            if len(shape) != 4 or shape[3] != 3 or fortran:
+                raise DataError(f"{self.path}: arr_0 has shape {shape}; expected N × H × W × 3.")
+            if kind != np.uint8:
+                raise DataError(
+                    f"{self.path}: arr_0 is {kind}; expected 8-bit images (uint8, 0 to 255); scale and round them."
+                )
+            return shape[:3]
+
+    def images(self, first: int, last: int, batch_size: int) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
+        """The images `first` … `last` − 1 in batches."""
+        _, height, width = self.shape
+        size = height * width * 3
+        with self._open(_IMAGES) as (file, *_):
+            file.seek(file.tell() + first * size)
+            for at in range(first, last, batch_size):
+                count = min(last, at + batch_size) - at
+                found = np.frombuffer(file.read(count * size), dtype=np.uint8)
+                if len(found) != count * size:
+                    raise DataError(f"{self.path} is cut off inside arr_0.")
+                yield torch.from_numpy(found.copy()).view(count, height, width, 3).permute(0, 3, 1, 2)
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        """Those of `STATISTICS` that the file has, in float64; `DataError` when they fit no features."""
+        with np.load(self.path, allow_pickle=False) as file:
+            try:
+                found = {name: np.asarray(file[name], dtype=np.float64) for name in STATISTICS if name in self.names}
+            except (ValueError, TypeError) as error:
+                raise DataError(f"{self.path} holds no plain numbers ({error}).") from error
+        for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
+            if (mean in found) != (covariance in found):
+                raise DataError(f"{self.path} has only one of {mean} and {covariance}.")
+            if mean in found and found[covariance].shape != (*found[mean].shape, *found[mean].shape):
+                shapes = f"{found[mean].shape} and {found[covariance].shape}"
+                raise DataError(f"{self.path}: {mean} and {covariance} have shapes {shapes}, which do not fit.")
+        return found
+
+    @property
+    def protocol(self) -> dict:
+        """What its statistics were made with, if the file says so."""
+        if PROTOCOL not in self.names:
+            return {}
+        with np.load(self.path, allow_pickle=False) as file:
+            return json.loads(str(file[PROTOCOL]))
+
+    @contextmanager
+    def _open(self, name: str):
+        """The member's file behind its header, its shape, type, and whether it is in Fortran's order."""
+        with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
+            try:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, fortran, kind = read(file)
+            except ValueError as error:
+                raise DataError(f"{self.path}: {name} is no array ({error}).") from error
+            yield file, shape, kind, fortran
+
+
+def write_arrays(
+    path: Path, shape: tuple[int, int, int], images: Iterable[UInt8[np.ndarray, "B H W 3"]], **others: np.ndarray
+) -> None:
+    """Images that come in batches as `arr_0` (N, H, W in `shape`), and other arrays, in one file, atomically."""
+    partial = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+            with archive.open(f"{_IMAGES}.npy", "w", force_zip64=True) as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (*shape, 3)}
+                np.lib.format.write_array_header_1_0(file, header)
+                for batch in images:
+                    file.write(np.ascontiguousarray(batch).tobytes())
+            for name, array in others.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.save(file, array)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,96 @@
+"""How a set of generated images lies to a set of real ones, besides the Fréchet distance: Inception Score, KID,
+precision and recall. All in float64, from features that are there already."""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from softvq.evaluation.metrics import MetricError
+
+NEIGHBOURS = 3  # precision and recall (Kynkäänniemi et al. 2019), as ADM takes them
+_SEED = 2020  # of torch-fidelity's permutation and subsets
+_BLOCK = 2048
+
+
+def inception_score(logits: Float[Tensor, "N C"], splits: int = 10) -> tuple[float, float]:
+    """Mean and standard deviation over `splits` parts of exp E KL(p(y|x) ‖ p(y)) (Salimans et al. 2016), the images
+    permuted first as torch-fidelity does."""
+    count = len(logits)
+    if count < splits:
+        raise MetricError(f"an Inception Score of {splits} parts needs as many images, not {count}.")
+    logits = logits[np.random.RandomState(_SEED).permutation(count)].double()
+    scores = []
+    for part in range(splits):
+        log_p = logits[part * count // splits : (part + 1) * count // splits].log_softmax(1)
+        p = log_p.exp()
+        scores.append(float((p * (log_p - p.mean(0).log())).sum(1).mean().exp()))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def kernel_distance(
+    samples: Float[Tensor, "N F"], reference: Float[Tensor, "M F"], subsets: int = 100, size: int = 1000
+) -> tuple[float, float]:
+    """KID (Bińkowski et al. 2018): the unbiased squared MMD with kernel (x · y / F + 1)³, mean and deviation over
+    subsets of `size` images of each side (all, where there are fewer), drawn as torch-fidelity draws them."""
+    size = min(size, len(samples), len(reference))
+    if size < 2:
+        raise MetricError(f"KID needs at least 2 images of each side, not {size}.")
+    rng = np.random.RandomState(_SEED)
+    found = []
+    for _ in range(subsets):
+        x = samples[rng.choice(len(samples), size, replace=False)].double()
+        y = reference[rng.choice(len(reference), size, replace=False)].double()
+        within = sum(float(k.sum() - k.diagonal().sum()) for k in (_cubic(x, x), _cubic(y, y))) / (size * (size - 1))
+        found.append(within - 2 * float(_cubic(x, y).mean()))
+    return float(np.mean(found)), float(np.std(found))
+
+
+def _cubic(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def precision_recall(
+    samples: Float[Tensor, "N F"], reference: Float[Tensor, "M F"], neighbours: int = NEIGHBOURS
+) -> tuple[float, float]:
+    """The share of samples within the reach of some reference image, and of reference images within that of some
+    sample (Kynkäänniemi et al. 2019). An image reaches as far as its k-th nearest neighbour of its own side."""
+    for side, name in ((samples, "generated"), (reference, "reference")):
+        if len(side) < neighbours + 1:
+            raise MetricError(
+                f"precision and recall with {neighbours} neighbours need at least {neighbours + 1} {name} images, "
+                f"not {len(side)}."
+            )
+    middle = reference.double().mean(0)  # distances are differences of squares: small numbers keep their digits
+    samples, reference = samples.double() - middle, reference.double() - middle
+    precision = _within(samples, reference, _reach(reference, neighbours))
+    recall = _within(reference, samples, _reach(samples, neighbours))
+    return float(precision.double().mean()), float(recall.double().mean())
+
+
+def _reach(points: Tensor, neighbours: int) -> Float[Tensor, " N"]:
+    """The squared distance of each point to its k-th nearest neighbour among the others."""
+    found = []
+    for first in range(0, len(points), _BLOCK):
+        squares = _squares(points[first : first + _BLOCK], points)
+        own = torch.arange(len(squares))
+        squares[own, first + own] = torch.inf
+        found.append(squares.kthvalue(neighbours, dim=1).values)
+    return torch.cat(found)
+
+
+def _within(points: Tensor, centres: Tensor, reach: Tensor) -> Bool[Tensor, " N"]:
+    """Whether each point is within the reach of some centre; equal distances count, to rounding."""
+    slack = 1e-12 * max(float(side.square().sum(1).max()) for side in (points, centres))
+    return torch.cat([(_squares(p, centres) <= reach + slack).any(1) for p in points.split(_BLOCK)])
+
+
+def _squares(a: Tensor, b: Tensor) -> Float[Tensor, "N M"]:
+    squares = torch.addmm(a.square().sum(1, keepdim=True) + b.square().sum(1), a, b.T, alpha=-2)
+    return squares.clamp_min_(0)
+
+
+def nearest_distances(samples: Float[Tensor, "N F"], reference: Float[Tensor, "M F"]) -> Float[Tensor, " N"]:
+    """The distance of each sample to the nearest reference image: a set of copies lies nearer than new images do."""
+    samples, reference = samples.double(), reference.double()
+    return torch.cat([_squares(part, reference).amin(1).sqrt() for part in samples.split(_BLOCK)])

@@ -1,0 +1,91 @@
+"""What is computed of many images, kept in parts: files of consecutive images, each made once by one rank, so that a
+stopped command makes none again and the result is the same for any number of ranks."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from softvq import distributed
+
+SIZE = 500  # images a part
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tensors of a part's images, a row an image; the images that could not be read, with the reason; and a checksum of
+    the others' pixels."""
+
+    tensors: Mapping[str, Tensor]
+    bad: Mapping[str, str] = field(default_factory=dict)
+    checksum: str = ""
+
+
+class Parts:
+    """`count` images' tensors in `folder`, which is named by what they are a function of."""
+
+    def __init__(self, folder: Path, count: int, size: int = SIZE):
+        self.folder, self.count, self.size = folder, count, size
+
+    def fill(self, make: Callable[[range, Callable[[int], object]], Part], title: str) -> None:
+        """Make what is missing, each rank its share. `make` is told the images' numbers, and tells how many are done."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        firsts = [first for first in range(0, self.count, self.size) if not self._path(first).is_file()]
+        distributed.barrier()  # all have looked
+        mine = firsts[distributed.rank() :: distributed.world_size()]
+        left = sum(len(self._range(first)) for first in mine)
+        quiet = distributed.rank() > 0 or not left
+        with tqdm(total=left, desc=title, unit="image", disable=quiet, dynamic_ncols=True) as bar:
+            for first in mine:
+                part = make(self._range(first), bar.update)
+                partial = self._path(first).with_suffix(".part")
+                tensors = {name: tensor.cpu().contiguous() for name, tensor in part.tensors.items()}
+                save_file(tensors, partial, metadata={"bad": json.dumps(dict(part.bad)), "checksum": part.checksum})
+                partial.replace(self._path(first))
+        distributed.barrier()
+
+    def each(self, name: str) -> Iterator[Tensor]:
+        """A tensor, part by part; none where there is none of that name."""
+        for file in self._files():
+            if name in file.keys():  # noqa: SIM118
+                yield file.get_tensor(name)
+
+    def all(self, name: str) -> Tensor | None:
+        """A tensor of all images, None where there is none of that name."""
+        found = list(self.each(name))
+        return torch.cat(found) if found else None
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """All images that could not be read."""
+        return {name: reason for file in self._files() for name, reason in json.loads(file.metadata()["bad"]).items()}
+
+    @property
+    def checksum(self) -> str:
+        """16 hex digits of all pixels."""
+        return hashlib.sha256("".join(file.metadata()["checksum"] for file in self._files()).encode()).hexdigest()[:16]
+
+    def remove(self) -> None:
+        """Delete the files: when what they are for is written."""
+        distributed.barrier()
+        if distributed.rank() == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _files(self) -> Iterator:
+        for first in range(0, self.count, self.size):
+            with safe_open(self._path(first), "pt") as file:
+                yield file
+
+    def _range(self, first: int) -> range:
+        return range(first, min(self.count, first + self.size))
+
+    def _path(self, first: int) -> Path:
+        return self.folder / f"{first:08d}.safetensors"
