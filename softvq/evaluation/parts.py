@@ -36,7 +36,7 @@ class Parts:
         self.folder, self.count, self.size = folder, count, size
 
     def fill(self, make: Callable[[range, Callable[[int], object]], Part], title: str) -> None:
-        """Make what is missing, each rank its share. `make` is told the images' numbers, and tells how many are done."""
+        """Make what is missing, each rank its share. `make` is told numbers of images, and tells how many are done."""
         self.folder.mkdir(parents=True, exist_ok=True)
         firsts = [first for first in range(0, self.count, self.size) if not self._path(first).is_file()]
         distributed.barrier()  # all have looked
