@@ -345,3 +345,20 @@ def init_linear(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def fold(latents: Float[Tensor, "B C H W"], patch: int) -> Float[Tensor, "B T pC"]:
+    """2-D latents as tokens: one for each `patch` × `patch` square, row by row, its numbers by place and then channel.
+    For a transformer with 2-D positions (the paper's KL rows: DiT-XL/2 and SiT-XL/2)."""
+    B, C, H, W = latents.shape
+    if H % patch or W % patch:
+        raise ValueError(f"latents of {H} × {W} cannot be folded in squares of {patch}.")
+    x = latents.view(B, C, H // patch, patch, W // patch, patch)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(B, (H // patch) * (W // patch), patch * patch * C)
+
+
+def unfold(tokens: Float[Tensor, "B T pC"], patch: int, grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+    """The inverse of `fold`; `grid`: how many squares there are down and across."""
+    h, w = grid
+    x = tokens.view(len(tokens), h, w, patch, patch, -1)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, h * patch, w * patch)

@@ -1,4 +1,4 @@
-"""Optimizers, their parameter groups and learning-rate schedules."""
+"""Optimizers (LAMB is our own: PyTorch has none), their parameter groups and learning-rate schedules."""
 
 import math
 from collections.abc import Iterable
@@ -92,6 +92,40 @@ class MuonConfig:
 
 
 OptimizerConfig = AdamWConfig | MuonConfig
+
+
+class LAMB(torch.optim.Optimizer):
+    """Layer-wise adaptive moments for large batches (You et al. 2020, Algorithm 2): Adam's direction with decay, of the
+    length of the weights themselves. Weights or directions of length 0 keep Adam's own length."""
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 3e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(weight, self.state[weight], group)
+
+    def _update(self, weight: torch.Tensor, state: dict, group: dict) -> None:
+        if not state:
+            state.update(step=0, m=torch.zeros_like(weight), v=torch.zeros_like(weight))
+        state["step"] += 1
+        b1, b2 = group["betas"]
+        m, v = state["m"].lerp_(weight.grad, 1 - b1), state["v"].lerp_(weight.grad.square(), 1 - b2)
+        r = (m / (1 - b1 ** state["step"])) / ((v / (1 - b2 ** state["step"])).sqrt() + group["eps"])
+        u = r + group["weight_decay"] * weight
+        length, wanted = u.norm(), weight.norm()
+        trust = torch.where((length > 0) & (wanted > 0), wanted / length, 1.0)
+        weight.sub_(group["lr"] * trust * u)
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:

@@ -236,6 +236,11 @@ class ReleasedGenerator:
     license: str = ""
 
 
+def is_generator(config: dict[str, Any]) -> bool:
+    """Whether a configuration is a released SiT's or DiT's."""
+    return {"hidden_size", "in_channels", "input_size"} <= config.keys()
+
+
 def generator(
     config: dict[str, Any], tensors: dict[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]] | None:
@@ -243,7 +248,7 @@ def generator(
 
     `path_type: "edm"` in released SiTs is a class default that nothing used: it stands for the paper's cosine path.
     """
-    if not {"hidden_size", "in_channels", "input_size"} <= config.keys():
+    if not is_generator(config):
         return None
     theirs = configs.from_dict(ReleasedGenerator, config, "config.json")
     patch = 1 if theirs.vae_1d else theirs.patch_size

@@ -27,8 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from softvq import Tokenizer, distributed
+    from softvq import distributed
     from softvq.cli.machine import autocast, pick_device, pick_precision
+    from softvq.cli.models import load_tokenizer
     from softvq.data.encode import Encoding, encode
     from softvq.data.loader import listing
 
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise Usage("--batch and --shard must be at least 1, --workers not negative")
     device = distributed.start(pick_device(options.device))
     precision = pick_precision(options.precision, device, training=False)
-    tokenizer = Tokenizer.from_pretrained(options.model).to(device)
+    tokenizer = load_tokenizer(options.model).to(device)
     config = tokenizer.config
     encoding = Encoding(
         tokenizer=options.model,

@@ -2,14 +2,23 @@
 
 import argparse
 import json
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from softvq import distributed
-from softvq.cli.evaluating import ArrayImages, Bench, DataImages, DrawnImages, is_emoji, notes_of, reference_of
+from softvq.cli.evaluating import (
+    ArrayImages,
+    Bench,
+    DataImages,
+    DrawnImages,
+    is_emoji,
+    notes_of,
+    reference_of,
+    write_result,
+)
 from softvq.cli.main import Usage
 from softvq.cli.plots import pyplot, save_figure
 from softvq.cli.sampling import Sampler
@@ -17,18 +26,18 @@ from softvq.data.arrays import STATISTICS, write_arrays
 from softvq.data.loader import ordered_batches
 from softvq.evaluation.generation import MOST, Reference, chosen, generation_scores, spread
 from softvq.evaluation.metrics import as_bytes
-from softvq.transports.guidance import Guidance
+from softvq.generators.base import Sampling
 
 
 def generation(options: argparse.Namespace) -> dict[str, Any]:
     """gFID and its relatives of a generator, over seeds and guidance scales, or of images that are there."""
-    if options.samples is not None and (options.scale or options.num):
-        raise Usage("--samples are measured as they are; --num and --scale are for models")
+    _check(options)
     if options.samples is not None:
         return _of_samples(options)
     options.seeds, options.seed = options.seed, options.seed[0]
     sampler = Sampler(options)
-    if options.scale:
+    swept = cells(options, sampler)
+    if swept:
         pyplot()  # what is missing is said before the work begins
     emoji = is_emoji(sampler.tokenizer)
     bench = Bench(options, emoji)
@@ -56,16 +65,15 @@ def generation(options: argparse.Namespace) -> dict[str, Any]:
         "sampling": {**sampler.settings(), "seed": options.seeds},
         "scores": measured("own"),
     }
-    if options.scale:
-        result["sweep"] = [
-            {"guidance": g.scale, "interval": list(g.interval), "scores": measured(name)}
-            for name, g in cells(options, sampler)
-        ]
+    if swept:
+        result["sweep"] = []
+        for cell in swept:
+            sampler.sampling, g = cell, cell.guidance
+            found = measured(f"scale{g.scale!r}-{g.interval[0]!r}-{g.interval[1]!r}")
+            result["sweep"].append({"guidance": g.scale, "interval": list(g.interval), "scores": found})
         result["picture"] = str(draw_sweep(result["sweep"], options.out / f"{stem}.png", count))
-    written = bench.write(stem, "generation", {**result, "notes": notes_of(result["scores"], bench, options)})
-    if distributed.rank() == 0:
-        shutil.rmtree(options.out / stem, ignore_errors=True)
-    return written
+    result |= {"unreadable": bench.unreadable, "notes": notes_of(result["scores"], bench, options)}
+    return write_result(options.out, stem, "generation", result, options.out / stem)
 
 
 def _of_samples(options: argparse.Namespace) -> dict[str, Any]:
@@ -75,23 +83,24 @@ def _of_samples(options: argparse.Namespace) -> dict[str, Any]:
     array = options.samples.lower().endswith(".npz")
     images = ArrayImages(Path(options.samples), options.batch) if array else DataImages(options.samples, None, options)
     reference, compared = reference_of(bench, options.reference, images.size)
-    stem = f"generation-{Path(options.samples).stem}-{bench.stem(images.checksum, compared[1])}"
+    stem = f"generation-{Path(options.samples).stem}-{bench.stem(options.samples, images.checksum, compared[1])}"
     parts = bench.parts(images, stem)
     scores = bench.named(generation_scores(parts, reference, bench.network.logits), "g")
-    parts_bad = parts.bad
-    parts.remove()
+    bad = parts.bad
     result = {
-        "model": {"name": options.samples, "fingerprint": images.checksum},
-        "protocol": bench.protocol(images.count - len(parts_bad), images.size, images.crop, compared).to_dict(),
+        "model": {"name": options.samples, "fingerprint": images.checksum if array else parts.checksum},
+        "protocol": bench.protocol(images.count - len(bad), images.size, images.crop, compared).to_dict(),
         "scores": scores,
-        "unreadable": parts_bad,
+        "unreadable": bench.unreadable,
         "notes": notes_of(scores, bench, options),
     }
-    return bench.write(stem, "generation", result)
+    return write_result(options.out, stem, "generation", result, parts.folder)
 
 
 def reference(options: argparse.Namespace) -> dict[str, Any]:
     """Statistics of all images, and up to 10,000 of them for precision and recall, as ADM's references are."""
+    if options.size < 1 or options.to.suffix.lower() != ".npz":
+        raise Usage("--size must be at least 1, and --to the name of an .npz file")
     bench = Bench(options, emoji=options.data in ("emoji", "emoji-val"))
     images = DataImages(options.data, options.size, options)
     parts = bench.parts(images, f"reference-{bench.stem(options.data, images.checksum, images.size, images.crop)}")
@@ -111,24 +120,34 @@ def reference(options: argparse.Namespace) -> dict[str, Any]:
         pixels = (as_bytes(batch.images).permute(0, 2, 3, 1).numpy() for batch in batches)
         numbers = {name: arrays[name].numpy() for name in STATISTICS if name in arrays}
         shape = (len(kept), images.size, images.size)
-        write_arrays(options.to, shape, pixels, **numbers, protocol=json.dumps(told))
+        write_arrays(options.to, shape, pixels, **numbers, protocol=np.array(json.dumps(told)))
     parts.remove()
     return {"reference": str(options.to), **told, "unreadable": bad}
 
 
-def cells(options: argparse.Namespace, sampler: Sampler) -> Iterator[tuple[str, Guidance]]:
-    """Each guidance scale in each interval; the sampler is set to it."""
+def _check(options: argparse.Namespace) -> None:
+    """What can be said before the work begins."""
+    if options.within and not options.scale:
+        raise Usage("--within goes with --scale")
+    if options.samples is not None and (options.scale or options.num is not None):
+        raise Usage("--samples are measured as they are; --num and --scale are for models")
+    if (options.num is not None and options.num < 2) or not all(0 <= seed < 2**63 for seed in options.seed):
+        raise Usage("--num must be at least 2, each --seed not negative and below 2^63")
+    if len(set(options.seed)) < len(options.seed):
+        raise Usage("--seed: a deviation needs seeds that differ")
+
+
+def cells(options: argparse.Namespace, sampler: Sampler) -> list[Sampling]:
+    """The sampler's settings with each guidance scale in each interval."""
     own = sampler.sampling.guidance
     try:
-        intervals = [tuple(map(float, one.split(":"))) for one in options.within or []] or [own.interval]
-        wanted = [replace(own, scale=scale, interval=interval) for interval in intervals for scale in options.scale]
+        intervals = [own.interval]
+        if options.within:
+            intervals = [(float(low), float(high)) for low, high in (one.split(":") for one in options.within)]
+        wanted = [replace(own, scale=scale, interval=one) for one in intervals for scale in options.scale or ()]
     except (ValueError, TypeError) as error:
         raise Usage(f"--scale or --within: {error}; an interval is LOW:HIGH, from 0 (data) to 1 (noise)") from None
-    before = sampler.sampling
-    for guidance in wanted:
-        sampler.sampling = replace(before, guidance=guidance)
-        yield f"scale{guidance.scale:g}-{guidance.interval[0]:g}-{guidance.interval[1]:g}", guidance
-    sampler.sampling = before
+    return [replace(sampler.sampling, guidance=guidance) for guidance in wanted]
 
 
 def draw_sweep(sweep: list[dict[str, Any]], path: Path, count: int) -> Path:

@@ -9,46 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from softvq import distributed
-from softvq.cli.evaluating import Bench, DataImages, is_emoji, notes_of
+from softvq.cli.evaluating import Bench, DataImages, is_emoji, none_readable, notes_of, write_result
 from softvq.cli.machine import autocast
 from softvq.cli.main import Usage
 from softvq.cli.models import load_tokenizer
+from softvq.cli.representing import CodebookCounts
 from softvq.evaluation.frechet import frechet_distance
 from softvq.evaluation.generation import moments
-from softvq.evaluation.metrics import MetricError, as_bytes, psnr, ssim
+from softvq.evaluation.latent_space import codebook_scores
+from softvq.evaluation.metrics import as_bytes, psnr, ssim
 from softvq.evaluation.parts import Part, Parts
 from softvq.pretrained import lpips as perceptual
-from softvq.quantizers.base import Quantized
-from softvq.quantizers.compose import simple_quantizers
-
-
-class CodebookCounts:
-    """How often each codeword of each codebook was a token's most likely one, and the tokens' posterior entropy, of
-    all images that go through a quantizer."""
-
-    def __init__(self, quantizer: nn.Module):
-        self.counts: dict[int, Tensor] = {}
-        self.entropy: list[Tensor] = []
-        self.handles = [
-            one.register_forward_hook(lambda module, _, result, number=number: self._add(number, module, result))
-            for number, one in enumerate(simple_quantizers(quantizer))
-            if hasattr(one, "codebook")
-        ]
-
-    def _add(self, number: int, module: nn.Module, result: Quantized) -> None:
-        size = len(module.codebook)
-        found = torch.bincount(result.indices.flatten().cpu(), minlength=size)
-        self.counts[number] = self.counts.get(number, torch.zeros(size, dtype=torch.int64)) + found
-        tokens = result.indices.numel()
-        self.entropy.append(torch.tensor([float(result.statistics["entropy"]) * tokens, tokens], dtype=torch.float64))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """`counts` (1, codebooks, K) and `entropy` (1, 2): its sum over tokens, and how many; {} without codebooks."""
-        for handle in self.handles:
-            handle.remove()
-        if not self.counts:
-            return {}
-        return {"counts": torch.stack(list(self.counts.values()))[None], "entropy": sum(self.entropy)[None]}
 
 
 def reconstruction(options: argparse.Namespace) -> dict[str, Any]:
@@ -70,7 +41,7 @@ def reconstruction(options: argparse.Namespace) -> dict[str, Any]:
     parts.fill(lambda numbers, done: _part(tokenizer, bench, images, numbers, done, judge), data)
     scores, bad = _scores(parts, bench), parts.bad
     if not scores["images"]:
-        raise MetricError(f"none of the {images.count} images of {data} can be read.")
+        raise none_readable(images, parts)
     count = scores.pop("images")
     compared = (data, parts.checksum, count)
     result = {
@@ -81,9 +52,7 @@ def reconstruction(options: argparse.Namespace) -> dict[str, Any]:
         "unreadable": bad,
         "notes": notes_of(scores, bench, options),
     }
-    written = bench.write(stem, "reconstruction", result)
-    parts.remove()
-    return written
+    return write_result(options.out, stem, "reconstruction", result, parts.folder)
 
 
 @torch.no_grad()
@@ -124,15 +93,3 @@ def _scores(parts: Parts, bench: Bench) -> dict[str, Any]:
     if (counts := parts.all("counts")) is not None:
         scores |= codebook_scores(counts.sum(0), parts.all("entropy").sum(0))
     return {**scores, "reliable": made.reliable}
-
-
-def codebook_scores(counts: Tensor, entropy: Tensor) -> dict[str, float]:
-    """`codebook_usage`: the share of codewords that were some token's most likely one; `codebook_perplexity`: exp of
-    the entropy of how often (1…K), a mean over codebooks; `posterior_entropy`: the tokens' mean H(q) in nats."""
-    shares = counts / counts.sum(1, keepdim=True)
-    perplexity = torch.special.entr(shares.double()).sum(1).exp()
-    return {
-        "codebook_usage": float((counts > 0).double().mean()),
-        "codebook_perplexity": float(perplexity.mean()),
-        "posterior_entropy": float(entropy[0] / entropy[1]),
-    }

@@ -4,6 +4,7 @@ that they are compared with; results with their protocol."""
 import argparse
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,12 +17,13 @@ from softvq import __version__, distributed, hub
 from softvq.cli.machine import autocast, pick_device, pick_precision
 from softvq.cli.train import pretrained_files
 from softvq.data.arrays import ArrayFile
-from softvq.data.loader import listing, ordered_batches
+from softvq.data.images import ImageError, open_image
+from softvq.data.loader import NoneReadable, listing, ordered_batches
 from softvq.data.sources import DataError, Listed, identity
 from softvq.evaluation.distribution import NEIGHBOURS
 from softvq.evaluation.frechet import Moments
 from softvq.evaluation.generation import MOST, Reference, chosen
-from softvq.evaluation.metrics import CONVENTION, as_bytes
+from softvq.evaluation.metrics import CONVENTION, MetricError, as_bytes
 from softvq.evaluation.parts import Part, Parts
 from softvq.evaluation.protocol import Protocol
 from softvq.pretrained import inception, lite
@@ -41,6 +43,7 @@ class Bench:
         name = options.features or (lite.NAME if emoji else inception.NAME)
         self.files = pretrained_files(options.pretrained, [name, *more])
         self.network = FeatureNetwork.load(name, options.resize, self.files.get(name)).to(self.device)
+        self.unreadable: dict[str, str] = {}
 
     @property
     def is_fid(self) -> bool:
@@ -54,11 +57,11 @@ class Bench:
 
     def stem(self, *what: Any) -> str:
         """A short name of all that a result is a function of."""
-        told = json.dumps([__version__, self.network.protocol, self.precision, *what], sort_keys=True, default=str)
-        return hashlib.sha256(told.encode()).hexdigest()[:8]
+        return short_name(self.network.protocol, self.precision, *what)
 
     def parts(self, images: "Images", name: str) -> Parts:
-        """The features of all images."""
+        """The features of all images; those that cannot be read are in `unreadable` from then on. `MetricError` where
+        none can."""
         parts = Parts(self.options.out / f"{name}.parts", images.count)
 
         def make(numbers: range, done: Callable[[int], object]) -> Part:
@@ -73,6 +76,10 @@ class Bench:
             return Part(tensors, bad, digest.hexdigest())
 
         parts.fill(make, images.title)
+        bad = parts.bad
+        if len(bad) == images.count:
+            raise none_readable(images, parts)
+        self.unreadable |= {f"{images.title}/{name}": reason for name, reason in bad.items()}
         return parts
 
     def protocol(self, images: int, size: int, crop: str, reference: "Compared") -> Protocol:
@@ -86,14 +93,30 @@ class Bench:
         names = {"fd": f"{prefix}fid" if self.is_fid else f"{prefix}fd", "spatial_fd": f"{prefix}sfid"}
         return {_renamed(name, names): value for name, value in scores.items()}
 
-    def write(self, name: str, kind: str, result: dict[str, Any]) -> dict[str, Any]:
-        """The result, kept as JSON."""
-        told = {"softvq": EVALUATION, "kind": kind, "version": __version__, "date": datetime.now(timezone.utc).date()}
-        whole = json.loads(json.dumps({**told, **result}, default=str))
-        path = self.options.out / f"{name}.json"
-        if distributed.rank() == 0:
-            hub.write_json(path, whole)
-        return {**whole, "file": str(path)}
+
+def none_readable(images: "Images", parts: Parts) -> MetricError:
+    """What to raise; the parts, which say so too, are removed: the next command looks again."""
+    reason = next(iter(parts.bad.values()))
+    parts.remove()
+    return MetricError(f"none of the {images.count} images of {images.title} can be read; the first: {reason}")
+
+
+def short_name(*what: Any) -> str:
+    """8 hex digits of all that a result is a function of, so that the same command finds its parts again."""
+    told = json.dumps([__version__, *what], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:8]
+
+
+def write_result(folder: Path, name: str, kind: str, result: dict[str, Any], parts: Path) -> dict[str, Any]:
+    """The result, kept as JSON with what kind it is of; the parts that it was made of are removed."""
+    told = {"softvq": EVALUATION, "kind": kind, "version": __version__, "date": datetime.now(timezone.utc).date()}
+    whole = json.loads(json.dumps({**told, **result}, default=str))
+    path = folder / f"{name}.json"
+    distributed.barrier()
+    if distributed.rank() == 0:
+        hub.write_json(path, whole)
+        shutil.rmtree(parts, ignore_errors=True)
+    return {**whole, "file": str(path)}
 
 
 Compared = tuple[str, str, int | None]  # reference, its checksum, how many images
@@ -139,18 +162,27 @@ class DataImages(Images):
         batches = ordered_batches(
             self.source, size=self.size, batch_size=o.batch, how=self.how, chosen=numbers, workers=o.workers
         )
-        for batch in batches:
-            bad.update(batch.bad)
-            yield batch.images
+        try:
+            for batch in batches:
+                bad.update(batch.bad)
+                yield batch.images
+        except NoneReadable as error:  # of these numbers; others may be
+            bad.update(error.bad)
 
 
 def _side(source: Listed) -> int:
-    from softvq.data.images import open_image
-
-    image = open_image(source.read(0), source.names[0])
-    if image.width != image.height:
-        raise DataError(f"{source.names[0]} has {image.width}×{image.height} pixels; samples must be square.")
-    return image.width
+    """Of the first image that can be read."""
+    bad: dict[str, str] = {}
+    for index, name in enumerate(source.names):
+        try:
+            image = open_image(source.read(index), name)
+        except (ImageError, OSError) as error:
+            bad[name] = str(error)
+            continue
+        if image.width != image.height:
+            raise DataError(f"{name} has {image.width}×{image.height} pixels; samples must be square.")
+        return image.width
+    raise NoneReadable(bad)
 
 
 class ArrayImages(Images):
@@ -158,7 +190,10 @@ class ArrayImages(Images):
 
     def __init__(self, path: Path, batch: int):
         self.file, self.batch, self.title = ArrayFile(path), batch, path.name
-        self.count, self.size, self.crop = self.file.shape[0], self.file.shape[1], "none"
+        self.count, self.size, width = self.file.shape
+        self.crop = "none"
+        if width != self.size:
+            raise DataError(f"{path}: arr_0 is of {self.size}×{width} pixels; images must be square.")
         self.checksum = self.file.checksum
 
     def batches(self, numbers: range, bad: dict[str, str]) -> Iterator[Tensor]:

@@ -24,6 +24,8 @@ COMMANDS = {
     "sample": ("sample", "make new images with a generator"),
     "encode": ("encode", "tokenize a data set once, for training generators on"),
     "evaluate": ("evaluate", "measure reconstructions or generated images, comparably"),
+    "probe": ("probe", "linear probing and k-NN of latents or of a generator's features"),
+    "latents": ("latents", "pictures of a latent space: UMAP, codebooks, channels"),
     "train": ("train", "train a model from a recipe"),
     "recipes": ("recipes", "list the recipes"),
     "push": ("push", "share a tokenizer on the Hugging Face hub"),

@@ -15,13 +15,13 @@ from softvq import distributed, hub
 from softvq.cli.hooks import save_picture
 from softvq.cli.machine import autocast, pick_device, pick_precision
 from softvq.cli.main import Failure, Usage
+from softvq.cli.models import tokenizer_of
 from softvq.config import from_dict, nearest
 from softvq.data.arrays import write_arrays
 from softvq.data.images import to_bytes
 from softvq.evaluation.pictures import enlarge, grid
 from softvq.generators.all import load_generator
 from softvq.generators.base import Generator, Noise, Sampling
-from softvq.tokenizer import Tokenizer
 from softvq.training.state import Checkpoints
 from softvq.transports.guidance import Guidance
 
@@ -41,7 +41,7 @@ class Sampler:
         self.device = distributed.start(pick_device(options.device))
         self.precision = pick_precision(options.precision, self.device, training=False)
         self.generator = _generator(options)
-        self.tokenizer = _tokenizer(options, self.generator).to(self.device)
+        self.tokenizer = tokenizer_of(self.generator, options.model, options.tokenizer).to(self.device)
         self.generator.to(self.device)
         self.seed, self.model, self.labels_by = options.seed, options.model, options.labels
         self.chosen = [class_number(name, self.generator) for name in options.classes or []]
@@ -119,24 +119,6 @@ def _generator(options: argparse.Namespace) -> Generator:
             raise Usage(f"--no-ema: {options.model} is no run's folder with checkpoints")
         generator.load_state_dict(hub.read_tensors(found[-1] / "model.safetensors"))
     return generator.eval()
-
-
-def _tokenizer(options: argparse.Namespace, generator: Generator) -> Tokenizer:
-    trained_with = generator.about.get("tokenizer", {})
-    name = options.tokenizer or trained_with.get("name")
-    if name is None:
-        raise Usage(f"{options.model} does not say which tokenizer it was trained with; give --tokenizer")
-    tokenizer = Tokenizer.from_pretrained(name)
-    shape = (tokenizer.config.tokens, tokenizer.config.latent_dim)
-    if shape != generator.shape:
-        raise Usage(f"{name} has latents of {shape[0]} × {shape[1]}, but {options.model} makes {generator.shape}")
-    expected = trained_with.get("fingerprint")
-    if expected is not None and tokenizer.fingerprint != expected:
-        raise Failure(
-            f"{options.model} was trained with another tokenizer ({expected}) than {name} ({tokenizer.fingerprint}); "
-            "its latents would be decoded to noise."
-        )
-    return tokenizer
 
 
 def _sampling(options: argparse.Namespace, generator: Generator) -> Sampling:

@@ -10,9 +10,10 @@ from softvq.cli.train import changed, field_changes, run_folder, run_options, to
 
 def run_generator(options: argparse.Namespace) -> dict[str, Any]:
     """Train on the latents in --data, which must be of the recipe's --tokenizer."""
-    from softvq import Tokenizer, distributed
+    from softvq import distributed
     from softvq.cli.hooks import generator_hooks
     from softvq.cli.machine import pick_device, pick_precision
+    from softvq.cli.models import load_tokenizer
     from softvq.data.latents import Latents
     from softvq.recipes import all as recipes
     from softvq.training.generator import train
@@ -27,7 +28,7 @@ def run_generator(options: argparse.Namespace) -> dict[str, Any]:
     latents = Latents(recipe.data)
     if "tokenizer" not in changes and recipe.tokenizer != latents.index.tokenizer and recipe.published is None:
         recipe = replace(recipe, tokenizer=latents.index.tokenizer)
-    tokenizer = Tokenizer.from_pretrained(recipe.tokenizer)
+    tokenizer = load_tokenizer(recipe.tokenizer)
     chosen = run_options(options, out, distributed.start(device), precision)
     folder = train(
         recipe,

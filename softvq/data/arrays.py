@@ -4,6 +4,7 @@
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -19,6 +20,7 @@ from softvq.data.sources import DataError
 _IMAGES = "arr_0"
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 PROTOCOL = "protocol"  # ours: what the statistics are a function of, as JSON
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)
 
 
 class ArrayFile:
@@ -28,10 +30,10 @@ class ArrayFile:
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
-                self.names = [name.removesuffix(".npy") for name in archive.namelist()]
+                self.names = [name[:-4] for name in archive.namelist() if name.endswith(".npy")]
         except FileNotFoundError:
             raise DataError(f"there is no file {path}.") from None
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
+        except (OSError, *_DAMAGED) as error:
             raise DataError(f"{path} is truncated or no .npz file ({error}).") from error
         if _IMAGES not in self.names and not {"mu", "sigma"} <= set(self.names):
             raise DataError(
@@ -58,12 +60,16 @@ class ArrayFile:
                     f"{self.path}: arr_0 is N × 3 × H × W {shape}; ADM's order is N × H × W × 3: "
                     "use arr_0.transpose(0, 2, 3, 1)."
                 )
-            if len(shape) != 4 or shape[3] != 3 or fortran:
+            if len(shape) != 4 or shape[3] != 3:
                 raise DataError(f"{self.path}: arr_0 has shape {shape}; expected N × H × W × 3.")
+            if fortran:
+                raise DataError(f"{self.path}: arr_0 lies in Fortran's order; save numpy.ascontiguousarray(arr_0).")
             if kind != np.uint8:
                 raise DataError(
                     f"{self.path}: arr_0 is {kind}; expected 8-bit images (uint8, 0 to 255); scale and round them."
                 )
+            if not shape[0]:
+                raise DataError(f"{self.path}: arr_0 holds no images.")
             return shape[:3]
 
     def images(self, first: int, last: int, batch_size: int) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
@@ -81,15 +87,17 @@ class ArrayFile:
 
     def statistics(self) -> dict[str, np.ndarray]:
         """Those of `STATISTICS` that the file has, in float64; `DataError` when they fit no features."""
-        with np.load(self.path, allow_pickle=False) as file:
-            try:
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
                 found = {name: np.asarray(file[name], dtype=np.float64) for name in STATISTICS if name in self.names}
-            except (ValueError, TypeError) as error:
-                raise DataError(f"{self.path} holds no plain numbers ({error}).") from error
+        except _DAMAGED as error:
+            raise DataError(f"{self.path} is damaged ({error}).") from error
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{self.path} holds no plain numbers ({error}).") from error
         for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
             if (mean in found) != (covariance in found):
                 raise DataError(f"{self.path} has only one of {mean} and {covariance}.")
-            if mean in found and found[covariance].shape != (*found[mean].shape, *found[mean].shape):
+            if mean in found and (found[mean].ndim != 1 or found[covariance].shape != 2 * found[mean].shape):
                 shapes = f"{found[mean].shape} and {found[covariance].shape}"
                 raise DataError(f"{self.path}: {mean} and {covariance} have shapes {shapes}, which do not fit.")
         return found
@@ -99,26 +107,37 @@ class ArrayFile:
         """What its statistics were made with, if the file says so."""
         if PROTOCOL not in self.names:
             return {}
-        with np.load(self.path, allow_pickle=False) as file:
-            return json.loads(str(file[PROTOCOL]))
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                told = json.loads(str(file[PROTOCOL]))
+        except (ValueError, *_DAMAGED) as error:
+            raise DataError(f"{self.path}: {PROTOCOL} cannot be read ({error}).") from error
+        if not isinstance(told, dict):
+            raise DataError(f"{self.path}: {PROTOCOL} must be a JSON object.")
+        return told
 
     @contextmanager
     def _open(self, name: str):
         """The member's file behind its header, its shape, type, and whether it is in Fortran's order."""
-        with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
-            try:
-                version = np.lib.format.read_magic(file)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, fortran, kind = read(file)
-            except ValueError as error:
-                raise DataError(f"{self.path}: {name} is no array ({error}).") from error
-            yield file, shape, kind, fortran
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
+                try:
+                    version = np.lib.format.read_magic(file)
+                    first = version == (1, 0)
+                    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+                    shape, fortran, kind = read(file)
+                except ValueError as error:
+                    raise DataError(f"{self.path}: {name} is no array ({error}).") from error
+                yield file, shape, kind, fortran
+        except _DAMAGED as error:
+            raise DataError(f"{self.path} is damaged inside {name} ({error}).") from error
 
 
 def write_arrays(
     path: Path, shape: tuple[int, int, int], images: Iterable[UInt8[np.ndarray, "B H W 3"]], **others: np.ndarray
 ) -> None:
-    """Images that come in batches as `arr_0` (N, H, W in `shape`), and other arrays, in one file, atomically."""
+    """Images that come in batches as `arr_0` (N, H, W in `shape`), and other arrays, in one file, atomically.
+    `DataError` when they are not N."""
     partial = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -126,8 +145,12 @@ def write_arrays(
             with archive.open(f"{_IMAGES}.npy", "w", force_zip64=True) as file:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (*shape, 3)}
                 np.lib.format.write_array_header_1_0(file, header)
+                count = 0
                 for batch in images:
                     file.write(np.ascontiguousarray(batch).tobytes())
+                    count += len(batch)
+            if count != shape[0]:
+                raise DataError(f"{path} was not written: there were {count} images instead of {shape[0]}.")
             for name, array in others.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                     np.save(file, array)

@@ -95,6 +95,17 @@ class _ListedOrder:
         return self.source.names[index], self.source.labels[index], lambda: self.source.read(index)
 
 
+class NoneReadable(DataError):
+    """Of these images none can be read: {name: reason}."""
+
+    def __init__(self, bad: dict[str, str]):
+        super().__init__(bad)
+        self.bad = bad
+
+    def __str__(self) -> str:
+        return f"none of the {len(self.bad)} images can be read; the first: {next(iter(self.bad.values()))}"
+
+
 class _Samples(Dataset):
     """Reads one sample in a worker process, by its number; a bad file gives the next readable one.
 
@@ -110,7 +121,7 @@ class _Samples(Dataset):
             for attempt in count():
                 name, label, read = self.order.find(position, attempt)
                 if name in bad:  # once around
-                    return _none_readable(bad)
+                    return NoneReadable(bad)
                 try:
                     image = self.augment(_decode(read, name), self.size, sample_rng(self.seed, position))
                     return to_tensor(image), label, name, position, bad
@@ -202,7 +213,7 @@ def ordered_batches(
     of that size, or it is a `DataError`). `workers` processes decode; 0 decodes in this one.
 
     Bad files are left out and named in the `bad` of their batch or, where all of a batch are bad, of a neighbour;
-    `positions` are indices into the source. `DataError` when nothing is readable.
+    `positions` are indices into the source. `NoneReadable` when nothing is.
     """
     chosen = range(len(source.names)) if chosen is None else chosen
     ready: Batch | None = None  # held back, to name the bad files that no later batch can
@@ -222,7 +233,7 @@ def ordered_batches(
     if ready is not None:
         yield replace(ready, bad={**ready.bad, **bad})
     elif bad:
-        raise _none_readable(bad)
+        raise NoneReadable(bad)
 
 
 def open_source(data: str) -> Listed | ShardStream:
@@ -254,10 +265,6 @@ def _collate(samples: list) -> Batch | DataError:
     images, labels, names, positions, bads = zip(*samples, strict=True)
     bad = {name: reason for bad in bads for name, reason in bad.items()}
     return Batch(torch.stack(images), torch.tensor(labels), list(names), list(positions), bad)
-
-
-def _none_readable(bad: dict[str, str]) -> DataError:
-    return DataError(f"none of the {len(bad)} images can be read; the first: {next(iter(bad.values()))}")
 
 
 @contextmanager

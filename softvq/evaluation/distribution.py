@@ -61,11 +61,16 @@ def precision_recall(
                 f"precision and recall with {neighbours} neighbours need at least {neighbours + 1} {name} images, "
                 f"not {len(side)}."
             )
-    middle = reference.double().mean(0)  # distances are differences of squares: small numbers keep their digits
-    samples, reference = samples.double() - middle, reference.double() - middle
+    samples, reference = _centred(samples, reference)
     precision = _within(samples, reference, _reach(reference, neighbours))
     recall = _within(reference, samples, _reach(samples, neighbours))
     return float(precision.double().mean()), float(recall.double().mean())
+
+
+def _centred(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Around the reference's mean: distances are differences of squares; those of small numbers keep their digits."""
+    middle = reference.double().mean(0)
+    return samples.double() - middle, reference.double() - middle
 
 
 def _reach(points: Tensor, neighbours: int) -> Float[Tensor, " N"]:
@@ -92,5 +97,5 @@ def _squares(a: Tensor, b: Tensor) -> Float[Tensor, "N M"]:
 
 def nearest_distances(samples: Float[Tensor, "N F"], reference: Float[Tensor, "M F"]) -> Float[Tensor, " N"]:
     """The distance of each sample to the nearest reference image: a set of copies lies nearer than new images do."""
-    samples, reference = samples.double(), reference.double()
+    samples, reference = _centred(samples, reference)
     return torch.cat([_squares(part, reference).amin(1).sqrt() for part in samples.split(_BLOCK)])

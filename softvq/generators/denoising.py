@@ -1,5 +1,6 @@
 """SiT and DiT: one network, two ways to say what it learns (paths and velocities; chains and noise)."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -88,6 +89,20 @@ class _Denoiser(Generator):
         """The network's own output for latents at times: float32 out."""
         return self.network(x.to(self.network.x_embedder.weight.dtype), t.float(), labels).float()
 
+    @torch.no_grad()
+    def features(
+        self, latents: Float[Tensor, "B T C"], noise: Float[Tensor, "B T C"], time: float, layer: int
+    ) -> Float[Tensor, "B T D"]:
+        """The tokens after `layer` blocks, of latents noised to `time` (0 data … 1 noise), without a class."""
+        x, t = self._noised(latents, noise, latents.new_full((len(latents),), time))
+        null = torch.full((len(latents),), self.classes, device=latents.device)
+        weight = self.network.x_embedder.weight
+        return self.network.hidden(x.to(weight.dtype), t.float(), null, layer).float()
+
+    @abstractmethod
+    def _noised(self, latents: Tensor, noise: Tensor, time: Float[Tensor, " B"]) -> tuple[Tensor, Tensor]:
+        """The point at a time in [0, 1], and the time as the network counts it."""
+
     def _field(self, labels: Int[Tensor, " B"], guidance: Guidance, read, channels: int | None = None) -> Field:
         null = torch.full_like(labels, self.classes)
         return guided(lambda x, t, y: read(x, t, self(x, t, y)), labels, null, guidance, channels)
@@ -113,6 +128,9 @@ class SiT(_Denoiser):
         point, velocity = mix(self.config.path, latents, noise, t)
         target = {"velocity": velocity, "data": latents, "noise": noise}[self.config.predict]
         return (self(point, t, labels) - target).square().flatten(1).mean(1)
+
+    def _noised(self, latents: Tensor, noise: Tensor, time: Float[Tensor, " B"]) -> tuple[Tensor, Tensor]:
+        return mix(self.config.path, latents, noise, time)[0], time
 
     def velocity(self, labels: Int[Tensor, " B"], guidance: Guidance | None = None) -> Field:
         """The guided velocity field of these classes."""
@@ -167,6 +185,10 @@ class DiT(_Denoiser):
         bound = self.diffusion.bound(latents, point, found, logits, step)
         return {"loss": mse + bound, "mse": mse, "bound": bound}
 
+    def _noised(self, latents: Tensor, noise: Tensor, time: Float[Tensor, " B"]) -> tuple[Tensor, Tensor]:
+        step = (time * (STEPS - 1)).round().long()
+        return self.diffusion.mix(latents, noise, step), step
+
     def noise_field(self, labels: Int[Tensor, " B"], guidance: Guidance | None = None) -> Field:
         """The guided noise (all its channels) and the conditional variance logits."""
         return self._field(labels, guidance or Guidance(), lambda x, t, output: output, self.shape[1])
@@ -189,20 +211,3 @@ class DiT(_Denoiser):
 
 def _steps(progress):
     return (lambda steps: steps) if progress is None else progress
-
-
-def fold(latents: Float[Tensor, "B C H W"], patch: int) -> Float[Tensor, "B T pC"]:
-    """2-D latents as tokens: one for each `patch` × `patch` square, row by row, its numbers by place and then channel.
-    For a transformer with 2-D positions (the paper's KL rows: DiT-XL/2 and SiT-XL/2)."""
-    B, C, H, W = latents.shape
-    if H % patch or W % patch:
-        raise ValueError(f"latents of {H} × {W} cannot be folded in squares of {patch}.")
-    x = latents.view(B, C, H // patch, patch, W // patch, patch)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(B, (H // patch) * (W // patch), patch * patch * C)
-
-
-def unfold(tokens: Float[Tensor, "B T pC"], patch: int, grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
-    """The inverse of `fold`; `grid`: how many squares there are down and across."""
-    h, w = grid
-    x = tokens.view(len(tokens), h, w, patch, patch, -1)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, h * patch, w * patch)

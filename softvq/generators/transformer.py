@@ -18,7 +18,7 @@ _FREQUENCIES = 256
 class TransformerConfig:
     """`tokens` of `channels` numbers each. `classes`: how many labels there are, 0 for none (unconditional); one more
     embedding is the null class. `positions`: `1d`, or `2d` where the tokens are a square grid (2-D latents folded by
-    `denoising.fold`)."""
+    `layers.fold`)."""
 
     tokens: int
     channels: int
@@ -150,14 +150,25 @@ class Transformer(nn.Module):
         self, x: Float[Tensor, "B T C"], t: Float[Tensor, " B"], labels: Int[Tensor, " B"]
     ) -> Float[Tensor, "B T O"]:
         """`labels` from 0 on; `config.classes` is the null class."""
-        x = self.x_embedder(x) + self.pos_embed
         condition = self.t_embedder(t) + self.y_embedder(labels)
-        for block in self.blocks:
+        return self.final_layer(self._hidden(x, condition, len(self.blocks)), condition)
+
+    def hidden(
+        self, x: Float[Tensor, "B T C"], t: Float[Tensor, " B"], labels: Int[Tensor, " B"], layer: int
+    ) -> Float[Tensor, "B T D"]:
+        """The tokens after `layer` blocks: what linear probing reads (Fig. 3)."""
+        if not 1 <= layer <= len(self.blocks):
+            raise ValueError(f"the network has layers 1 to {len(self.blocks)}, not {layer}.")
+        return self._hidden(x, self.t_embedder(t) + self.y_embedder(labels), layer)
+
+    def _hidden(self, x: Tensor, condition: Tensor, layer: int) -> Tensor:
+        x = self.x_embedder(x) + self.pos_embed
+        for block in self.blocks[:layer]:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, condition, use_reentrant=False)
             else:
                 x = block(x, condition)
-        return self.final_layer(x, condition)
+        return x
 
 
 def start_at_zero(model: nn.Module, last: str) -> None:

@@ -75,8 +75,9 @@ class FeatureNetwork(nn.Module):
         return torch.cat([part @ weight.T for part in pool.split(4096)])
 
     def _resized(self, images: Tensor) -> Tensor:
-        images = images.float()
         if self.resizing == "tf1":
-            return inception.resized(images, self.side)
+            return inception.resized(images.float(), self.side)
+        # The kernel's weights are computed in the images' type; in float32 a pixel is off by up to 0.005.
+        images = images.float() if images.device.type == "mps" else images.double()
         size = (self.side, self.side)
-        return F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 255)
+        return F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 255).float()

@@ -179,9 +179,7 @@ class Inception(nn.Module):
     def load(cls, name: str = NAME, file: Path | None = None) -> "Inception":
         """The published weights, from `file` (the .pth, or safetensors with its names) or downloaded once."""
         if name == TINY:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(2)
-                return cls(1 / 8)
+            return _random()
         if name != NAME:
             raise hub.ModelError(f"there is no Inception network {name!r}; there are {NAME} and {TINY}.")
         file = _downloaded() if file is None else file
@@ -195,7 +193,8 @@ class Inception(nn.Module):
 
     def activations(self, images: Float[Tensor, "B 3 S S"]) -> tuple[Float[Tensor, "B F"], Float[Tensor, "B P"]]:
         """The features of the last pooling layer, and those that sFID is measured in (Nash et al. 2021): 7 channels at
-        each of 17 × 17 places, of the layer that the graph calls `mixed_6/conv`. Images in [0, 255] at 299 px."""
+        each of 17 × 17 places, of the layer that the graph calls `mixed_6/conv`, the channel running fastest as in
+        TensorFlow: in that order ADM's files hold their statistics. Images in [0, 255] at 299 px."""
         x = (images - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = F.max_pool2d(x, 3, stride=2)
@@ -203,7 +202,7 @@ class Inception(nn.Module):
         x = F.max_pool2d(x, 3, stride=2)
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))
         x = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))
-        spatial = self.Mixed_6d.branch1x1(x)[:, :7].flatten(1)
+        spatial = self.Mixed_6d.branch1x1(x)[:, :7].permute(0, 2, 3, 1).flatten(1)
         x = self.Mixed_6e(self.Mixed_6d(x))
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
         return x.mean((2, 3)), spatial
@@ -224,6 +223,17 @@ def resized(images: Float[Tensor, "B 3 H W"], side: int = SIDE) -> Float[Tensor,
         below, above = images.index_select(dim, low), images.index_select(dim, high)
         images = below + (above - below) * part
     return images
+
+
+def _random() -> Inception:
+    """The stand-in. He's initialisation: with PyTorch's own, what is left of an image behind 20 layers is 1e-9."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        net = Inception(1 / 8)
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return net
 
 
 def _downloaded() -> Path:

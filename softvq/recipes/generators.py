@@ -103,6 +103,21 @@ def _published() -> list[GeneratorRecipe]:
             "4", f"SiT-L, SoftVQ-B{variant.replace('-', ' ', 1) or ' dinov2-dinov2'}", gfid, None
         )
         found.append(_denoiser("sit", "L", f"softvq-b-64{variant}", 64, row, _ABLATION))
+    # The baselines of Table 1, as DiT's and SiT's authors trained them: 2-D latents of 32 × 32 × 4, two by two a token
+    for kind, name, gfid in (("dit", "DiT-XL/2", (9.62, 2.27)), ("sit", "SiT-XL/2", (8.30, 2.06))):
+        network = TransformerConfig.named("XL", 256, 16, _IMAGENET, positions="2d")
+        model = DiTConfig(network, betas="linear") if kind == "dit" else SiTConfig(network, "linear", "uniform")
+        found.append(
+            GeneratorRecipe(
+                name=f"{kind}-xl-2-kl",
+                about=f"{name} on a KL autoencoder's 32 × 32 latents (Table 1's baseline).",
+                model=model,
+                tokenizer="diffusers:stabilityai/sd-vae-ft-mse",
+                steps=7_000_000,
+                optimizer=replace(_DIFFUSION, grad_clip=None),
+                published=PublishedGeneratorRecipe("1", f"{name}, KL, 1024 latents", *gfid),
+            )
+        )
     return found
 
 

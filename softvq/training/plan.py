@@ -1,21 +1,16 @@
 """What a run will cost, before it is begun: two steps on tensors without contents, whose operations and memory are
 counted. Nothing is downloaded, and no memory is taken."""
 
-from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from softvq.data.loader import Batch, open_source
 from softvq.data.sources import DataError
+from softvq.memory import Memory, without_contents
 from softvq.training.recipe import TokenizerRecipe
 from softvq.training.run import RunOptions, images_in
 from softvq.training.state import TrainState
@@ -84,8 +79,8 @@ class _Count:
 
 def _counted(recipe: TokenizerRecipe, options: RunOptions) -> _Count:
     size, count = recipe.tokenizer.image_size, recipe.batch_size
-    memory, flops = _Memory(), FlopCounterMode(display=False)
-    with FakeTensorMode(allow_non_fake_inputs=True), _without_truncation():
+    memory, flops = Memory(), FlopCounterMode(display=False)
+    with without_contents():
         frozen = Frozen.untrained(recipe)
         parts = new_parts(recipe, frozen, options, started=False)
         judge_optimizer = None if recipe.adversarial is None else recipe.adversarial.optimizer
@@ -124,45 +119,6 @@ def _parameters(state: TrainState, frozen: Frozen) -> dict[str, int]:
     }
     counts = {name: sum(p.numel() for p in net.parameters()) for name, net in found.items() if net is not None}
     return {name: count for name, count in counts.items() if count}
-
-
-class _Memory(TorchDispatchMode):
-    """The bytes that the results of operations hold, counted by storage, and their largest number at once."""
-
-    def __init__(self):
-        super().__init__()
-        self.held: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.now = self.peak = 0
-
-    def hold(self, tensors: list[Tensor]) -> None:
-        """Count these until their storages are freed."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self.held:
-                self.now += storage.nbytes()
-                self.held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        if self.now > self.peak:  # only now does it matter what was freed
-            self.held = {key: (ref, size) for key, (ref, size) in self.held.items() if not ref.expired()}
-            self.now = sum(size for _, size in self.held.values())
-            self.peak = max(self.peak, self.now)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        results = func(*args, **(kwargs or {}))
-        self.hold([t for t in tree_leaves(results) if isinstance(t, Tensor)])
-        return results
-
-
-@contextmanager
-def _without_truncation():
-    """`trunc_normal_` draws until all values are inside, which tensors without values cannot say."""
-    usual = nn.init.trunc_normal_
-    nn.init.trunc_normal_ = nn.init.normal_
-    try:
-        yield
-    finally:
-        nn.init.trunc_normal_ = usual
 
 
 def show_plan(plan: Plan) -> str:

@@ -1,6 +1,7 @@
 """The order of images and every batch are functions of the seed and the sample number, whoever makes them."""
 
 import io
+import pickle
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from softvq import distributed
 from softvq.data.images import Augment, fit, open_image, to_tensor
-from softvq.data.loader import Batch, Order, ordered_batches, sample_rng, training_batches
+from softvq.data.loader import Batch, NoneReadable, Order, ordered_batches, sample_rng, training_batches
 from softvq.data.sources import DataError, Folder
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -21,12 +22,12 @@ lengths, numbers, seeds = st.integers(1, 12), st.integers(0, 60), st.integers(0,
 IMAGES, SIZE = 7, 8
 
 
-def lay(root: Path, good: int = 0, bad: tuple[int, ...] = ()) -> Folder:
-    """`good` noise images over two classes; those numbered in `bad` are no images at all."""
+def lay(root: Path, good: int = 0, bad: tuple[int, ...] = (), side: int | None = None) -> Folder:
+    """`good` noise images over two classes, of 13 × 11 pixels or square; those numbered in `bad` are no images."""
     for number in range(good):
         path = root / "ab"[number % 2] / f"{number:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(number).integers(0, 256, (13, 11, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(number).integers(0, 256, (side or 13, side or 11, 3), dtype=np.uint8)
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "PNG")
         path.write_bytes(b"no image" if number in bad else file.getvalue())
@@ -260,11 +261,45 @@ def test_a_batch_of_bad_files_only_is_still_reported(tmp_path, bad):
     assert bad_names(batches) == {source.names[i] for i in range(IMAGES) if int(source.names[i][2:4]) in bad}
 
 
-def test_ordered_batches_of_bad_files_only_do_not_end_in_silence(tmp_path):
-    """Either an error for people or a batch that names them; not an empty list."""
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ordered_batches_of_bad_files_only_name_them_all(tmp_path, workers):
     source = lay(tmp_path, 3, bad=(0, 1, 2))
-    try:
-        told = bad_names(ordered_batches(source, size=SIZE, batch_size=2))
-    except DataError as error:
-        told = str(error)
-    assert source.names[0] in told
+    with pytest.raises(NoneReadable, match=r"^none of the 3 images can be read; the first: a/00\.png ") as error:
+        list(ordered_batches(source, size=SIZE, batch_size=2, workers=workers))
+    assert list(error.value.bad) == source.names
+    again = pickle.loads(pickle.dumps(error.value))  # as it comes out of a worker process
+    assert (str(again), again.bad) == (str(error.value), error.value.bad)
+
+
+@pytest.mark.parametrize("how", ["crop", "keep"])
+def test_workers_change_no_ordered_batch(tmp_path, how):
+    """Bad files in it, and one batch of them only."""
+    source = lay(tmp_path, 9, bad=(0, 2, 7), side=SIZE)
+    one, other = (list(ordered_batches(source, size=SIZE, batch_size=2, how=how, workers=w)) for w in (0, 2))
+    assert bad_names(one) == {"a/00.png", "a/02.png", "b/07.png"}
+    for batch, expected in zip(other, one, strict=True):
+        assert_same(batch, expected)
+
+
+# Images that are kept as they are
+
+
+def test_kept_images_are_the_files_pixels(tmp_path):
+    source = lay(tmp_path, 4, side=SIZE)
+    (batch,) = ordered_batches(source, size=SIZE, batch_size=4, how="keep")
+    expected = [to_tensor(open_image(source.read(i))) for i in range(4)]
+    assert torch.equal(batch.images, torch.stack(expected))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("shape", [(SIZE, SIZE + 1), (SIZE - 1, SIZE), (2 * SIZE, 2 * SIZE)])
+def test_an_image_of_another_size_is_a_sentence_with_both_sizes(tmp_path, shape, workers):
+    """Among bad files, which are no reason to stop."""
+    source = lay(tmp_path, 6, bad=(0,), side=SIZE)
+    Image.new("RGB", shape).save(source.root / "b" / "03.png")
+    batches = ordered_batches(source, size=SIZE, batch_size=2, how="keep", workers=workers)
+    wanted = rf"^b/03\.png has {shape[0]}×{shape[1]} pixels, not {SIZE}×{SIZE}: all must be of one size\.$"
+    with pytest.raises(DataError, match=wanted):
+        list(batches)
+    fitted = list(ordered_batches(source, size=SIZE, batch_size=2, how="crop", workers=workers))
+    assert sum(map(len, fitted)) == 5

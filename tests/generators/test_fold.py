@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from softvq.generators.denoising import fold, unfold
+from softvq.layers import fold, unfold
 
 
 @pytest.mark.parametrize(("height", "width", "patch"), [(4, 4, 2), (6, 4, 2), (3, 5, 1), (6, 9, 3)])

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from softvq.config import ConfigError
 from softvq.generators.all import load_generator
-from softvq.generators.denoising import DiT, DiTConfig, SiT, SiTConfig, fold, unfold
+from softvq.generators.denoising import DiT, DiTConfig, SiT, SiTConfig
 from softvq.generators.transformer import TransformerConfig, positions
 from softvq.hub import ModelError
+from softvq.layers import fold, unfold
 
 PATCH, CHANNELS, SIDE, WIDTH = 2, 3, 6, 32
 NETWORK = TransformerConfig(9, PATCH**2 * CHANNELS, 5, WIDTH, 2, 2, positions="2d")

@@ -1,0 +1,154 @@
+"""Other people's 2-D autoencoders, from diffusers, as tokenizers: the KL and DC-AE rows of Tables 1 to 3 in the same
+harness. Needs pip install 'softvq[autoencoders]'.
+
+    tokenizer = FoldedAutoencoder.load("diffusers:stabilityai/sd-vae-ft-mse")  # or diffusers:FOLDER; …@512: 512 px
+    latents = tokenizer.encode(images)      # (B, 3, 256, 256) in [-1, 1] -> (B, 256, 16): 2 × 2 latents a token
+
+Everything that takes a tokenizer's name takes such a name: encode, evaluate, probe, latents, train generator, sample.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from softvq import hub
+from softvq.layers import fold, unfold
+from softvq.quantizers.base import Quantized
+from softvq.tokenizer import Reconstruction
+
+PREFIX = "diffusers:"
+KINDS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderRAE")
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_FINE = 16  # latents of more than so many a side are folded by two, as DiT-XL/2 does
+
+
+@dataclass(frozen=True)
+class FoldedConfig:
+    """`image_size` (px) ↔ a `grid` × `grid` square of `channels` numbers, folded by `patch` into `tokens` of
+    `latent_dim` numbers; `kind` is the diffusers class."""
+
+    kind: str
+    image_size: int
+    channels: int
+    grid: int
+    patch: int
+
+    @property
+    def tokens(self) -> int:
+        return (self.grid // self.patch) ** 2
+
+    @property
+    def latent_dim(self) -> int:
+        return self.channels * self.patch**2
+
+
+class FoldedAutoencoder(nn.Module):
+    """A diffusers autoencoder with a tokenizer's `encode`, `decode` and `forward`. Latents are the posterior's mean,
+    shifted and scaled as the model's configuration says."""
+
+    kind = "tokenizer"
+
+    def __init__(self, model: nn.Module, config: FoldedConfig, about: dict[str, Any] | None = None):
+        super().__init__()
+        self.model, self.config, self.about = model, config, about or {}
+        mean, std = _statistics(model.config, config)
+        self.register_buffer("latent_mean", mean)
+        self.register_buffer("latent_std", std)
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def load(cls, name: str) -> "FoldedAutoencoder":
+        """`diffusers:NAME`, `diffusers:FOLDER`, either with `@SIZE` for images of other than 256 px. `ModelError`, one
+        sentence, when it cannot be had or is of another kind."""
+        where, _, size = name.removeprefix(PREFIX).partition("@")
+        if size and not size.isdecimal():
+            raise hub.ModelError(f"{name!r}: the size behind @ must be a number of pixels, not {size!r}.")
+        folder = Path(where)
+        if not folder.is_dir():
+            folder = hub.download(where, (hub.CONFIG, _WEIGHTS), f"{PREFIX}FOLDER")
+        kind = hub.read_json(folder / hub.CONFIG).get("_class_name")
+        if kind not in KINDS:
+            raise hub.ModelError(f"{where} holds a {kind!r}; of diffusers, {', '.join(KINDS)} can be tokenizers.")
+        return cls.of(_loaded(kind, folder), kind, int(size or 256), {"source": name})
+
+    @classmethod
+    def of(cls, model: nn.Module, kind: str, image_size: int, about: dict[str, Any]) -> "FoldedAutoencoder":
+        """Of a diffusers model that is there already."""
+        with torch.no_grad():
+            device = next(model.parameters()).device
+            try:
+                latents = _encoded(model, kind, torch.zeros(1, 3, image_size, image_size, device=device))
+            except RuntimeError as error:
+                raise hub.ModelError(
+                    f"a {kind} cannot encode {image_size} px ({str(error).splitlines()[0]})."
+                ) from error
+        _, channels, grid, _ = latents.shape
+        patch = 2 if grid > _FINE and grid % 2 == 0 else 1
+        return cls(model, FoldedConfig(kind, image_size, channels, grid, patch), about)
+
+    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L D"]:
+        """Latents of about zero mean and unit variance."""
+        c = self.config
+        if images.shape[1:] != (3, c.image_size, c.image_size):
+            raise ValueError(f"images must be (B, 3, {c.image_size}, {c.image_size}), not {tuple(images.shape)}.")
+        latents = _encoded(self.model, c.kind, images)
+        return fold((latents - self.latent_mean) / self.latent_std, c.patch)
+
+    def decode(self, latents: Float[Tensor, "B L D"]) -> Float[Tensor, "B 3 H W"]:
+        """Images, not clamped."""
+        c = self.config
+        if latents.shape[1:] != (c.tokens, c.latent_dim):
+            raise ValueError(f"latents must be (B, {c.tokens}, {c.latent_dim}), not {tuple(latents.shape)}.")
+        side = c.grid // c.patch
+        images = self.model.decode(unfold(latents, c.patch, (side, side)) * self.latent_std + self.latent_mean).sample
+        return images * 2 - 1 if c.kind == "AutoencoderRAE" else images
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Reconstruction:
+        latents = self.encode(images)
+        return Reconstruction(self.decode(latents), latents, Quantized(latents))
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the configuration and every weight."""
+        return hub.fingerprint(asdict(self.config), self.state_dict())
+
+
+def _encoded(model: nn.Module, kind: str, images: Tensor) -> Tensor:
+    if kind == "AutoencoderRAE":  # which takes and gives [0, 1]
+        return model.encode((images + 1) / 2).latent
+    found = model.encode(images)
+    return found.latent_dist.mean if kind == "AutoencoderKL" else found.latent
+
+
+def _statistics(theirs: Any, config: FoldedConfig) -> tuple[Tensor, Tensor]:
+    """Mean and deviation that the configuration says, (C, 1, 1). A RAE divides out its own."""
+    if config.kind == "AutoencoderRAE":
+        return torch.zeros(config.channels, 1, 1), torch.ones(config.channels, 1, 1)
+    scale = getattr(theirs, "scaling_factor", None) or 1.0
+    mean = getattr(theirs, "latents_mean", None) or [getattr(theirs, "shift_factor", None) or 0.0] * config.channels
+    std = getattr(theirs, "latents_std", None) or [1 / scale] * config.channels
+    for numbers in (mean, std):
+        if len(numbers) != config.channels or not all(math.isfinite(n) for n in numbers):
+            raise hub.ModelError(f"the configuration's latent statistics do not fit {config.channels} channels.")
+    return torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+
+
+def _loaded(kind: str, folder: Path) -> nn.Module:
+    if not (folder / _WEIGHTS).is_file():
+        raise hub.ModelError(f"{folder / _WEIGHTS} does not exist; other formats are not read.")
+    try:
+        import diffusers
+    except ImportError:
+        raise hub.ModelError("diffusers' autoencoders need packages: pip install 'softvq[autoencoders]'.") from None
+    try:
+        return getattr(diffusers, kind).from_pretrained(
+            folder, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True
+        )
+    except Exception as error:  # diffusers raises many kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise hub.ModelError(f"{folder} cannot be loaded by diffusers ({reason}).") from error

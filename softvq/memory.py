@@ -1,0 +1,67 @@
+"""How much memory a computation takes, counted on tensors without contents: nothing is computed, and none is taken."""
+
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Memory(TorchDispatchMode):
+    """The bytes that the results of operations hold, counted by storage, and their largest number at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.held: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.now = self.peak = 0
+
+    def hold(self, tensors: list[Tensor]) -> None:
+        """Count these until their storages are freed."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.held:
+                self.now += storage.nbytes()
+                self.held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        if self.now > self.peak:  # only now does it matter what was freed
+            self.held = {key: (ref, size) for key, (ref, size) in self.held.items() if not ref.expired()}
+            self.now = sum(size for _, size in self.held.values())
+            self.peak = max(self.peak, self.now)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        results = func(*args, **(kwargs or {}))
+        self.hold([t for t in tree_leaves(results) if isinstance(t, Tensor)])
+        return results
+
+
+@contextmanager
+def without_contents():
+    """A block in which tensors have shapes, but no contents. (`trunc_normal_` draws until all values are inside, which
+    such tensors cannot say.)"""
+    usual = nn.init.trunc_normal_
+    nn.init.trunc_normal_ = nn.init.normal_
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        nn.init.trunc_normal_ = usual
+
+
+@torch.no_grad()
+def inference_memory(build: Callable[[], tuple[nn.Module, Callable[[], Any]]]) -> int:
+    """The largest number of bytes that tensors hold at once, weights included, while a model's call runs. `build` makes
+    both."""
+    memory = Memory()
+    with without_contents():
+        model, call = build()
+        held = [*model.parameters(), *model.buffers()]
+        with memory:
+            memory.hold(held)
+            call()
+    return memory.peak
