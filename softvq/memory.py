@@ -1,10 +1,10 @@
-"""How much memory a computation takes, counted on tensors without contents: nothing is computed, and none is taken."""
+"""How much memory a computation takes, counted tensor by tensor; also of tensors without contents, where nothing is
+computed and none is taken."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -51,17 +51,3 @@ def without_contents():
             yield
     finally:
         nn.init.trunc_normal_ = usual
-
-
-@torch.no_grad()
-def inference_memory(build: Callable[[], tuple[nn.Module, Callable[[], Any]]]) -> int:
-    """The largest number of bytes that tensors hold at once, weights included, while a model's call runs. `build` makes
-    both."""
-    memory = Memory()
-    with without_contents():
-        model, call = build()
-        held = [*model.parameters(), *model.buffers()]
-        with memory:
-            memory.hold(held)
-            call()
-    return memory.peak

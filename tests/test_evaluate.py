@@ -17,8 +17,10 @@ from softvq import Tokenizer
 from softvq.cli import evaluate_reconstruction, evaluating
 from softvq.cli.main import main
 from softvq.cli.sampling import Sampler
+from softvq.data.images import fit, open_image
 from softvq.data.loader import ordered_batches
 from softvq.data.sources import Folder, open_listed
+from softvq.evaluation.distribution import inception_score, precision_recall
 from softvq.evaluation.frechet import frechet_distance, moments_of
 from softvq.evaluation.metrics import as_bytes
 from softvq.evaluation.parts import Parts
@@ -47,13 +49,12 @@ def small() -> Iterator[None]:
         yield
 
 
-def lay(folder: Path, numbers: range, suffix: str = "png") -> Path:
-    """Those of the bundled validation images."""
+def lay(folder: Path, numbers: range, size: int = 80) -> Path:
+    """Those of the bundled validation images, larger than the model's."""
     source = open_listed("emoji-val")
     folder.mkdir(parents=True)
     for number in numbers:
-        image = Image.open(io.BytesIO(source.read(number * 20 % len(source.names)))).convert("RGB")
-        image.save(folder / f"{number:02}.{suffix}")
+        fit(open_image(source.read(number * 20)), size).save(folder / f"{number:02}.png")
     return folder
 
 
@@ -65,7 +66,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As if a generator had made them."""
-    return lay(tmp_path_factory.mktemp("images") / "other", range(4, 4 + COUNT + 1))
+    return lay(tmp_path_factory.mktemp("images") / "other", range(1, 14), SIZE)
 
 
 def run(out: Path, *words: object) -> tuple[int, str, str]:
@@ -225,20 +226,16 @@ def test_the_figures_of_samples_are_those_of_their_features(real: Path, other: P
         expected = frechet_distance(*(moments_of(side[name]) for side in features))
         assert found[figure] == pytest.approx(expected, rel=1e-4)
     logits = network.logits(features[0]["pool"])
-    assert found["inception_score"] == pytest.approx(evaluating_score(logits), rel=1e-5)
-
-
-def evaluating_score(logits: torch.Tensor) -> float:
-    from softvq.evaluation.distribution import inception_score
-
-    return inception_score(logits)[0]
+    assert found["inception_score"] == pytest.approx(inception_score(logits)[0], rel=1e-6)
+    pools = [side["pool"] for side in features]
+    assert (found["precision"], found["recall"]) == precision_recall(*pools)
 
 
 def test_samples_of_the_same_names_are_not_each_other(real: Path, tmp_path: Path, reference: Path):
     """Two runs' folders: results of their own, and fingerprints that are of the pixels."""
     found = []
     for name, numbers in (("a", range(11)), ("b", range(11))):
-        folder = lay(tmp_path / name / "samples", numbers)
+        folder = lay(tmp_path / name / "samples", numbers, SIZE)
         if name == "b":
             Image.new("RGB", (SIZE, SIZE), "red").save(folder / "10.png")
         found.append(done(tmp_path / "out", "generation", "--samples", folder, "--reference", reference))
@@ -247,7 +244,7 @@ def test_samples_of_the_same_names_are_not_each_other(real: Path, tmp_path: Path
     assert found[0]["scores"]["gfid"] != found[1]["scores"]["gfid"]
 
 
-def test_over_seeds_there_is_a_mean_and_a_deviation(reference: Path, tmp_path: Path, drawn: dict[str, Any]):
+def test_over_seeds_there_is_a_mean_and_a_deviation(reference: Path, tmp_path: Path, drawn, capsys):
     found = done(tmp_path, *DRAWN, "--reference", reference, "--seed", 0, 1)
     second = done(tmp_path, *DRAWN, "--reference", reference, "--seed", 1)
     assert found["sampling"]["seed"] == [0, 1]
@@ -257,8 +254,9 @@ def test_over_seeds_there_is_a_mean_and_a_deviation(reference: Path, tmp_path: P
             pair = [first, second["scores"][name]]
             assert found["scores"][name] == pytest.approx(np.mean(pair), rel=1e-6)
             assert found["scores"][f"{name}_over_seeds"] == pytest.approx(np.std(pair, ddof=1), rel=1e-6, abs=1e-9)
-    told = run(tmp_path, *DRAWN, "--reference", reference, "--seed", 0, 1)[1]
-    assert f"gfid {found['scores']['gfid']:25.4f} ± {found['scores']['gfid_over_seeds']:.4f}" in told
+    evaluating.show(found)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("gfid"))
+    assert line.split() == ["gfid", f"{found['scores']['gfid']:.4f}", "±", f"{found['scores']['gfid_over_seeds']:.4f}"]
 
 
 def test_a_sweep_measures_each_scale_in_each_interval_and_draws_them(reference: Path, tmp_path: Path, drawn):

@@ -240,14 +240,15 @@ class MAR(Generator):
         label = self.label_embedder(labels)[:, None].expand(-1, buffer, -1)
         x = self.embed_norm(torch.cat([label.to(tokens.dtype), tokens], 1) + self.encoder_pos_embed)
         kept = torch.cat([torch.ones(B, buffer, dtype=torch.bool, device=masked.device), ~masked], 1)
-        seen = self._through(self.encoder, x[kept].view(B, -1, x.shape[-1]))
+        seen = self.through(self.encoder, x[kept].view(B, -1, x.shape[-1]))
         seen = self.decoder_embed(self.encoder_norm(seen))
         x = self.mask_token.expand(B, buffer + T, -1).to(seen.dtype).clone()
         x[kept] = seen.flatten(0, 1)
-        x = self._through(self.decoder, x + self.decoder_pos_embed)
+        x = self.through(self.decoder, x + self.decoder_pos_embed)
         return self.decoder_norm(x)[:, buffer:] + self.head_pos_embed
 
-    def _through(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
+    def through(self, blocks: nn.ModuleList, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Tokens through the encoder's or the decoder's blocks."""
         for block in blocks:
             recompute = self.recompute and torch.is_grad_enabled()
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
