@@ -10,6 +10,7 @@ Everything that takes a tokenizer's name takes such a name: encode, evaluate, pr
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -85,9 +86,11 @@ class FoldedAutoencoder(nn.Module):
                 latents = _encoded(model, kind, torch.zeros(1, 3, image_size, image_size, device=device))
             except RuntimeError as error:
                 raise hub.ModelError(
-                    f"a {kind} cannot encode {image_size} px ({str(error).splitlines()[0]})."
+                    f"this {kind} cannot encode {image_size} px ({str(error).splitlines()[0]})."
                 ) from error
         _, channels, grid, _ = latents.shape
+        if (side := _side(model.config, kind, grid)) != image_size:
+            raise hub.ModelError(f"this {kind} makes {side} px of {image_size} px; give a size that fits behind @.")
         patch = 2 if grid > _FINE and grid % 2 == 0 else 1
         return cls(model, FoldedConfig(kind, image_size, channels, grid, patch), about)
 
@@ -125,6 +128,14 @@ def _encoded(model: nn.Module, kind: str, images: Tensor) -> Tensor:
     return found.latent_dist.mean if kind == "AutoencoderKL" else found.latent
 
 
+def _side(theirs: Any, kind: str, grid: int) -> int:
+    """How many pixels a side the decoder makes of a grid of latents."""
+    if kind == "AutoencoderRAE":  # whose encoder resizes what it is given
+        return theirs.patch_size * grid
+    blocks = theirs.block_out_channels if kind == "AutoencoderKL" else theirs.decoder_block_out_channels
+    return grid * 2 ** (len(blocks) - 1)
+
+
 def _statistics(theirs: Any, config: FoldedConfig) -> tuple[Tensor, Tensor]:
     """Mean and deviation that the configuration says, (C, 1, 1). A RAE divides out its own."""
     if config.kind == "AutoencoderRAE":
@@ -135,6 +146,8 @@ def _statistics(theirs: Any, config: FoldedConfig) -> tuple[Tensor, Tensor]:
     for numbers in (mean, std):
         if len(numbers) != config.channels or not all(math.isfinite(n) for n in numbers):
             raise hub.ModelError(f"the configuration's latent statistics do not fit {config.channels} channels.")
+    if not all(number > 0 for number in std):
+        raise hub.ModelError(f"the configuration's latent deviations must be positive, not {min(std)}.")
     return torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
 
 
@@ -146,9 +159,15 @@ def _loaded(kind: str, folder: Path) -> nn.Module:
     except ImportError:
         raise hub.ModelError("diffusers' autoencoders need packages: pip install 'softvq[autoencoders]'.") from None
     try:
-        return getattr(diffusers, kind).from_pretrained(
-            folder, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True
+        model, info = getattr(diffusers, kind).from_pretrained(
+            folder, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # diffusers raises many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = shorten(str(error), 300) or type(error).__name__
         raise hub.ModelError(f"{folder} cannot be loaded by diffusers ({reason}).") from error
+    if missing := sorted(info["missing_keys"]):  # which diffusers starts at random
+        raise hub.ModelError(f"{folder / _WEIGHTS} lacks {len(missing)} of the model's tensors, {missing[0]} for one.")
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise hub.ModelError(f"{folder / _WEIGHTS}: {name} holds NaN or Inf.")
+    return model

@@ -76,19 +76,17 @@ def _rows() -> dict[str, CostRow]:
         ),
         "mar-h-kl": CostRow("1", "MAR-H, KL, 256 tokens", _mar(256, 16), None, 145.08, 0.12),
     }
-    for kind, tokens, gmacs, speed in (
-        ("mar", 32, 67.93, 2.08),
-        ("mar", 64, 86.55, 0.89),
-        ("dit", 32, 14.52, 8.74),
-        ("dit", 64, 28.81, 4.51),
-        ("sit", 32, 14.73, 10.11),
-        ("sit", 64, 29.23, 5.39),
+    for name, tokens, size, gmacs, speed in (
+        ("MAR-H", 32, "L", 67.93, 2.08),
+        ("MAR-H", 64, "BL", 86.55, 0.89),
+        ("DiT-XL", 32, "L", 14.52, 8.74),
+        ("DiT-XL", 64, "L", 28.81, 4.51),
+        ("SiT-XL", 32, "L", 14.73, 10.11),
+        ("SiT-XL", 64, "L", 29.23, 5.39),
     ):
-        size = "BL" if (kind, tokens) == ("mar", 64) else "L"
-        channels = 2048 // tokens
+        channels, kind = 2048 // tokens, name[:3].lower()
         generator = _mar(tokens, channels) if kind == "mar" else _transformer(kind, tokens, channels)
-        name = f"mar-h-{tokens}" if kind == "mar" else f"{kind}-xl-{tokens}"
-        about = f"{name[:-3].replace('-', ' ')}, SoftVQ-{size}, {tokens} tokens"
+        about, name = f"{name}, SoftVQ-{size}, {tokens} tokens", f"{name.lower()}-{tokens}"
         rows[name] = CostRow("1", about, generator, _softvq(size, tokens), gmacs, speed)
     rows |= {
         "dit-xl-2-kl-512": CostRow(

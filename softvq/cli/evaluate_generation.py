@@ -58,8 +58,9 @@ def generation(options: argparse.Namespace) -> dict[str, Any]:
             found.append(generation_scores(parts, reference, bench.network.logits))
         return bench.named(spread(found), "g")
 
+    recipe = sampler.generator.about.get("recipe", {})
     result = {
-        "model": {**model, "recipe": sampler.generator.about.get("recipe", {}).get("name")},
+        "model": {**model, "recipe": recipe.get("name"), "steps": recipe.get("steps")},
         "tokenizer": sampler.generator.about.get("tokenizer", {}).get("name"),
         "protocol": bench.protocol(count, size, "none", compared).to_dict(),
         "sampling": {**sampler.settings(), "seed": options.seeds},

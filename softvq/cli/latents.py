@@ -30,11 +30,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq import hub
     from softvq.cli.plots import pyplot
-    from softvq.evaluation.latent_space import change, channel_statistics, codebook_scores, nearest_cosines
+    from softvq.evaluation.latent_space import change, channel_statistics, codebook_scores, nearest_cosines, umap_learn
 
     if min(options.num, options.classes, options.batch) < 1 or options.workers < 0:
         raise Usage("--num, --classes and --batch must be at least 1, --workers not negative")
     pyplot()  # what is missing is said before the work begins
+    umap_learn()
     seen = _Seen(options)
     result: dict[str, Any] = {
         "softvq": "latents",

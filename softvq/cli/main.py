@@ -27,6 +27,7 @@ COMMANDS = {
     "probe": ("probe", "linear probing and k-NN of latents or of a generator's features"),
     "latents": ("latents", "pictures of a latent space: UMAP, codebooks, channels"),
     "bench": ("bench", "what tokenizers and generators cost, beside the paper's figures"),
+    "report": ("report", "tables of measured results beside the paper's, from a folder of them"),
     "train": ("train", "train a model from a recipe"),
     "recipes": ("recipes", "list the recipes"),
     "push": ("push", "share a tokenizer on the Hugging Face hub"),

@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             side, probed.vectors(side.encoded), options.out / stem / name, probed.device, probed.precision
         )
         if (features := parts.all("features")) is None:
+            parts.remove()  # the next command looks again
             raise Failure(f"none of the {side.count} images of {side.name} can be read.")
         labelled.append(Labelled(features, parts.all("labels")))
     train, val = labelled

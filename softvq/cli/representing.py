@@ -14,7 +14,7 @@ from softvq import distributed
 from softvq.cli.machine import autocast
 from softvq.cli.main import Failure
 from softvq.data.latents import INDEX, Latents
-from softvq.data.loader import listing, ordered_batches
+from softvq.data.loader import NoneReadable, listing, ordered_batches
 from softvq.data.sources import identity
 from softvq.evaluation.parts import Part, Parts
 from softvq.quantizers.base import Quantized
@@ -68,12 +68,15 @@ def represented(side: Side, represent: Represent, folder: Path, device: torch.de
     def make(numbers: range, done: Callable[[int], object]) -> Part:
         rows: list[dict[str, Tensor]] = []
         bad: dict[str, str] = {}
-        for inputs, labels, positions, unreadable in side.read(numbers):
-            bad |= unreadable
-            with autocast(device, precision), distributed.apart():
-                found = represent(inputs.to(device), positions)
-            rows.append({**{name: tensor.float().cpu() for name, tensor in found.items()}, "labels": labels.cpu()})
-            done(len(labels))
+        try:
+            for inputs, labels, positions, unreadable in side.read(numbers):
+                bad |= unreadable
+                with autocast(device, precision), distributed.apart():
+                    found = represent(inputs.to(device), positions)
+                rows.append({**{name: tensor.float().cpu() for name, tensor in found.items()}, "labels": labels.cpu()})
+                done(len(labels))
+        except NoneReadable as error:  # of this part; others may hold some
+            bad |= error.bad
         return Part({name: torch.cat([row[name] for row in rows]) for name in (rows[0] if rows else {})}, bad)
 
     parts.fill(make, side.name)

@@ -1,6 +1,9 @@
 """What a latent space looks like: statistics of its channels, of what the quantizer changes, and of its codewords; UMAP
 (Fig. 4)."""
 
+import warnings
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -53,17 +56,21 @@ def codebook_scores(counts: Int[Tensor, "G K"], entropy: Float[Tensor, "2"]) -> 
     }
 
 
-def umap(vectors: Float[Tensor, "N F"], seed: int = 0) -> Float[Tensor, "N 2"]:
-    """Two dimensions that keep neighbours (McInnes et al. 2018), with umap-learn's own settings and a seed."""
+def umap_learn() -> Any:
+    """umap-learn's class, where it is installed."""
     try:
         from umap import UMAP
     except ImportError:
         raise MetricError("UMAP needs a package: pip install 'softvq[plots]'.") from None
-    import warnings
+    return UMAP
 
+
+def umap(vectors: Float[Tensor, "N F"], seed: int = 0) -> Float[Tensor, "N 2"]:
+    """Two dimensions that keep neighbours (McInnes et al. 2018), with umap-learn's own settings and a seed."""
+    make = umap_learn()
     if len(vectors) < 16:
         raise MetricError(f"UMAP needs at least 16 images, not {len(vectors)}.")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="n_jobs value")  # what a seed costs
-        found = UMAP(random_state=seed).fit_transform(vectors.float().numpy())
+        found = make(random_state=seed).fit_transform(vectors.float().numpy())
     return torch.from_numpy(found)

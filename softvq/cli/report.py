@@ -1,0 +1,285 @@
+"""Tables and figures of measured results, beside the paper's: Markdown from a folder of what the other commands wrote.
+
+  softvq report                                  evaluations/ → evaluations/report.md
+  softvq report evaluations/ --out results.md
+
+Reads what softvq evaluate, probe and bench wrote. A table holds only figures of one protocol (images, crop, feature
+network and its weights, resizing, reference, precision); others get a table of their own. The paper's figures stand
+beside those of its recipes, and the table says whether its protocol is the paper's.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from softvq.cli.main import Failure
+
+Result = dict[str, Any]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("evaluations"), help="default: evaluations")
+    parser.add_argument("--out", type=Path, help="the Markdown file (default: report.md in the folder)")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    from softvq import hub
+
+    results, odd = _read(options.folder)
+    if not results:
+        raise Failure(f"{options.folder} holds no results; softvq evaluate, probe and bench write them.")
+    out = options.out or options.folder / "report.md"
+    lines = ["# Measured results", "", *(f"Left out: {reason}" for reason in odd), *([""] if odd else [])]
+    figures: list[Path] = []
+    for kind, section in _SECTIONS.items():
+        if mine := [result for result in results if result["kind"] == kind]:
+            lines += section(mine, out, figures)
+    with hub.atomic(out) as temporary:
+        temporary.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    if not options.json:
+        print(f"{len(results)} results in {out}" + "".join(f"\nleft out: {reason}" for reason in odd))
+    return {"report": str(out), "results": len(results), "figures": [str(f) for f in figures], "left_out": odd}
+
+
+def _read(folder: Path) -> tuple[list[Result], list[str]]:
+    """Results in the order of their files, and what could not be read."""
+    from softvq.cli.evaluating import EVALUATION
+    from softvq.hub import ModelError, read_json
+
+    if not folder.is_dir():
+        raise Failure(f"there is no folder {folder}.")
+    found, odd = [], []
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            result = read_json(path)
+        except ModelError as error:
+            odd.append(str(error))
+            continue
+        if result.get("softvq") == EVALUATION:
+            missing = {"kind", "protocol", "rows" if result.get("kind") == "cost" else "scores"} - result.keys()
+            if missing or result["kind"] not in _SECTIONS:
+                odd.append(f"{path} is a result without {', '.join(sorted(missing)) or 'a known kind'}.")
+            else:
+                found.append({**result, "file": path})
+    return found, odd
+
+
+def _groups(results: list[Result], odd: list[str]) -> list[tuple[Any, list[Result]]]:
+    """Results that can be compared, with their protocol."""
+    from softvq.evaluation.metrics import MetricError
+    from softvq.evaluation.protocol import Protocol
+
+    groups: list[tuple[Any, list[Result]]] = []
+    for result in results:
+        try:
+            protocol = Protocol.from_dict(result["protocol"])
+        except MetricError as error:
+            odd.append(f"{result['file']}: {error}")
+            continue
+        for known, group in groups:
+            if not known.differences(protocol):
+                group.append(result)
+                break
+        else:
+            groups.append((protocol, [result]))
+    return groups
+
+
+def _table(columns: dict[str, list[Any]]) -> list[str]:
+    """Markdown; columns without a figure are left out."""
+    kept = {name: cells for name, cells in columns.items() if any(cell not in (None, "") for cell in cells)}
+    rows = zip(*kept.values(), strict=True)
+    text = ["| " + " | ".join(kept) + " |", "|" + "---|" * len(kept)]
+    return [*text, *("| " + " | ".join("" if c is None else str(c) for c in row) + " |" for row in rows), ""]
+
+
+def _protocol_line(protocol: Any, papers: bool) -> str:
+    features = f"features: {protocol.features} (weights {protocol.weights}), {protocol.resizing}"
+    crop = "" if protocol.crop == "none" else f", {protocol.crop}"
+    line = (
+        f"{protocol.images:,} images of {protocol.size} px{crop}, against {protocol.reference} "
+        f"({protocol.reference_checksum}, {protocol.reference_images or '?'} images); {features}; {protocol.precision}."
+    )
+    return line + ("" if papers else " **Not the paper's protocol**: that is FID, Inception's, of 50,000 images.")
+
+
+def _is_papers(protocol: Any) -> bool:
+    from softvq.pretrained.inception import NAME
+
+    tf1 = protocol.resizing is not None and "TensorFlow" in protocol.resizing
+    return protocol.images == 50_000 and protocol.features == NAME and tf1
+
+
+def _number(value: float | None, digits: int, spread: float | None = None) -> str | None:
+    if value is None:
+        return None
+    return f"{value:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+
+
+def _scores(results: list[Result], name: str, digits: int) -> list[str | None]:
+    return [_number(r["scores"].get(name), digits, r["scores"].get(f"{name}_over_seeds")) for r in results]
+
+
+def _names(results: list[Result]) -> list[str]:
+    return [f"`{Path(str(r['model']['name'])).name}`" for r in results]
+
+
+def _reconstruction(results: list[Result], out: Path, figures: list[Path]) -> list[str]:
+    from softvq.recipes.all import RECIPES
+
+    lines, odd = ["## Reconstruction (Tables 1 to 5)", ""], []
+    for protocol, group in _groups(results, odd):
+        recipes = [RECIPES.get(r["model"].get("recipe") or Path(str(r["model"]["name"])).name) for r in group]
+        published = [recipe and recipe.published for recipe in recipes]
+        lines += [_protocol_line(protocol, _is_papers(protocol)), ""]
+        lines += _table(
+            {
+                "tokenizer": _names(group),
+                "row of the paper": [p and f"Table {p.table}: {p.row}" for p in published],
+                "tokens": [r.get("tokens") for r in group],
+                "rFID, paper": [p and f"{p.rfid:.2f}" for p in published],
+                "rFID": _scores(group, "rfid", 2),
+                "rFD": _scores(group, "rfd", 1),
+                "rsFID": _scores(group, "rsfid", 2),
+                "PSNR dB": _scores(group, "psnr", 2),
+                "SSIM": _scores(group, "ssim", 4),
+                "LPIPS": _scores(group, "lpips", 4),
+                "codebook usage": _scores(group, "codebook_usage", 3),
+                "perplexity": _scores(group, "codebook_perplexity", 0),
+                "": [None if r["scores"].get("reliable", True) else "few images" for r in group],
+            }
+        )
+    return lines + odd
+
+
+def _generation(results: list[Result], out: Path, figures: list[Path]) -> list[str]:
+    lines, odd = ["## Generation (Tables 1 to 4 and 6 to 8)", ""], []
+    for protocol, group in _groups(results, odd):
+        printed = [_printed(r) for r in group]
+        columns: dict[str, list[Any]] = {
+            "model": _names(group),
+            "steps": [_steps(r) for r in group],
+            "sampler": [_sampler(r) for r in group],
+            "guidance": [r.get("sampling", {}).get("guidance") for r in group],
+        }
+        for place, (name, title, digits) in enumerate(
+            (("gfid", "gFID", 2), ("inception_score", "IS", 1), ("precision", "precision", 2), ("recall", "recall", 2))
+        ):
+            columns[f"{title}, paper"] = [p and p[place] for p in printed]
+            columns[title] = _scores(group, name, digits)
+        columns["gFD"] = _scores(group, "gfd", 1)
+        columns["gsFID"] = _scores(group, "gsfid", 2)
+        columns["KID"] = _scores(group, "kid", 4)
+        columns["nearest"] = _scores(group, "nearest", 2)
+        columns[""] = [None if r["scores"].get("reliable", True) else "few images" for r in group]
+        lines += [_protocol_line(protocol, _is_papers(protocol)), "", *_table(columns)]
+        for result in group:
+            if picture := result.get("picture"):
+                lines += [f"![guidance]({_relative(Path(picture), out)})", ""]
+    return lines + odd
+
+
+def _steps(result: Result) -> int | None:
+    return result["model"].get("steps")
+
+
+def _sampler(result: Result) -> str | None:
+    sampling = result.get("sampling")
+    return sampling and f"{sampling['sampler']}, {sampling['steps']} steps"
+
+
+def _printed(result: Result) -> Any:
+    """The paper's row for this recipe, these steps, with or without guidance."""
+    from softvq.recipes.all import GENERATORS
+    from softvq.recipes.published import GENERATION
+
+    if "sampling" not in result:
+        return None
+    name = result["model"].get("recipe") or Path(str(result["model"]["name"])).name.replace("_", "-")  # as released
+    if name not in GENERATORS:
+        return None
+    rows = GENERATION.get((name, _steps(result) or GENERATORS[name].steps))
+    return rows and rows[result["sampling"]["guidance"] != 1]
+
+
+def _relative(picture: Path, out: Path) -> str:
+    import os
+
+    return os.path.relpath(picture, out.parent)
+
+
+def _probe(results: list[Result], out: Path, figures: list[Path]) -> list[str]:
+    from softvq.recipes.published import PROBE
+
+    told = [r["protocol"] for r in results]
+    scores = {
+        title: [_number(r["scores"].get(name) and 100 * r["scores"][name], 2) for r in results]
+        for title, name in (("top 1 %", "probe_top1"), ("top 5 %", "probe_top5"), ("balanced %", "probe_balanced"))
+    }
+    lines = ["## Linear probing (Fig. 3, Table 4)", ""]
+    lines += _table(
+        {
+            "model": _names(results),
+            "data": [p["data"] for p in told],
+            "images": [p["images"] for p in told],
+            "layer": [p.get("layer") for p in told],
+            "time": [p.get("time") for p in told],
+            "pool": [p["pool"] for p in told],
+            "top 1 %, paper": [PROBE.get(r["model"].get("recipe") or "") for r in results],
+            **scores,
+            "k-NN %": [_number(r["scores"].get("knn_top1") and 100 * r["scores"]["knn_top1"], 2) for r in results],
+        }
+    )
+    path = out.with_name(f"{out.stem}-probe.png")
+    bars = {name.strip("`"): r["scores"].get("probe_top1") for name, r in zip(_names(results), results, strict=True)}
+    return [*lines, *_bars(bars, "top-1 accuracy of a linear probe", path, figures)]
+
+
+def _cost(results: list[Result], out: Path, figures: list[Path]) -> list[str]:
+    lines = ["## Cost (Tables 1 and 2)", ""]
+    for number, result in enumerate(results):
+        p, rows = result["protocol"], list(result["rows"].values())
+        timed = f"; batch {p['batch']}, {p['steps']} steps, guidance {p['guidance']:g}" if p.get("timed") else ""
+        lines += [f"{p['device']}, PyTorch {p['torch']}, {p['precision']}{timed}.", ""]
+        lines += _table(
+            {
+                "row": [f"`{name}`" for name in result["rows"]],
+                "": [row["about"] for row in rows],
+                "M parameters": [_number(row.get("parameters"), 1) for row in rows],
+                "GMACs, paper": [_number(row.get("published_gmacs"), 2) for row in rows],
+                "GMACs": [_number(row.get("gmacs"), 2) for row in rows],
+                "decoder": [_number(row.get("decode_gmacs"), 1) for row in rows],
+                "GB": [_number(row.get("memory_gb"), 2) for row in rows],
+                "ms an evaluation": [_number(row.get("evaluation_ms"), 1) for row in rows],
+                "ms decoding": [_number(row.get("decode_ms"), 1) for row in rows],
+                "images/s, paper": [_number(row.get("published_images_per_second"), 2) for row in rows],
+                "images/s": [_number(row.get("images_per_second"), 3) for row in rows],
+            }
+        )
+        path = out.with_name(f"{out.stem}-cost{number or ''}.png")
+        speeds = {name: row.get("images_per_second") for name, row in result["rows"].items()}
+        lines += _bars(speeds, "images a second", path, figures)
+    return lines
+
+
+def _bars(values: dict[str, float | None], title: str, path: Path, figures: list[Path]) -> list[str]:
+    """A bar a name; nothing where there is nothing to draw, or matplotlib is not installed."""
+    from softvq.cli.plots import pyplot, save_figure
+
+    known = {name: value for name, value in values.items() if value is not None}
+    if len(known) < 2:
+        return []
+    try:
+        plt = pyplot()
+    except Failure:
+        return []
+    figure, axis = plt.subplots(figsize=(6, 0.6 + 0.3 * len(known)), layout="constrained")
+    axis.barh(list(known), list(known.values()))
+    axis.invert_yaxis()
+    axis.set_xlabel(title)
+    save_figure(figure, path)
+    figures.append(path)
+    return [f"![{title}]({path.name})", ""]
+
+
+_SECTIONS = {"reconstruction": _reconstruction, "generation": _generation, "probe": _probe, "cost": _cost}
