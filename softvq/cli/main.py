@@ -30,7 +30,7 @@ COMMANDS = {
     "report": ("report", "tables of measured results beside the paper's, from a folder of them"),
     "train": ("train", "train a model from a recipe"),
     "recipes": ("recipes", "list the recipes"),
-    "push": ("push", "share a tokenizer on the Hugging Face hub"),
+    "push": ("push", "share a model on the Hugging Face hub"),
     "statistics": ("statistics", "fit a tokenizer's latent mean and standard deviation on your images"),
 }
 

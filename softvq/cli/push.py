@@ -1,4 +1,4 @@
-"""Share a tokenizer on the Hugging Face hub: weights, configuration and a model card with recipe and figures.
+"""Share a tokenizer or generator on the Hugging Face hub: weights, configuration, a model card with recipe and figures.
 
   softvq push runs/emoji-64 me/my-tokenizer
   softvq push runs/emoji-64 me/my-tokenizer --private --half
@@ -9,6 +9,8 @@ The card and config.json say how it was trained: the command, and the names of t
 
 import argparse
 from typing import Any
+
+from softvq.cli.main import Usage
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,11 +23,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from softvq.tokenizer import Tokenizer
+    from softvq.cli.models import open_model
 
-    tokenizer = Tokenizer.from_pretrained(options.model)
+    model = open_model(options.model)
+    if not hasattr(model, "push_to_hub"):
+        raise Usage(f"{options.model} is not softvq's to share")
     dtype = torch.float16 if options.half else torch.float32
-    address = tokenizer.push_to_hub(options.name, private=options.private, dtype=dtype)
+    address = model.push_to_hub(options.name, private=options.private, dtype=dtype)
     if not options.json:
-        print(f'uploaded to {address}; Tokenizer.from_pretrained("{options.name}") loads it')
+        print(f'uploaded to {address}; {model.kind.capitalize()}.from_pretrained("{options.name}") loads it')
     return {"model": options.model, "name": options.name, "address": address}

@@ -36,6 +36,12 @@ class Sampling:
             raise ValueError(f"steps must be at least 1, not {self.steps}")
 
 
+def check_share(name: str, share: float) -> None:
+    """`ValueError` unless a share of what is dropped is in [0, 1)."""
+    if not 0 <= share < 1:
+        raise ValueError(f"{name} must be in [0, 1), not {share}")
+
+
 class Noise:
     """Standard normal numbers that are a function of a seed, an image's number and how many were drawn before: the same
     whatever batch or rank an image is made in."""
@@ -83,14 +89,14 @@ class Generator(nn.Module):
         """New latents of these classes. `noise` holds one generator a label."""
 
     @property
-    @abstractmethod
     def shape(self) -> tuple[int, int]:
         """(T, C) of the latents."""
+        return self.config.network.tokens, self.config.network.channels
 
     @property
-    @abstractmethod
     def classes(self) -> int:
         """How many classes there are, 0 for an unconditional model."""
+        return self.config.network.classes
 
     @property
     @abstractmethod

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from softvq.generators.base import Generator, Noise, Sampling
+from softvq.generators.base import Generator, Noise, Sampling, check_share
 from softvq.generators.transformer import Transformer, TransformerConfig
 from softvq.transports import samplers
 from softvq.transports.diffusion import STEPS, BetasName, Diffusion
@@ -30,7 +30,7 @@ class SiTConfig:
     dropout: float = 0.1
 
     def __post_init__(self):
-        _check_dropout(self.dropout)
+        check_share("dropout", self.dropout)
 
     def build(self, about: dict[str, Any] | None = None) -> "SiT":
         return SiT(self, about)
@@ -45,15 +45,10 @@ class DiTConfig:
     dropout: float = 0.1
 
     def __post_init__(self):
-        _check_dropout(self.dropout)
+        check_share("dropout", self.dropout)
 
     def build(self, about: dict[str, Any] | None = None) -> "DiT":
         return DiT(self, about)
-
-
-def _check_dropout(share: float) -> None:
-    if not 0 <= share < 1:
-        raise ValueError(f"dropout must be in [0, 1), not {share}")
 
 
 class _Denoiser(Generator):
@@ -62,14 +57,6 @@ class _Denoiser(Generator):
     def __init__(self, config: SiTConfig | DiTConfig, out_channels: int, about: dict[str, Any] | None):
         super().__init__(config, about)
         self.network = Transformer(config.network, out_channels)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.config.network.tokens, self.config.network.channels
-
-    @property
-    def classes(self) -> int:
-        return self.config.network.classes
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -102,6 +89,11 @@ class _Denoiser(Generator):
     @abstractmethod
     def _noised(self, latents: Tensor, noise: Tensor, time: Float[Tensor, " B"]) -> tuple[Tensor, Tensor]:
         """The point at a time in [0, 1], and the time as the network counts it."""
+
+    def _start(self, labels: Int[Tensor, " B"], noise: Noise, sampling: Sampling) -> Float[Tensor, "B T C"]:
+        """Noise in the state's type, where the labels are; `ValueError` when the model cannot be sampled so."""
+        self.check(sampling)
+        return noise().to(labels.device, getattr(torch, sampling.dtype))
 
     def _field(self, labels: Int[Tensor, " B"], guidance: Guidance, read, channels: int | None = None) -> Field:
         null = torch.full_like(labels, self.classes)
@@ -146,8 +138,7 @@ class SiT(_Denoiser):
     def sample(
         self, labels: Int[Tensor, " B"], noise: Noise, sampling: Sampling, progress=None
     ) -> Float[Tensor, "B T C"]:
-        self.check(sampling)
-        x = noise().to(labels.device, getattr(torch, sampling.dtype))
+        x = self._start(labels, noise, sampling)
         field, name, more = self.velocity(labels, sampling.guidance), sampling.sampler, _steps(progress)
         if name == "dopri5":
             return samplers.dopri5(field, x).float()
@@ -197,8 +188,7 @@ class DiT(_Denoiser):
     def sample(
         self, labels: Int[Tensor, " B"], noise: Noise, sampling: Sampling, progress=None
     ) -> Float[Tensor, "B T C"]:
-        self.check(sampling)
-        x = noise().to(labels.device, getattr(torch, sampling.dtype))
+        x = self._start(labels, noise, sampling)
         field, name, more = self.noise_field(labels, sampling.guidance), sampling.sampler, _steps(progress)
         chain = self.diffusion.respaced(min(sampling.steps, STEPS))
         if name == "ddpm":

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from softvq.generators.base import Generator, Noise, Sampling
+from softvq.generators.base import Generator, Noise, Sampling, check_share
 from softvq.generators.transformer import FinalLayer, TimeEmbedder, start_at_zero
 from softvq.transports import samplers
 from softvq.transports.diffusion import STEPS, Diffusion
@@ -81,8 +81,8 @@ class MARConfig:
     head_steps: int = 100
 
     def __post_init__(self):
-        if not 0 <= self.dropout < 1 or not 0 <= self.hidden_dropout < 1:
-            raise ValueError("dropout and hidden_dropout must be in [0, 1)")
+        check_share("dropout", self.dropout)
+        check_share("hidden_dropout", self.hidden_dropout)
         if self.repeats < 1 or not 1 <= self.head_steps <= STEPS:
             raise ValueError(f"repeats must be at least 1, head_steps in 1 … {STEPS}")
 
@@ -183,14 +183,6 @@ class MAR(Generator):
         embeddings = (self.encoder_pos_embed, self.decoder_pos_embed, self.head_pos_embed, self.mask_token)
         for weight in (*embeddings, self.label_embedder.weight):
             nn.init.normal_(weight, std=0.02)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.config.network.tokens, self.config.network.channels
-
-    @property
-    def classes(self) -> int:
-        return self.config.network.classes
 
     @property
     def blocks(self) -> list[nn.Module]:

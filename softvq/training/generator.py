@@ -182,9 +182,9 @@ def train(
     for block_owner in model.modules():
         if hasattr(block_owner, "recompute"):
             block_owner.recompute = options.recompute
-    none = nn.ModuleDict()
+    heads, judge = nn.ModuleDict(), nn.ModuleDict()  # which only tokenizers have
     state = TrainState.of(
-        model.to(options.device), none, nn.ModuleDict(), recipe.optimizer, None, options.parallel, student=_Pupil
+        model.to(options.device), heads, judge, recipe.optimizer, None, options.parallel, student=_Pupil
     )
     if options.compile:
         state.trained.compile()
