@@ -7,8 +7,8 @@ check:  ## linter and formatter
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
-test:  ## the whole test suite, no network and no GPU needed
-	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest
+test:  ## the whole test suite on all cores, no network and no GPU needed
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n auto --dist loadfile
 
 test-reference:  ## parity with the real timm, in an environment of its own (Python 3.10 or 3.11, which torchvision 0.16 needs)
 	$(PYTHON) -m venv $(REFERENCE)

@@ -43,10 +43,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq.cli.machine import pick_device, pick_precision
     from softvq.config import nearest
 
-    if min(options.steps, options.repeats, options.batch or 1) < 1:
+    if min(options.steps, options.repeats, 1 if options.batch is None else options.batch) < 1:
         raise Usage("--steps, --repeats and --batch must be at least 1")
+    if options.rows and options.model:
+        raise Usage("--model goes without rows")
     if options.list:
-        for name, row in ROWS.items():
+        for name, row in ROWS.items() if not options.json else ():
             print(f"{name:18} Table {row.table}: {row.about}")
         return {"rows": list(ROWS)}
     for name in options.rows:

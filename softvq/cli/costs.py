@@ -166,7 +166,7 @@ def _decoding(row: CostRow, times: argparse.Namespace, no_time: bool) -> dict[st
     found["decode_ms"] = _milliseconds(lambda: model.decode(latents), times)
     if row.generator is None:
         found["evaluation_ms"] = _milliseconds(lambda: model.encode(images), times)
-        found["memory_gb"] = call_memory(model, lambda: model.decode(model.encode(images))) / 1e9
+        found["memory_gb"] = _gigabytes(model, lambda: model.decode(model.encode(images)), times)
         found["images_per_second"] = 1000 / (found["evaluation_ms"] + found["decode_ms"])
     return found
 
@@ -191,7 +191,7 @@ def _generating(row: CostRow, times: argparse.Namespace, options: argparse.Names
     guided = times.batch * (2 if options.guidance != 1 else 1)
     calls = _mar_calls(model, guided, options.steps) if isinstance(model, MAR) else _denoiser_calls(model, guided)
     seconds = {name: _milliseconds(call, times) * times.batch / 1000 for name, call in calls.items()}
-    found["memory_gb"] = call_memory(model, calls["evaluation"]) / 1e9
+    found["memory_gb"] = _gigabytes(model, calls["evaluation"], times)
     found["evaluation_ms"] = seconds["evaluation"] * 1000 / times.batch
     if isinstance(model, MAR):
         steps = min(options.steps, model.shape[0])
@@ -206,6 +206,11 @@ def _milliseconds(call: Callable[[], Any], times: argparse.Namespace) -> float:
     """Of a call, an image."""
     with autocast(times.device, times.precision):
         return timed(call, times.device, times.repeats) * 1000 / times.batch
+
+
+def _gigabytes(model: nn.Module, call: Callable[[], Any], times: argparse.Namespace) -> float:
+    with autocast(times.device, times.precision):
+        return call_memory(model, call) / 1e9
 
 
 def _denoiser_calls(model: Any, rows: int) -> dict[str, Callable[[], Any]]:

@@ -58,6 +58,7 @@ def _add_generation_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--samples", help="measure these instead of a model's: ADM's .npz, or images (all of one size)")
     add("--reference", help="real images, or an .npz of them or of their statistics (default: what the model learned)")
+    add("--checksum", metavar="HEX", help="refuse any other reference than the one with this checksum")
     add("-n", "--num", type=int, help="how many images (default: 50000; for the bundled images 900)")
     add("--seed", type=int, nargs="+", default=[0], help="one or several: figures are means, with their deviation")
     add("--scale", type=float, nargs="+", help="measure these guidance scales too, and draw the curve")

@@ -15,6 +15,7 @@ from softvq.cli.evaluating import (
     DataImages,
     DrawnImages,
     is_emoji,
+    look_for,
     notes_of,
     reference_of,
     write_result,
@@ -40,11 +41,12 @@ def generation(options: argparse.Namespace) -> dict[str, Any]:
     if swept:
         pyplot()  # what is missing is said before the work begins
     emoji = is_emoji(sampler.tokenizer)
-    bench = Bench(options, emoji)
     count = options.num or (900 if emoji else 50_000)
     named = options.reference or sampler.generator.about.get("data")
     if named is None:
         raise Usage(f"{options.model} does not say which images it learned; give --reference")
+    look_for(named)
+    bench = Bench(options, emoji)
     model = {"name": str(options.model), "fingerprint": sampler.generator.fingerprint}
     stem = f"generation-{Path(options.model).name}-{bench.stem(model, sampler.settings(), count, named, options.seeds)}"
     size = sampler.tokenizer.config.image_size
@@ -80,9 +82,10 @@ def generation(options: argparse.Namespace) -> dict[str, Any]:
 def _of_samples(options: argparse.Namespace) -> dict[str, Any]:
     if options.reference is None:
         raise Usage("--samples need a --reference")
-    bench = Bench(options, emoji=options.reference in ("emoji", "emoji-val"))
     array = options.samples.lower().endswith(".npz")
     images = ArrayImages(Path(options.samples), options.batch) if array else DataImages(options.samples, None, options)
+    look_for(options.reference)
+    bench = Bench(options, emoji=options.reference in ("emoji", "emoji-val"))
     reference, compared = reference_of(bench, options.reference, images.size)
     stem = f"generation-{Path(options.samples).stem}-{bench.stem(options.samples, images.checksum, compared[1])}"
     parts = bench.parts(images, stem)

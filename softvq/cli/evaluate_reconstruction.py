@@ -30,11 +30,11 @@ def reconstruction(options: argparse.Namespace) -> dict[str, Any]:
     if data is None:
         raise Usage(f"{options.model} does not say which images it is for; give --data")
     wants_lpips = not emoji if options.lpips is None else options.lpips
+    images = DataImages(data, tokenizer.config.image_size, options)
     bench = Bench(options, emoji, (perceptual.NAME,) if wants_lpips else ())
     vgg = bench.files.get(perceptual.NAME)
     judge = perceptual.LPIPS.load(perceptual.NAME, vgg).to(bench.device) if wants_lpips else None
     tokenizer.to(bench.device)
-    images = DataImages(data, tokenizer.config.image_size, options)
     model = {"name": str(options.model), "fingerprint": tokenizer.fingerprint}
     stem = f"reconstruction-{Path(options.model).name}-{bench.stem(model, data, images.checksum, wants_lpips)}"
     parts = Parts(options.out / f"{stem}.parts", images.count)

@@ -214,8 +214,25 @@ class DrawnImages(Images):
                 yield self.sampler.images(list(range(first, min(numbers.stop, first + self.batch))))
 
 
+def look_for(reference: str) -> None:
+    """`DataError` when it is not there: said before networks are downloaded."""
+    if reference.lower().endswith(".npz"):
+        ArrayFile(Path(reference))
+    else:
+        listing(reference)
+
+
 def reference_of(bench: Bench, named: str, size: int) -> tuple[Reference, Compared]:
-    """Real images: a data set cut to `size`, ADM's array of images of that size, or statistics."""
+    """Real images: a data set cut to `size`, ADM's array of images of that size, or statistics. `DataError` when they
+    are others than --checksum says."""
+    reference, compared = _reference(bench, named, size)
+    wanted = bench.options.checksum
+    if wanted is not None and not (wanted and compared[1].startswith(wanted[:16].lower())):
+        raise DataError(f"the reference {named} has the checksum {compared[1]}, not {wanted}.")
+    return reference, compared
+
+
+def _reference(bench: Bench, named: str, size: int) -> tuple[Reference, Compared]:
     if not named.lower().endswith(".npz"):
         images: Images = DataImages(named, size, bench.options)
     else:

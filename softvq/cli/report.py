@@ -9,8 +9,10 @@ beside those of its recipes, and the table says whether its protocol is the pape
 """
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from softvq.cli.main import Failure
 
@@ -27,7 +29,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     results, odd = _read(options.folder)
     if not results:
-        raise Failure(f"{options.folder} holds no results; softvq evaluate, probe and bench write them.")
+        reason = f" {len(odd)} files were left out; the first: {odd[0]}" if odd else ""
+        raise Failure(f"{options.folder} holds no results; softvq evaluate, probe and bench write them.{reason}")
     out = options.out or options.folder / "report.md"
     lines = ["# Measured results", "", *(f"Left out: {reason}" for reason in odd), *([""] if odd else [])]
     figures: list[Path] = []
@@ -55,27 +58,54 @@ def _read(folder: Path) -> tuple[list[Result], list[str]]:
         except ModelError as error:
             odd.append(str(error))
             continue
-        if result.get("softvq") == EVALUATION:
-            missing = {"kind", "protocol", "rows" if result.get("kind") == "cost" else "scores"} - result.keys()
-            if missing or result["kind"] not in _SECTIONS:
-                odd.append(f"{path} is a result without {', '.join(sorted(missing)) or 'a known kind'}.")
-            else:
-                found.append({**result, "file": path})
+        if result.get("softvq") != EVALUATION:
+            odd.append(f"{path} is not of softvq evaluate, probe or bench.")
+        elif flaw := _flaw(result):
+            odd.append(f"{path}: {flaw}")
+        else:
+            found.append({**result, "file": path})
     return found, odd
 
 
-def _groups(results: list[Result], odd: list[str]) -> list[tuple[Any, list[Result]]]:
-    """Results that can be compared, with their protocol."""
+_OF_PROTOCOL = {  # what is shown of it; the other kinds' are `Protocol`s
+    "probe": ("data", "images", "pool"),
+    "cost": ("device", "torch", "precision", "batch", "steps", "guidance"),
+}
+
+
+def _flaw(result: Result) -> str | None:
+    """Why a result cannot be shown; None if it can."""
     from softvq.evaluation.metrics import MetricError
+    from softvq.evaluation.protocol import Protocol
+
+    kind = result.get("kind")
+    if kind not in list(_SECTIONS):
+        return "a result without a known kind."
+    wanted: dict[str, tuple[str, ...]] = {"protocol": _OF_PROTOCOL.get(kind, ())}
+    wanted |= {"rows": ()} if kind == "cost" else {"model": ("name",), "scores": ()}
+    wanted |= {"sampling": ("sampler", "steps", "guidance")} if "sampling" in result else {}
+    for part, names in wanted.items():
+        held = result.get(part)
+        if not isinstance(held, dict):
+            return f"a result without {part}."
+        if missing := [name for name in names if name not in held]:
+            return f"a result without {missing[0]} in its {part}."
+    if kind in _OF_PROTOCOL:
+        return None
+    try:
+        Protocol.from_dict(result["protocol"])
+    except MetricError as error:
+        return str(error)
+    return None
+
+
+def _groups(results: list[Result]) -> list[tuple[Any, list[Result]]]:
+    """Results that can be compared, with their protocol."""
     from softvq.evaluation.protocol import Protocol
 
     groups: list[tuple[Any, list[Result]]] = []
     for result in results:
-        try:
-            protocol = Protocol.from_dict(result["protocol"])
-        except MetricError as error:
-            odd.append(f"{result['file']}: {error}")
-            continue
+        protocol = Protocol.from_dict(result["protocol"])
         for known, group in groups:
             if not known.differences(protocol):
                 group.append(result)
@@ -90,7 +120,11 @@ def _table(columns: dict[str, list[Any]]) -> list[str]:
     kept = {name: cells for name, cells in columns.items() if any(cell not in (None, "") for cell in cells)}
     rows = zip(*kept.values(), strict=True)
     text = ["| " + " | ".join(kept) + " |", "|" + "---|" * len(kept)]
-    return [*text, *("| " + " | ".join("" if c is None else str(c) for c in row) + " |" for row in rows), ""]
+    return [*text, *("| " + " | ".join(map(_cell, row)) + " |" for row in rows), ""]
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value).replace("|", "\\|")
 
 
 def _protocol_line(protocol: Any, papers: bool) -> str:
@@ -124,12 +158,18 @@ def _names(results: list[Result]) -> list[str]:
     return [f"`{Path(str(r['model']['name'])).name}`" for r in results]
 
 
+def _recipe(result: Result) -> str:
+    """Which recipe the model is of; the authors' releases are called as theirs."""
+    model = result["model"]
+    return model.get("recipe") or Path(str(model["name"])).name.replace("_", "-")
+
+
 def _reconstruction(results: list[Result], out: Path, figures: list[Path]) -> list[str]:
     from softvq.recipes.all import RECIPES
 
-    lines, odd = ["## Reconstruction (Tables 1 to 5)", ""], []
-    for protocol, group in _groups(results, odd):
-        recipes = [RECIPES.get(r["model"].get("recipe") or Path(str(r["model"]["name"])).name) for r in group]
+    lines = ["## Reconstruction (Tables 1 to 5)", ""]
+    for protocol, group in _groups(results):
+        recipes = [RECIPES.get(_recipe(r)) for r in group]
         published = [recipe and recipe.published for recipe in recipes]
         lines += [_protocol_line(protocol, _is_papers(protocol)), ""]
         lines += _table(
@@ -149,12 +189,12 @@ def _reconstruction(results: list[Result], out: Path, figures: list[Path]) -> li
                 "": [None if r["scores"].get("reliable", True) else "few images" for r in group],
             }
         )
-    return lines + odd
+    return lines
 
 
 def _generation(results: list[Result], out: Path, figures: list[Path]) -> list[str]:
-    lines, odd = ["## Generation (Tables 1 to 4 and 6 to 8)", ""], []
-    for protocol, group in _groups(results, odd):
+    lines = ["## Generation (Tables 1 to 4 and 6 to 8)", ""]
+    for protocol, group in _groups(results):
         printed = [_printed(r) for r in group]
         columns: dict[str, list[Any]] = {
             "model": _names(group),
@@ -165,7 +205,7 @@ def _generation(results: list[Result], out: Path, figures: list[Path]) -> list[s
         for place, (name, title, digits) in enumerate(
             (("gfid", "gFID", 2), ("inception_score", "IS", 1), ("precision", "precision", 2), ("recall", "recall", 2))
         ):
-            columns[f"{title}, paper"] = [p and p[place] for p in printed]
+            columns[f"{title}, paper"] = [p and _number(p[place], digits) for p in printed]
             columns[title] = _scores(group, name, digits)
         columns["gFD"] = _scores(group, "gfd", 1)
         columns["gsFID"] = _scores(group, "gsfid", 2)
@@ -174,9 +214,10 @@ def _generation(results: list[Result], out: Path, figures: list[Path]) -> list[s
         columns[""] = [None if r["scores"].get("reliable", True) else "few images" for r in group]
         lines += [_protocol_line(protocol, _is_papers(protocol)), "", *_table(columns)]
         for result in group:
-            if picture := result.get("picture"):
-                lines += [f"![guidance]({_relative(Path(picture), out)})", ""]
-    return lines + odd
+            picture = result["file"].with_suffix(".png")  # wherever the folder has been moved to
+            if "picture" in result and picture.is_file():
+                lines += [f"![guidance]({_link(picture, out)})", ""]
+    return lines
 
 
 def _steps(result: Result) -> int | None:
@@ -195,17 +236,15 @@ def _printed(result: Result) -> Any:
 
     if "sampling" not in result:
         return None
-    name = result["model"].get("recipe") or Path(str(result["model"]["name"])).name.replace("_", "-")  # as released
+    name = _recipe(result)
     if name not in GENERATORS:
         return None
     rows = GENERATION.get((name, _steps(result) or GENERATORS[name].steps))
     return rows and rows[result["sampling"]["guidance"] != 1]
 
 
-def _relative(picture: Path, out: Path) -> str:
-    import os
-
-    return os.path.relpath(picture, out.parent)
+def _link(picture: Path, out: Path) -> str:
+    return quote(Path(os.path.relpath(picture, out.parent)).as_posix())
 
 
 def _probe(results: list[Result], out: Path, figures: list[Path]) -> list[str]:
@@ -225,14 +264,19 @@ def _probe(results: list[Result], out: Path, figures: list[Path]) -> list[str]:
             "layer": [p.get("layer") for p in told],
             "time": [p.get("time") for p in told],
             "pool": [p["pool"] for p in told],
-            "top 1 %, paper": [PROBE.get(r["model"].get("recipe") or "") for r in results],
+            "top 1 %, paper": [_number(PROBE.get(_recipe(r)), 2) for r in results],
             **scores,
             "k-NN %": [_number(r["scores"].get("knn_top1") and 100 * r["scores"]["knn_top1"], 2) for r in results],
         }
     )
     path = out.with_name(f"{out.stem}-probe.png")
-    bars = {name.strip("`"): r["scores"].get("probe_top1") for name, r in zip(_names(results), results, strict=True)}
+    bars = [(_probed(result), result["scores"].get("probe_top1")) for result in results]
     return [*lines, *_bars(bars, "top-1 accuracy of a linear probe", path, figures)]
+
+
+def _probed(result: Result) -> str:
+    layer = result["protocol"].get("layer")
+    return Path(str(result["model"]["name"])).name + ("" if layer is None else f", layer {layer}")
 
 
 def _cost(results: list[Result], out: Path, figures: list[Path]) -> list[str]:
@@ -244,7 +288,7 @@ def _cost(results: list[Result], out: Path, figures: list[Path]) -> list[str]:
         lines += _table(
             {
                 "row": [f"`{name}`" for name in result["rows"]],
-                "": [row["about"] for row in rows],
+                "": [row.get("about") for row in rows],
                 "M parameters": [_number(row.get("parameters"), 1) for row in rows],
                 "GMACs, paper": [_number(row.get("published_gmacs"), 2) for row in rows],
                 "GMACs": [_number(row.get("gmacs"), 2) for row in rows],
@@ -257,16 +301,16 @@ def _cost(results: list[Result], out: Path, figures: list[Path]) -> list[str]:
             }
         )
         path = out.with_name(f"{out.stem}-cost{number or ''}.png")
-        speeds = {name: row.get("images_per_second") for name, row in result["rows"].items()}
+        speeds = [(name, row.get("images_per_second")) for name, row in result["rows"].items()]
         lines += _bars(speeds, "images a second", path, figures)
     return lines
 
 
-def _bars(values: dict[str, float | None], title: str, path: Path, figures: list[Path]) -> list[str]:
+def _bars(values: list[tuple[str, float | None]], title: str, path: Path, figures: list[Path]) -> list[str]:
     """A bar a name; nothing where there is nothing to draw, or matplotlib is not installed."""
     from softvq.cli.plots import pyplot, save_figure
 
-    known = {name: value for name, value in values.items() if value is not None}
+    known = [(name, value) for name, value in values if value is not None]
     if len(known) < 2:
         return []
     try:
@@ -274,12 +318,13 @@ def _bars(values: dict[str, float | None], title: str, path: Path, figures: list
     except Failure:
         return []
     figure, axis = plt.subplots(figsize=(6, 0.6 + 0.3 * len(known)), layout="constrained")
-    axis.barh(list(known), list(known.values()))
+    axis.barh(range(len(known)), [value for _, value in known])
+    axis.set_yticks(range(len(known)), [name for name, _ in known])
     axis.invert_yaxis()
     axis.set_xlabel(title)
     save_figure(figure, path)
     figures.append(path)
-    return [f"![{title}]({path.name})", ""]
+    return [f"![{title}]({_link(path, path)})", ""]
 
 
 _SECTIONS = {"reconstruction": _reconstruction, "generation": _generation, "probe": _probe, "cost": _cost}

@@ -89,7 +89,8 @@ class Sampler:
 
 def class_names(generator: Generator) -> list[str]:
     """The names of a generator's classes: stored with it, or ImageNet's for one of 1,000."""
-    if names := generator.about.get("classes"):
+    names = generator.about.get("classes")
+    if names and generator.classes:
         return list(names)
     if generator.classes == 1000:
         path = hub.BUNDLED.parent / "imagenet" / "classes.json"

@@ -128,7 +128,9 @@ class Generator(nn.Module):
 
     def dropped(self, labels: Int[Tensor, " B"], uniform: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
         """Labels with a share of `config.dropout` replaced by the null class, so that guidance has something to
-        compare with."""
+        compare with; of an unconditional model all."""
+        if not self.classes:
+            return torch.zeros_like(labels)
         return torch.where(uniform < self.config.dropout, self.classes, labels)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:

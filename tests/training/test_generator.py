@@ -235,3 +235,17 @@ def test_the_average_unless_asked(trained: Path, tmp_path: Path, capsys):
         assert code == 0, err
     averaged, raw = (np.load(tmp_path / f"{name}.npz")["arr_0"] for name in ("ema", "raw"))
     assert not np.array_equal(averaged, raw)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_an_unconditional_model_trains_on_labelled_latents_and_samples(
+    kind: str, latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    chosen = recipe(kind, latents)
+    chosen = replace(chosen, model=replace(chosen.model, network=replace(chosen.model.network, classes=0)))
+    folder = run(chosen, tmp_path / "run")
+    assert load_generator(folder).classes == 0
+    ask = ["sample", "--model", str(folder), "-n", "3", "--steps", "2", "--out", str(tmp_path / "a.png")]
+    assert main(ask) == 0
+    assert main([*ask, "--class", "dog"]) == 2
+    assert "the model knows no classes" in capsys.readouterr().err
