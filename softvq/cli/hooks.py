@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from softvq import distributed
+from softvq.cli.models import AnyTokenizer
 from softvq.data.images import to_bytes
 from softvq.data.latents import Latents
 from softvq.data.loader import listing, ordered_batches
@@ -62,7 +63,7 @@ def sample_hooks(folder: Path, recipe: TokenizerRecipe, every: int, judges: Judg
     return [Hook(every, sample)]
 
 
-def generator_hooks(folder: Path, recipe: GeneratorRecipe, tokenizer: Tokenizer, every: int) -> list[Hook]:
+def generator_hooks(folder: Path, recipe: GeneratorRecipe, tokenizer: AnyTokenizer, every: int) -> list[Hook]:
     """Samples of all classes with the EMA weights, always of the same noise, and the loss on validation latents."""
     held_out = Latents(recipe.val) if recipe.val else None
 
@@ -95,7 +96,7 @@ def quick_sampling(model: Generator) -> Sampling:
     guidance = Guidance(2.0, schedule="linear" if "mar" in model.samplers else "constant")
     if "mar" in model.samplers:
         return Sampling("mar", 16, guidance)
-    return Sampling("heun" if "heun" in model.samplers else "ddim", 20, guidance)
+    return Sampling("heun" if "heun" in model.samplers else "dpm", 20, guidance)
 
 
 _SCORES = {"psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 4), "lpips": ("LPIPS", 4), "rfid": ("rFID", 2)}

@@ -90,6 +90,8 @@ def _flaw(result: Result) -> str | None:
             return f"a result without {part}."
         if missing := [name for name in names if name not in held]:
             return f"a result without {missing[0]} in its {part}."
+    if kind != "cost" and not all(isinstance(score, int | float | None) for score in result["scores"].values()):
+        return "a result whose scores are not numbers."
     if kind in _OF_PROTOCOL:
         return None
     try:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from softvq.generators.base import Generator, Noise, Sampling, check_share
 from softvq.generators.transformer import Transformer, TransformerConfig
 from softvq.transports import samplers
-from softvq.transports.diffusion import STEPS, BetasName, Diffusion
+from softvq.transports.diffusion import LEAST, STEPS, BetasName, Diffusion
 from softvq.transports.guidance import Field, Guidance, guided
 from softvq.transports.paths import PathName, TimeName, mix, times, velocity_of
 
@@ -190,11 +190,12 @@ class DiT(_Denoiser):
     ) -> Float[Tensor, "B T C"]:
         x = self._start(labels, noise, sampling)
         field, name, more = self.noise_field(labels, sampling.guidance), sampling.sampler, _steps(progress)
-        chain = self.diffusion.respaced(min(sampling.steps, STEPS))
+        count = min(sampling.steps, STEPS)
         if name == "ddpm":
-            return samplers.ddpm(field, x, chain, noise, more).float()
+            return samplers.ddpm(field, x, self.diffusion.respaced(count), noise, more).float()
         if name == "ddim":
-            return samplers.ddim(field, x, chain, more).float()
+            return samplers.ddim(field, x, self.diffusion.respaced(count), more).float()
+        chain = self.diffusion.respaced(min(count, self.diffusion.longest(LEAST)), LEAST)
         parts = samplers.chain_denoiser(field, chain)
         return samplers.dpm_solver(parts[0], x, *parts[1:], noise if name == "dpm-sde" else None, more).float()
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from softvq.generators.base import Generator, Noise, Sampling, check_share
 from softvq.generators.transformer import FinalLayer, TimeEmbedder, start_at_zero
 from softvq.transports import samplers
-from softvq.transports.diffusion import STEPS, Diffusion
+from softvq.transports.diffusion import LEAST, STEPS, Diffusion
 from softvq.transports.guidance import Guidance, guided
 
 _MEAN, _STD, _LEAST = 1.0, 0.25, 0.7  # of the mask ratio: a normal, truncated to [0.7, 1]
@@ -275,7 +275,7 @@ class MAR(Generator):
             return self.head(x.to(condition.dtype), t, condition).float()
 
         field = guided(network, z, other, Guidance(scale), self.shape[1])
-        chain = self.diffusion.respaced(self.config.head_steps)
+        chain = self.diffusion.respaced(min(self.config.head_steps, self.diffusion.longest(LEAST)), LEAST)
         mine = chosen.cpu()
         start = noise()[mine].to(z.device, dtype)
         return samplers.ddpm(field, start, chain, lambda number: noise()[mine]).float()

@@ -15,6 +15,7 @@ from softvq.transports.paths import like
 
 BetasName = Literal["linear", "cosine"]
 STEPS = 1000
+LEAST = -5.1  # λ that few-step samplers begin at; linear betas end above it, at −5.06
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,16 @@ class Diffusion:
             betas = np.array([min(1 - after / before, 0.999) for before, after in pairwise(at)])
         return cls(torch.from_numpy(betas), torch.from_numpy(np.arange(steps)))  # real, whatever the default device
 
-    def respaced(self, count: int) -> "Diffusion":
-        """A chain of `count` steps, evenly over this one from its first to its last, with the same ᾱ there."""
-        total = len(self.betas)
+    def longest(self, least: float) -> int:
+        """How many steps have a λ of at least that."""
+        return int((0.5 * (self.alpha_bar / (1 - self.alpha_bar)).log() >= least).sum())
+
+    def respaced(self, count: int, least: float = -math.inf) -> "Diffusion":
+        """A chain of `count` steps, evenly over this one from its first to its last, with the same ᾱ there.
+
+        `least`: without the steps at the end whose λ = log(√ᾱ / √(1 − ᾱ)) is less. With cosine betas √ᾱ ends at 5e-5,
+        and what a network says of noise there is divided by it: a few wide steps over that end make any error large."""
+        total = self.longest(least)
         if not 1 <= count <= total:
             raise ValueError(f"a chain of {total} steps cannot be respaced to {count}.")
         stride = (total - 1) / (count - 1) if count > 1 else 0.0

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from softvq.transports.diffusion import Diffusion
+from softvq.transports import samplers
+from softvq.transports.diffusion import LEAST, STEPS, Diffusion
 
 NAMES = ("linear", "cosine")
 
@@ -217,3 +218,31 @@ def test_tables_are_float64_and_what_they_give_is_in_the_samples_type():
     assert point.dtype == torch.float32
     assert chain.alpha_bar[999] > 0  # where float32 would have lost it: 1 − ᾱ rounds to 1
     assert 0 < chain.alpha_bar[999] < 1e-8
+
+
+@pytest.mark.parametrize("steps", [10, 20, 100])
+def test_few_steps_forgive_a_network_that_is_a_little_wrong(steps: int):
+    """Cosine betas end at √ᾱ = 5e-5, by which an error is divided: chains that leave the end out stay bounded. Data is
+    standard normal, so that the noise in a point is √(1 − ᾱ) x."""
+
+    def wrong(x, t, at):
+        return (1 - whole.alpha_bar[t.long()]).sqrt().view(-1, 1) * x + 0.05
+
+    whole = Diffusion.named("cosine")
+    x = torch.randn(1000, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for chain in (whole.respaced(steps, LEAST), whole.respaced(steps)):
+        denoise, alpha, sigma = samplers.chain_denoiser(wrong, chain)
+        found.append(samplers.dpm_solver(denoise, x, alpha, sigma))
+    assert found[0].std() == pytest.approx(1, abs=0.15)
+    assert found[0].mean().abs() < 2
+    assert found[1].mean().abs() > 10  # what the whole chain makes of the same error
+
+
+def test_linear_betas_are_taken_whole_and_cosine_ones_without_their_last():
+    assert Diffusion.named("linear").longest(LEAST) == STEPS
+    cosine = Diffusion.named("cosine")
+    kept = cosine.longest(LEAST)
+    assert STEPS - 5 <= kept < STEPS
+    assert cosine.respaced(50, LEAST).timesteps[-1] == kept - 1
+    assert torch.equal(cosine.respaced(50).timesteps, cosine.respaced(50, -100.0).timesteps)
