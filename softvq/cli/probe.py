@@ -136,7 +136,8 @@ class _Probed:
         from softvq.cli.evaluating import short_name
 
         settings = (options.epochs, options.probe_batch, options.lr, options.seed, options.quick)
-        return short_name(self.description, self.precision, data, self.pool, options.layer, options.time, settings)
+        models = (self.description, self.tokenizer.fingerprint, self.precision)
+        return short_name(*models, data, self.pool, options.layer, options.time, settings)
 
     def vectors(self, encoded: bool):
         """Images or latents, and their numbers → a vector each."""

@@ -164,6 +164,20 @@ def test_duplicates_are_at_distance_zero_and_count(block: int, shift: float, mon
     assert precision_recall(mixed, mixed) == (1.0, 1.0)
 
 
+def test_rounding_makes_no_duplicate_distant(monkeypatch: pytest.MonkeyPatch):
+    """Another processor's products, or those of another block, differ in their last digits."""
+    squares, rng = distribution._squares, np.random.default_rng(0)
+
+    def rounded(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        found = squares(a, b)
+        return found + torch.from_numpy(rng.uniform(0, 1e-14, found.shape)) * b.square().sum(1)
+
+    monkeypatch.setattr(distribution, "_squares", rounded)
+    mixed = torch.cat([made(1, 5).repeat(6, 1), made(6, 5, seed=4)])
+    for _ in range(20):
+        assert precision_recall(made(1, 5).repeat(6, 1), mixed) == (1.0, 0.5)
+
+
 @pytest.mark.parametrize("block", [2048, 7])
 def test_nearest_distances_are_the_smallest(block: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(distribution, "_BLOCK", block)

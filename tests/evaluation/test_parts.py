@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 
 from softvq import distributed
 from softvq.evaluation import generation, parts
+from softvq.evaluation.distribution import kernel_distance
 from softvq.evaluation.frechet import frechet_distance, moments_of
 from softvq.evaluation.generation import Reference, chosen, generation_scores, moments, spread
 from softvq.evaluation.parts import Part, Parts
@@ -243,6 +244,16 @@ def test_precision_takes_a_fixed_choice_of_the_reference_and_fid_all_of_it(tmp_p
     assert reference.pool.count == N
 
 
+def test_kid_draws_from_the_samples_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The subsets are torch-fidelity's only in that order."""
+    monkeypatch.setattr(generation, "kernel_distance", lambda a, b: kernel_distance(a, b, 5, 20))
+    samples, reference = table(0), table(1, 60)
+    sides = filled(tmp_path / "samples", samples), Reference.of_parts(filled(tmp_path / "reference", reference))
+    found = generation_scores(*sides)
+    assert (found["kid"], found["kid_std"]) == kernel_distance(samples["pool"], reference["pool"], 5, 20)
+    assert found["kid"] != kernel_distance(reference["pool"], samples["pool"], 5, 20)[0]
+
+
 def test_over_seeds_figures_are_means_with_the_deviation_of_a_sample():
     runs = [{"fd": 1.0, "kid": 0.5, "reliable": True}, {"fd": 4.0, "kid": 0.7, "reliable": False}]
     found = spread(runs)
@@ -252,6 +263,16 @@ def test_over_seeds_figures_are_means_with_the_deviation_of_a_sample():
         "reliable": False,
     }
     assert spread(runs[:1]) == runs[0]
+
+
+def test_progress_is_of_the_images_that_are_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    filled(tmp_path, table(0, 25))
+    assert "25/25" in capsys.readouterr().err
+    (tmp_path / "00000020.safetensors").unlink()
+    filled(tmp_path, table(0, 25))
+    assert "5/5" in capsys.readouterr().err
+    filled(tmp_path, table(0, 25))
+    assert capsys.readouterr().err == ""
 
 
 def test_a_part_is_made_from_its_own_range(tmp_path: Path):

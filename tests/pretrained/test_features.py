@@ -199,6 +199,9 @@ def test_lite0_pools_its_last_block(lite0: FeatureNetwork):
     assert found["pool"].shape == (2, lite.WIDTH)
     torch.testing.assert_close(found["pool"], seen[0].mean((2, 3)))
     assert lite0.logits(found["pool"]) is None
+    native = pictures(2, 128, 128)
+    expected = lite0.network(native.float() / 127.5 - 1)[0].mean((2, 3))
+    torch.testing.assert_close(lite0(native)["pool"], expected, rtol=1e-4, atol=1e-5)
     assert lite0.protocol["resizing"].startswith("128 px, bicubic")
 
 

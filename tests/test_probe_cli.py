@@ -1,0 +1,285 @@
+"""`softvq probe` as a user meets it: images or latents, a tokenizer or a generator, and what cannot be probed."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from softvq import Generator, Tokenizer
+from softvq.cli.main import main
+from softvq.data.loader import ordered_batches
+from softvq.data.sources import Folder
+from softvq.evaluation import probe
+from softvq.evaluation.metrics import MetricError
+from softvq.evaluation.parts import Parts
+from softvq.evaluation.probe import Labelled
+from softvq.generators.base import Noise
+from softvq.generators.denoising import DiTConfig
+from softvq.generators.mar import MARConfig, MARNetworkConfig
+from softvq.generators.transformer import TransformerConfig
+from softvq.layers import ViTConfig
+from softvq.quantizers.gaussian import AEConfig
+from softvq.tokenizer import TokenizerConfig
+
+COLOURS = {"blue": (20, 60, 220), "green": (20, 180, 60), "red": (220, 40, 30)}
+VIT = ViTConfig(width=16, depth=1, heads=1, patch_size=8)
+
+
+def draw(folder: Path, each: int, seed: int, size: int = 64) -> Path:
+    """`each` images of a disc somewhere, in each of three colours: its class."""
+    rng = np.random.default_rng(seed)
+    for colour, value in COLOURS.items():
+        (folder / colour).mkdir(parents=True)
+        for number in range(each):
+            picture = Image.new("RGB", (size, size), "white")
+            x, y, radius = rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.7), rng.uniform(0.1, 0.3)
+            corners = [size * (centre + sign * radius) for sign in (-1, 1) for centre in (x, y)]
+            ImageDraw.Draw(picture).ellipse(corners, value)
+            picture.save(folder / colour / f"{number}.png")
+    return folder
+
+
+def softvq(capsys, *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train (18 images), val (9), and what the bundled tokenizer makes of them."""
+    where = tmp_path_factory.mktemp("probe")
+    for name, each, seed in (("train", 6, 0), ("val", 3, 1)):
+        folder = draw(where / name, each, seed)
+        assert main(["encode", str(folder), "--out", str(where / f"{name}-latents"), "--workers", "0", "--json"]) == 0
+    return where
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A MAR, and a tokenizer that made no latents here."""
+    where = tmp_path_factory.mktemp("models")
+    network = MARNetworkConfig(64, 16, 3, width=32, depth=1, heads=2, head_width=16, head_depth=1, buffer=2)
+    MARConfig(network).build().save_pretrained(where / "mar")
+    Tokenizer(TokenizerConfig(64, 64, 16, VIT, VIT, AEConfig())).save_pretrained(where / "other")
+    return where
+
+
+@pytest.fixture
+def sides(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Labelled, Labelled]]:
+    """What is probed."""
+    found: list[tuple[Labelled, Labelled]] = []
+    measure = probe.linear_probe
+
+    def spy(train: Labelled, val: Labelled, *more):
+        found.append((train, val))
+        return measure(train, val, *more)
+
+    monkeypatch.setattr(probe, "linear_probe", spy)
+    return found
+
+
+def of(where: Path, latents: bool = False) -> list[object]:
+    end = "-latents" if latents else ""
+    return ["--data", where / f"train{end}", "--val", where / f"val{end}", "--workers", 0, "--epochs", 3]
+
+
+def vectors(folder: Path, tokenizer: Tokenizer) -> torch.Tensor:
+    batches = ordered_batches(Folder(folder), size=64, batch_size=32)
+    with torch.no_grad():
+        return torch.cat([tokenizer.encode(batch.images) for batch in batches])
+
+
+# ---- Latents
+
+
+def test_a_tokenizers_latents_of_images_or_as_encode_stored_them(capsys, pictures: Path, tmp_path: Path, sides):
+    training = ("--epochs", 20, "--lr", 0.05, "--probe-batch", 6)
+    arguments = ("probe", *of(pictures), *training, "--out", tmp_path, "--json")
+    code, out, err = softvq(capsys, *arguments)
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["scores"].keys() == {"probe_top1", "probe_balanced", "knn_top1", "knn_balanced"}
+    assert min(result["scores"].values()) > 0.6, result["scores"]  # chance is a third
+    told = {name: result["protocol"][name] for name in ("images", "val_images", "classes", "width", "pool", "epochs")}
+    assert told == {"images": 18, "val_images": 9, "classes": 3, "width": 1024, "pool": "flatten", "epochs": 20}
+    assert "layer" not in result["protocol"]
+    file = Path(result.pop("file"))
+    assert json.loads(file.read_text()) == result
+    assert list(tmp_path.iterdir()) == [file]  # no parts are left
+    tokenizer = Tokenizer.from_pretrained("softvq-emoji-64")
+    assert result["model"]["fingerprint"] == tokenizer.fingerprint
+    for side, name, each in zip(sides[0], ("train", "val"), (6, 3), strict=True):
+        torch.testing.assert_close(side.features, vectors(pictures / name, tokenizer).flatten(1), rtol=1e-4, atol=1e-4)
+        assert side.labels.tolist() == [label for label in range(3) for _ in range(each)]
+
+    code, out, err = softvq(capsys, *arguments, *of(pictures, latents=True)[:4])
+    assert code == 0, err
+    assert json.loads(out)["scores"] == pytest.approx(result["scores"], abs=1 / 9 + 1e-6)  # an image at most
+    assert json.loads(out)["protocol"]["images"] == 18
+    for images, stored in zip(*sides, strict=True):
+        torch.testing.assert_close(stored.features, images.features, rtol=2e-3, atol=2e-3)  # of float16
+        assert torch.equal(stored.labels, images.labels)
+
+
+def test_tokens_can_be_averaged_and_the_figures_are_printed(capsys, pictures: Path, tmp_path: Path, sides):
+    arguments = ("probe", *of(pictures, latents=True), "--pool", "mean", "--out", tmp_path)
+    code, out, err = softvq(capsys, *arguments)
+    assert code == 0, err
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ["probe_top1", "probe_balanced", "knn_top1", "knn_balanced"]
+    assert all(line.endswith(" %") for line in lines[:-1])
+    assert Path(lines[-1]).is_file()
+    tokenizer = Tokenizer.from_pretrained("softvq-emoji-64")
+    expected = vectors(pictures / "val", tokenizer).mean(1)
+    torch.testing.assert_close(sides[0][1].features, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_quick_is_neighbours_alone(capsys, pictures: Path, tmp_path: Path, sides):
+    code, out, _ = softvq(capsys, "probe", *of(pictures, latents=True), "--quick", "--out", tmp_path, "--json")
+    assert code == 0
+    assert json.loads(out)["scores"].keys() == {"knn_top1", "knn_balanced"}
+    assert "optimizer" not in json.loads(out)["protocol"]
+    assert sides == []
+
+
+# ---- Features of a generator
+
+
+def test_a_generators_features_of_images_or_latents(capsys, pictures: Path, tmp_path: Path, sides):
+    """After 5/7 of nine blocks, at time 0.5, with noise that is a function of the seed and the image's number."""
+    arguments = ("probe", "--model", "emoji-sit", "--out", tmp_path, "--seed", 4, "--json")
+    code, out, err = softvq(capsys, *arguments, *of(pictures), "--batch", 5)
+    assert code == 0, err
+    protocol = json.loads(out)["protocol"]
+    told = {name: protocol[name] for name in ("layer", "time", "width", "pool")}
+    assert told == {"layer": 6, "time": 0.5, "width": 192, "pool": "mean"}
+    generator, tokenizer = Generator.from_pretrained("emoji-sit"), Tokenizer.from_pretrained("softvq-emoji-64")
+    for side, name in zip(sides[0], ("train", "val"), strict=True):
+        latents = vectors(pictures / name, tokenizer)
+        noise = Noise(4, range(len(latents)), generator.shape)().float()
+        expected = generator.features(latents, noise, 0.5, 6).mean(1)
+        torch.testing.assert_close(side.features, expected, rtol=1e-3, atol=1e-3)
+    code, out, err = softvq(capsys, *arguments, *of(pictures, latents=True))
+    assert code == 0, err
+    for images, stored in zip(*sides, strict=True):
+        torch.testing.assert_close(stored.features, images.features, rtol=0.02, atol=0.02)
+        assert torch.equal(stored.labels, images.labels)
+
+
+def test_layer_time_and_pool_are_as_asked(capsys, pictures: Path, tmp_path: Path, sides):
+    more = ("--layer", 9, "--time", 0.2, "--pool", "flatten", "--out", tmp_path, "--json")
+    code, out, err = softvq(capsys, "probe", "--model", "emoji-sit", *of(pictures, latents=True), *more)
+    assert code == 0, err
+    protocol = json.loads(out)["protocol"]
+    assert (protocol["layer"], protocol["time"], protocol["width"]) == (9, 0.2, 64 * 192)
+    generator, tokenizer = Generator.from_pretrained("emoji-sit"), Tokenizer.from_pretrained("softvq-emoji-64")
+    latents = vectors(pictures / "val", tokenizer)
+    noise = Noise(0, range(9), generator.shape)().float()
+    expected = generator.features(latents, noise, 0.2, 9).flatten(1)
+    assert (sides[0][1].features - expected).square().mean().sqrt() < 0.02 * expected.std()  # of float16
+
+
+def test_a_dit_that_names_no_tokenizer_is_told_one(capsys, pictures: Path, models: Path, tmp_path: Path):
+    DiTConfig(TransformerConfig.named("tiny", 64, 16, 3)).build().save_pretrained(tmp_path / "dit")
+    arguments = ("probe", "--model", tmp_path / "dit", *of(pictures), "--quick", "--json", "--out", tmp_path / "out")
+    code, _, err = softvq(capsys, *arguments)
+    assert code == 2
+    assert "does not say which tokenizer it was trained with; give --tokenizer" in err
+    files = set()
+    for tokenizer in ("softvq-emoji-64", models / "other"):
+        code, out, err = softvq(capsys, *arguments, "--tokenizer", tokenizer)
+        assert code == 0, err
+        assert json.loads(out)["protocol"]["layer"] == 1  # of two: 10/7
+        files.add(json.loads(out)["file"])
+    assert len(files) == 2  # nor do they share parts
+
+
+# ---- What is left out, and what goes on
+
+
+def test_unreadable_images_are_left_out_even_where_they_fill_a_part(
+    capsys, pictures: Path, tmp_path: Path, monkeypatch, sides
+):
+    monkeypatch.setattr("softvq.cli.representing.Parts", partial(Parts, size=2))
+    folder = Path(shutil.copytree(pictures / "train", tmp_path / "train"))
+    for bad in ("blue/0", "blue/1", "red/5"):
+        (folder / f"{bad}.png").write_bytes(b"no image")
+    arguments = ("--val", pictures / "val", "--workers", 0, "--epochs", 1, "--out", tmp_path / "out", "--json")
+    code, out, err = softvq(capsys, "probe", "--data", folder, *arguments)
+    assert code == 0, err
+    assert json.loads(out)["protocol"]["images"] == 15
+    assert sides[0][0].labels.tolist() == [0] * 4 + [1] * 6 + [2] * 5
+
+
+def test_none_readable_is_a_sentence_and_the_next_command_looks_again(capsys, pictures: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(pictures / "val", tmp_path / "train"))
+    kept = {path: path.read_bytes() for path in folder.rglob("*.png")}
+    for path in kept:
+        path.write_bytes(b"no image")
+    arguments = ("probe", "--data", folder, "--val", pictures / "val", "--workers", 0, "--quick", "--json")
+    code, _, err = softvq(capsys, *arguments, "--out", tmp_path / "out")
+    assert code == 1
+    assert f"none of the 9 images of {folder} can be read" in err
+    assert "Traceback" not in err
+    for path, content in kept.items():
+        path.write_bytes(content)
+    code, out, err = softvq(capsys, *arguments, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert json.loads(out)["protocol"]["images"] == 9
+
+
+def test_a_stopped_command_encodes_no_image_again(capsys, pictures: Path, tmp_path: Path, monkeypatch):
+    arguments = ("probe", *of(pictures), "--out", tmp_path, "--json")
+
+    def stop(*_):
+        raise MetricError("stopped here.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "linear_probe", stop)
+        assert softvq(capsys, *arguments)[0] == 1
+    monkeypatch.setattr("softvq.cli.representing.ordered_batches", lambda *_, **__: pytest.fail("images were read"))
+    code, out, err = softvq(capsys, *arguments)
+    assert code == 0, err
+    assert json.loads(out)["protocol"]["images"] == 18
+
+
+# ---- What cannot be probed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--val", "{pictures}/other-classes"], 1, "have other classes (3 and 2)"),
+        (["--data", "{pictures}/flat", "--val", "{pictures}/flat"], 1, "probing needs classes: there are 1"),
+        (["--model", "{models}/other"], 1, "train-latents holds latents of another tokenizer than"),
+        (["--data", "nowhere"], 1, "there is no folder 'nowhere'"),
+        (["--model", "nowhere"], 1, "no model folder 'nowhere'"),
+        (["--model", "{models}/mar"], 2, "is a MAR; a SiT or DiT is probed"),
+        (["--model", "emoji-sit", "--layer", "10"], 2, "--layer 10: emoji-sit has layers 1 to 9"),
+        (["--model", "emoji-sit", "--layer", "0"], 2, "--layer 0: emoji-sit has layers 1 to 9"),
+        (["--model", "emoji-sit", "--time", "1.5"], 2, "--time in [0, 1]"),
+        (["--epochs", "0"], 2, "epochs must be at least 1"),
+        (["--probe-batch", "1"], 2, "batch_size at least 2"),
+        (["--batch", "0"], 2, "--batch must be at least 1"),
+    ],
+)
+def test_what_cannot_be_probed_is_one_sentence(
+    capsys, pictures: Path, models: Path, tmp_path: Path, arguments: list[str], code: int, sentence: str
+):
+    if not (pictures / "flat").exists():
+        shutil.copytree(pictures / "val" / "red", pictures / "flat")
+        shutil.copytree(pictures / "val", pictures / "other-classes")
+        shutil.rmtree(pictures / "other-classes" / "blue")
+    filled = [word.format(pictures=pictures, models=models) for word in arguments]
+    found, out, err = softvq(capsys, "probe", *of(pictures, latents=True), *filled, "--out", tmp_path, "--json")
+    said = [line for line in err.splitlines() if line.startswith("softvq: ")]
+    assert (found, out) == (code, "")
+    assert len(said) == 1
+    assert sentence in said[0]
+    assert "Traceback" not in err
