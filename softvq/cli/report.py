@@ -3,9 +3,9 @@
   softvq report                                  evaluations/ → evaluations/report.md
   softvq report evaluations/ --out results.md
 
-Reads what softvq evaluate, probe and bench wrote. A table holds only figures of one protocol (images, crop, feature
-network and its weights, resizing, reference, precision); others get a table of their own. The paper's figures stand
-beside those of its recipes, and the table says whether its protocol is the paper's.
+Reads what softvq evaluate, probe, latents and bench wrote. A table holds only figures of one protocol (images, crop,
+feature network and its weights, resizing, reference, precision); others get a table of their own. The paper's figures
+stand beside those of its recipes, and the table says whether its protocol is the paper's.
 """
 
 import argparse
@@ -69,6 +69,7 @@ def _read(folder: Path) -> tuple[list[Result], list[str]]:
 
 _OF_PROTOCOL = {  # what is shown of it; the other kinds' are `Protocol`s
     "probe": ("data", "images", "pool"),
+    "latents": ("data", "images"),
     "cost": ("device", "torch", "precision", "batch", "steps", "guidance"),
 }
 
@@ -329,4 +330,30 @@ def _bars(values: list[tuple[str, float | None]], title: str, path: Path, figure
     return [f"![{title}]({_link(path, path)})", ""]
 
 
-_SECTIONS = {"reconstruction": _reconstruction, "generation": _generation, "probe": _probe, "cost": _cost}
+def _latents(results: list[Result], out: Path, figures: list[Path]) -> list[str]:
+    lines = ["## Latent space (Fig. 4)", ""]
+    lines += _table(
+        {
+            "tokenizer": _names(results),
+            "data": [r["protocol"]["data"] for r in results],
+            "images": [r["protocol"]["images"] for r in results],
+            "cosine of ẑ and z": _scores(results, "cosine", 3),
+            "variance of ẑ not in z": _scores(results, "unexplained", 3),
+            "codebook usage": _scores(results, "codebook_usage", 3),
+            "perplexity": _scores(results, "codebook_perplexity", 0),
+            "H(q), nats": _scores(results, "posterior_entropy", 2),
+            "cosine with the nearest codeword": _scores(results, "nearest_cosine", 3),
+        }
+    )
+    for result in results:
+        lines += [*(f"![{Path(name).stem}]({_relative(Path(name), out)})" for name in result.get("pictures", [])), ""]
+    return lines
+
+
+_SECTIONS = {
+    "reconstruction": _reconstruction,
+    "generation": _generation,
+    "probe": _probe,
+    "latents": _latents,
+    "cost": _cost,
+}
