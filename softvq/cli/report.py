@@ -346,7 +346,8 @@ def _latents(results: list[Result], out: Path, figures: list[Path]) -> list[str]
         }
     )
     for result in results:
-        lines += [*(f"![{Path(name).stem}]({_relative(Path(name), out)})" for name in result.get("pictures", [])), ""]
+        pictures = [result["file"].with_name(Path(name).name) for name in result.get("pictures", [])]
+        lines += [*(f"![{picture.stem}]({_link(picture, out)})" for picture in pictures if picture.is_file()), ""]
     return lines
 
 
