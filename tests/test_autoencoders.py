@@ -313,14 +313,14 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_encode_train_sample_with_an_autoencoder_and_refuse_another(capsys, kls, pictures: Path, tmp_path: Path):
-    name, latents, run = f"diffusers:{kls['shifted']}@64", tmp_path / "latents", tmp_path / "run"
+    name, latents, run = f"diffusers:{kls['shifted']}@36", tmp_path / "latents", tmp_path / "run"
     code, _, err = softvq(capsys, "encode", pictures, "--model", name, "--out", latents, "--workers", 0)
     assert code == 0, err
     cache = Latents(latents)
-    assert (cache.index.tokens, cache.index.channels, cache.index.classes) == (256, 16, ["class0", "class1"])
-    assert cache.index.fingerprint == load(kls["shifted"]).fingerprint
+    assert (cache.index.tokens, cache.index.channels, cache.index.classes) == (81, 16, ["class0", "class1"])
+    assert cache.index.fingerprint == load(kls["shifted"], 36).fingerprint
     train = ("train", "generator", "sit-xl-2-kl-tiny", "--data", latents, "--out", run, "--batch-size", 2)
-    code, _, err = softvq(capsys, *train, "--steps", 2, "--tokenizer", f"diffusers:{kls['plain']}@64")
+    code, _, err = softvq(capsys, *train, "--steps", 2, "--tokenizer", f"diffusers:{kls['plain']}@36")
     assert code == 2
     assert "were made with another tokenizer" in err
     code, _, err = softvq(capsys, *train, "--steps", 2, "--sample-every", 2)
@@ -328,7 +328,7 @@ def test_encode_train_sample_with_an_autoencoder_and_refuse_another(capsys, kls,
     assert (run / "samples" / "step-0000002.png").is_file()
     generator = Generator.from_pretrained(run)
     network = generator.config.network
-    assert (network.positions, network.tokens, network.channels, network.classes) == ("2d", 256, 16, 2)
+    assert (network.positions, network.tokens, network.channels, network.classes) == ("2d", 81, 16, 2)
     assert generator.about["tokenizer"] == {"name": name, "fingerprint": cache.index.fingerprint}
 
     sample = ("sample", "--model", run, "-n", 2, "--steps", 2, "--out", tmp_path / "s.png", "--json")
@@ -337,7 +337,7 @@ def test_encode_train_sample_with_an_autoencoder_and_refuse_another(capsys, kls,
     assert json.loads(out)["tokenizer"] == cache.index.fingerprint
     with Image.open(tmp_path / "s.png") as picture:
         assert picture.format == "PNG"
-    code, _, err = softvq(capsys, *sample, "--tokenizer", f"diffusers:{kls['plain']}@64")
+    code, _, err = softvq(capsys, *sample, "--tokenizer", f"diffusers:{kls['plain']}@36")
     assert code == 1
     assert f"was trained with another tokenizer ({cache.index.fingerprint})" in err
     code, _, err = softvq(capsys, *sample, "--tokenizer", f"diffusers:{kls['plain']}@32")

@@ -241,16 +241,24 @@ def test_time_and_memory_are_measured_in_the_precision(two_seconds, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("guidance", "rows"), [(1, 3), (1.75, 6)])
-def test_guidance_doubles_the_batch(two_seconds, tmp_path: Path, monkeypatch, guidance: float, rows: int):
-    seen, forward = [], Transformer.forward
+def test_guidance_doubles_the_batch_but_not_what_is_decoded(
+    two_seconds, tmp_path: Path, monkeypatch, guidance: float, rows: int
+):
+    seen, decoded, forward, decode = [], [], Transformer.forward, Tokenizer.decode
 
     def spied(self, x, t, labels):
         seen.append((isinstance(x, FakeTensor), len(x), len(t), len(labels)))
         return forward(self, x, t, labels)
 
+    def spied_decode(self, latents):
+        decoded.append((isinstance(latents, FakeTensor), len(latents)))
+        return decode(self, latents)
+
     monkeypatch.setattr(Transformer, "forward", spied)
+    monkeypatch.setattr(Tokenizer, "decode", spied_decode)
     result = measured(tmp_path, "--model", "emoji-sit", "--batch", 3, "--steps", 2, "--guidance", guidance)
     assert set(seen) == {(True, 1, 1, 1), (False, rows, rows, rows)}  # counted of one, timed of all
+    assert set(decoded) == {(True, 1), (False, 3)}
     assert result["rows"]["emoji-sit"]["images_per_second"] == pytest.approx(3 / (2 * 2 + 2))
 
 
