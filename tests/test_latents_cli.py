@@ -87,7 +87,7 @@ def test_pictures_and_figures_of_the_bundled_tokenizer(capsys, pictures: Path, t
     assert result["scores"]["codebook_usage"] == pytest.approx(used)
     nearest = [latent_space.nearest_cosines(codebook).mean().item() for codebook in codebooks]
     assert result["scores"]["nearest_cosine"] == pytest.approx(sum(nearest) / len(nearest), rel=1e-5)
-    assert result["scores"]["posterior_entropy"] == pytest.approx(own.quantized.statistics["entropy"], rel=1e-3)
+    assert result["scores"]["posterior_entropy"] == pytest.approx(float(own.quantized.statistics["entropy"]), rel=1e-3)
 
     for folder, seed in (("b", 0), ("c", 1)):
         assert softvq(capsys, *arguments, "--seed", seed, "--out", tmp_path / folder)[0] == 0

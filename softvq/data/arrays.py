@@ -134,7 +134,7 @@ class ArrayFile:
 
 
 def write_arrays(
-    path: Path, shape: tuple[int, int, int], images: Iterable[UInt8[np.ndarray, "B H W 3"]], **others: np.ndarray
+    path: Path, shape: tuple[int, int, int], images: Iterable[UInt8[np.ndarray, "_ H W 3"]], **others: np.ndarray
 ) -> None:
     """Images that come in batches as `arr_0` (N, H, W in `shape`), and other arrays, in one file, atomically.
     `DataError` when they are not N."""
