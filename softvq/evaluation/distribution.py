@@ -24,7 +24,8 @@ def inception_score(logits: Float[Tensor, "N C"], splits: int = 10) -> tuple[flo
     for part in range(splits):
         log_p = logits[part * count // splits : (part + 1) * count // splits].log_softmax(1)
         p = log_p.exp()
-        scores.append(float((p * (log_p - p.mean(0).log())).sum(1).mean().exp()))
+        divergence = torch.where(p > 0, p * (log_p - p.mean(0).log()), 0.0)  # a class may have no probability at all
+        scores.append(float(divergence.sum(1).mean().exp()))
     return float(np.mean(scores)), float(np.std(scores))
 
 

@@ -198,3 +198,10 @@ def test_too_few_images_are_a_sentence():
         with pytest.raises(MetricError, match=f"with 3 neighbours need at least 4 {name} images, not 3"):
             precision_recall(*pair)
     assert precision_recall(made(2), made(2), 1) == prc(made(2), made(2), 1)  # k + 1 are enough
+
+
+def test_a_class_without_any_probability_counts_nothing():
+    """Logits hundreds apart underflow to a probability of 0 in float64 too."""
+    logits = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    absent = torch.cat([logits, torch.full((20, 1), -2000.0, dtype=torch.float64)], dim=1)
+    assert inception_score(absent, 2) == pytest.approx(inception_score(logits, 2), rel=1e-12)
