@@ -165,7 +165,7 @@ def test_a_generators_features_of_images_or_latents(capsys, pictures: Path, tmp_
         noise = Noise(4, range(len(latents)), generator.shape)().float()
         expected = generator.features(latents, noise, 0.5, 6).mean(1)
         torch.testing.assert_close(side.features, expected, rtol=1e-3, atol=1e-3)
-    code, out, err = softvq(capsys, *arguments, *of(pictures, latents=True))
+    code, out, err = softvq(capsys, *arguments, *of(pictures, latents=True), "--batch", 7)
     assert code == 0, err
     for images, stored in zip(*sides, strict=True):
         torch.testing.assert_close(stored.features, images.features, rtol=0.02, atol=0.02)
