@@ -307,6 +307,7 @@ def test_the_same_command_has_one_file_and_another_its_own(tmp_path: Path):
 )
 def test_what_cannot_be_measured_is_one_sentence(tmp_path: Path, monkeypatch, words, code: int, message: str):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(costs, "measured", lambda *_: pytest.fail("something was measured"))
     found, told, errors = run(*words)
     assert (found, told) == (code, "")
     assert message in errors
