@@ -120,6 +120,15 @@ class FoldedAutoencoder(nn.Module):
         """16 hex digits of the configuration and every weight."""
         return hub.fingerprint(asdict(self.config), self.state_dict())
 
+    @property
+    def latent_fingerprint(self) -> str:
+        """Which model latents are of: the whole of it."""
+        return self.fingerprint
+
+    def makes(self, fingerprint: str) -> bool:
+        """Say whether latents recorded with this fingerprint are this model's."""
+        return fingerprint == self.fingerprint
+
 
 def _encoded(model: nn.Module, kind: str, images: Tensor) -> Tensor:
     if kind == "AutoencoderRAE":  # which takes and gives [0, 1]

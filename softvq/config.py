@@ -27,6 +27,25 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {field.name: _plain(getattr(config, field.name), hints[field.name]) for field in dataclasses.fields(config)}
 
 
+def later(default: Any) -> Any:
+    """A dataclass field that a later version added: at its default it is no part of `identity`."""
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """`to_dict` without the fields that later versions added where they have their defaults: what fingerprints are made
+    of, so that a new field does not make a stranger of an old model."""
+    plain = to_dict(config)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata.get("later") and value == field.default:
+            del plain[field.name]
+        elif dataclasses.is_dataclass(value):
+            variant = {"type": plain[field.name]["type"]} if "type" in plain[field.name] else {}
+            plain[field.name] = variant | identity(value)
+    return plain
+
+
 def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
     """Build `cls` from what `to_dict` gave. Keys with a default may be left out; unknown keys are errors."""
     if not isinstance(data, dict):

@@ -315,6 +315,21 @@ class VisionTransformer(Trunk):
         return images.shape[2] // self.config.patch_size, images.shape[3] // self.config.patch_size
 
 
+class Refinement(nn.Module):
+    """Two 3 × 3 convolutions over an image, added to it: x + conv(GELU(conv(x))). Starts as the identity. It can agree
+    pixels across the borders of patches, which a linear layer a patch cannot."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, 3, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        return images + self.conv2(F.gelu(self.conv1(images)))
+
+
 def resample_positions(
     pos_embed: Float[Tensor, "1 T D"], old: tuple[int, int], new: tuple[int, int]
 ) -> Float[Tensor, "1 S D"]:

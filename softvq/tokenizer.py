@@ -10,6 +10,7 @@ the decoder reads N mask tokens and the latents and regresses the pixels of each
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from softvq import config as configs
 from softvq import hub, released
-from softvq.layers import Trunk, VisionTransformer, ViTConfig, init_linear
+from softvq.layers import Refinement, Trunk, VisionTransformer, ViTConfig, init_linear
 from softvq.quantizers.base import Quantized
 from softvq.quantizers.compose import ProductConfig, QuantizerConfig, check_split, count_codebooks
 from softvq.quantizers.soft import SoftVQConfig
@@ -44,7 +45,8 @@ def _released_quantizer() -> ProductConfig:
 class TokenizerConfig:
     """A tokenizer. `image_size` (px) is the square size its positions are learned for; other sizes interpolate them.
 
-    `tokens` is L, `latent_dim` is D; the default quantizer is the released one (SoftVQ in four token groups).
+    `tokens` is L, `latent_dim` is D; the default quantizer is the released one (SoftVQ in four token groups). `refine`:
+    the channels of a convolutional refinement behind the decoder (`layers.Refinement`); 0, as in the paper, for none.
     """
 
     image_size: int = 256
@@ -53,8 +55,11 @@ class TokenizerConfig:
     encoder: ViTConfig = _SMALL
     decoder: ViTConfig = _SMALL
     quantizer: QuantizerConfig = field(default_factory=_released_quantizer)
+    refine: int = configs.later(0)
 
     def __post_init__(self):
+        if self.refine < 0:
+            raise ValueError(f"refine must not be negative, not {self.refine}")
         if min(self.image_size, self.tokens, self.latent_dim) < 1:
             raise ValueError("image_size, tokens and latent_dim must be at least 1")
         for name in ("encoder", "decoder"):
@@ -110,6 +115,7 @@ class Decoder(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
         self.latent_pos_embed = nn.Parameter(torch.empty(1, config.tokens, width).normal_(std=0.02))
         self.to_pixel = nn.Linear(width, 3 * self.patch_size**2)
+        self.refine = Refinement(config.refine) if config.refine else nn.Identity()
 
     def forward(self, latents: Float[Tensor, "B L D"], size: tuple[int, int]) -> Float[Tensor, "B 3 H W"]:
         P = self.patch_size
@@ -119,7 +125,7 @@ class Decoder(nn.Module):
         first = self.vit.config.prefix
         pixels = self.to_pixel(tokens[:, first : first + h * w])  # B N P·P·3
         pixels = pixels.view(-1, h, w, P, P, 3)
-        return pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, h * P, w * P)
+        return self.refine(pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, h * P, w * P))
 
 
 class Tokenizer(nn.Module):
@@ -143,11 +149,18 @@ class Tokenizer(nn.Module):
         self.register_buffer("latent_mean", torch.zeros(config.latent_dim))
         self.register_buffer("latent_std", torch.ones(config.latent_dim))
 
-    def forward(self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B L D"] | None = None) -> Reconstruction:
-        """Encode, quantize and decode. `noise` is what a KL quantizer samples with (see `KL`)."""
+    def forward(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        noise: Float[Tensor, "B L D"] | None = None,
+        disturb: Callable[[Float[Tensor, "B L D"]], Float[Tensor, "B L D"]] | None = None,
+    ) -> Reconstruction:
+        """Encode, quantize and decode. `noise` is what a KL quantizer samples with (see `KL`); `disturb` is done to the
+        latents on their way to the decoder (`training.step`'s latent noise)."""
         encoded = self._encoded(images)
         quantized = self.quantizer(encoded, noise)
-        decoded = self._decoded(quantized.latent, (images.shape[2], images.shape[3]))
+        latent = quantized.latent if disturb is None else disturb(quantized.latent)
+        decoded = self._decoded(latent, (images.shape[2], images.shape[3]))
         return Reconstruction(decoded, encoded, quantized)
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L D"]:
@@ -182,8 +195,21 @@ class Tokenizer(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the configuration and every weight: which tokenizer latents are of."""
-        return hub.fingerprint(configs.to_dict(self.config), self.state_dict())
+        """16 hex digits of the configuration and every weight: which model this is."""
+        return hub.fingerprint(configs.identity(self.config), self.state_dict())
+
+    @property
+    def latent_fingerprint(self) -> str:
+        """16 hex digits of all that latents are a function of: encoder, quantizer and latent statistics. Tokenizers
+        that differ in their decoders alone share it, and each other's latents and generators."""
+        config = {k: v for k, v in configs.identity(self.config).items() if k not in ("decoder", "refine")}
+        decoding = ("decoder.", "from_quantizer.")
+        return hub.fingerprint(config, {k: v for k, v in self.state_dict().items() if not k.startswith(decoding)})
+
+    def makes(self, fingerprint: str) -> bool:
+        """Say whether latents recorded with this fingerprint are this tokenizer's. (Earlier versions recorded that of
+        the whole model.)"""
+        return fingerprint in (self.latent_fingerprint, self.fingerprint)
 
     def set_statistics(self, mean: Tensor | float, std: Tensor | float) -> None:
         """Store the mean and standard deviation, per channel (D,) or one for all, of latents before normalisation."""

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     config = tokenizer.config
     encoding = Encoding(
         tokenizer=options.model,
-        fingerprint=tokenizer.fingerprint,
+        fingerprint=tokenizer.latent_fingerprint,
         source=options.data,
         size=config.image_size,
         tokens=config.tokens,

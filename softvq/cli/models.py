@@ -49,9 +49,9 @@ def tokenizer_of(generator: Generator, model: str, name: str | None) -> AnyToken
     if shape != generator.shape:
         raise Usage(f"{name} has latents of {shape[0]} × {shape[1]}, but {model} makes {generator.shape}")
     expected = trained_with.get("fingerprint")
-    if expected is not None and tokenizer.fingerprint != expected:
+    if expected is not None and not tokenizer.makes(expected):
         raise Failure(
-            f"{model} was trained with another tokenizer ({expected}) than {name} ({tokenizer.fingerprint}); "
+            f"{model} was trained with another tokenizer ({expected}) than {name} ({tokenizer.latent_fingerprint}); "
             "its latents would be decoded to noise."
         )
     return tokenizer

@@ -40,7 +40,7 @@ def open_side(data: str, tokenizer: Any, options: argparse.Namespace) -> Side:
     """Images, or a folder that `softvq encode` made with this tokenizer."""
     if (Path(data) / INDEX).is_file():
         cache = Latents(data)
-        if cache.index.fingerprint != tokenizer.fingerprint:
+        if not tokenizer.makes(cache.index.fingerprint):
             raise Failure(f"{data} holds latents of another tokenizer than {options.model}'s.")
 
         def cached(numbers: range):

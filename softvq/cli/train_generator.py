@@ -33,7 +33,7 @@ def run_generator(options: argparse.Namespace) -> dict[str, Any]:
     folder = train(
         recipe,
         chosen,
-        fingerprint=tokenizer.fingerprint,
+        tokenizer=tokenizer,
         hooks=lambda run: generator_hooks(run, recipe, tokenizer.to(device), options.sample_every),
     )
     return told(options, folder, f"softvq sample --model {folder}", recipe.steps)

@@ -106,7 +106,7 @@ class Generator(nn.Module):
     @property
     def fingerprint(self) -> str:
         """16 hex digits of the configuration and every weight."""
-        return hub.fingerprint(configs.to_dict(self.config), self.state_dict())
+        return hub.fingerprint(configs.identity(self.config), self.state_dict())
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> "Generator":

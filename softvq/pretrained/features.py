@@ -13,7 +13,7 @@ from softvq import hub
 from softvq.pretrained import inception, lite, vit
 
 DINOV2 = "vit_large_patch14_dinov2.lvd142m"  # Stein et al. 2023
-NAMES = (inception.NAME, DINOV2, lite.NAME)
+NAMES = (inception.NAME, DINOV2, *lite.NAMES)
 Resizing = Literal["tf1", "clean"]
 _RESIZING = {
     "tf1": "bilinear as TensorFlow 1, no antialiasing (torch-fidelity, ADM)",
@@ -40,8 +40,9 @@ class FeatureNetwork(nn.Module):
             return cls(name, net, inception.SIDE, net.width, resizing or "tf1")
         if resizing == "tf1":
             raise hub.ModelError(f"{name} has only the resizing 'clean'; 'tf1' is Inception's.")
-        if name == lite.NAME:
-            return cls(name, lite.Lite0(), lite.SIDE, lite.WIDTH, "clean")
+        if name in lite.NAMES:
+            net = lite.Lite(name)
+            return cls(name, net, lite.SIDE, net.width, "clean")
         if name not in vit.MODELS:
             raise hub.ModelError(f"there is no feature network {name!r}; there are {', '.join(NAMES)} and other ViTs.")
         net = vit.ClassToken.load(name, 224, file)
@@ -63,8 +64,6 @@ class FeatureNetwork(nn.Module):
         if isinstance(self.network, inception.Inception):
             pool, spatial = self.network.activations(resized)
             return {"pool": pool.float(), "spatial": spatial.float()}
-        if isinstance(self.network, lite.Lite0):
-            return {"pool": self.network(resized / 127.5 - 1)[0].mean((2, 3)).float()}
         return {"pool": self.network(resized / 127.5 - 1).float()}
 
     def logits(self, pool: Float[Tensor, "N F"]) -> Float[Tensor, "N C"] | None:

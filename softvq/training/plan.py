@@ -44,7 +44,9 @@ class Plan:
 
 def plan(recipe: TokenizerRecipe, options: RunOptions) -> Plan:
     """Count a run that is not made. A run on several devices gives each an equal share of the batch."""
-    recipe = replace(recipe, init="vit", encoder_weights=None, skip_above=None)  # none of them changes what is counted
+    # None of these changes what is counted; where only the decoder trains, `init` must name a tokenizer.
+    init = "vit" if recipe.trains == "all" else recipe.init
+    recipe = replace(recipe, init=init, encoder_weights=None, skip_above=None)
     devices = [n for n in (1, 8) if recipe.batch_size % (n * recipe.accumulate) == 0]
     measured = {n: _counted(replace(recipe, batch_size=recipe.batch_size // n), options) for n in devices}
     try:

@@ -1,7 +1,8 @@
 """What a tokenizer run is: every choice that changes its result, as one frozen dataclass."""
 
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from softvq.data.images import Augment
 from softvq.losses.adversarial import AdversarialLoss
@@ -9,13 +10,14 @@ from softvq.losses.discriminators import DinoDiscriminatorConfig, DiscriminatorC
 from softvq.losses.reconstruction import Distance
 from softvq.losses.total import ScheduleConfig
 from softvq.optim import AdamWConfig, OptimizerConfig
+from softvq.pretrained import lite
 from softvq.tokenizer import TokenizerConfig
 
 
 @dataclass(frozen=True)
 class AlignmentConfig:
-    """Eq. 6: `teacher` is a frozen ViT of `pretrained.vit`, with patches of the encoder's size; `hidden` the width of
-    the projector's two inner layers."""
+    """Eq. 6: `teacher` is a frozen ViT of `pretrained.vit` or an EfficientNet-Lite of `pretrained.lite`, with patches
+    of the encoder's size; `hidden` the width of the projector's two inner layers."""
 
     teacher: str
     hidden: int = 1024
@@ -77,13 +79,21 @@ class TokenizerRecipe:
     `data` and `val` name the images (see `data.loader.open_source`): `emoji`, `emoji-val`, a folder, tar shards here or
     at an address (`train-{000..127}.tar`), a Hugging Face dataset or its parquet files; `val` may be None.
 
-    `weights` are λ of Eq. 7 by term: `reconstruction`, `perceptual` where a network for it is named
-    (`pretrained.lpips`), `alignment` where there is a teacher, `adversarial` where there is a discriminator, and the
-    losses that the quantizer reports (`kl`; `codebook` and `commitment` for VQ). `schedules` say from when on.
+    `weights` are λ of Eq. 7 by term: `reconstruction`, `perceptual` where a network for it is named (of
+    `pretrained.lpips` or `pretrained.lite`), `alignment` where there is a teacher, `adversarial` where there is a
+    discriminator, and the losses that the quantizer reports (`kl`; `codebook` and `commitment` for VQ). `schedules` say
+    from when on.
 
     `batch_size` is over all processes; `accumulate` splits a batch into that many parts, one after the other
     (statistics of the batch are then of a part). `skip_above`: a step whose gradient norm is that many times the
     running average is left out.
+
+    `latent_noise` makes the decoder robust against latents that a generator gets a little wrong: in training each
+    image's latents get σ · ε on their way to the decoder, ε normal, σ uniform in [0, latent_noise], in units of each
+    channel's standard deviation over the batch. 0, as in the paper, for none.
+
+    `trains`: `all`, or `decoder` for a phase in which encoder, quantizer and latent statistics stay as they are in the
+    tokenizer that `init` names, so that its latents and the generators made of them stay valid.
 
     `init`: `vit` is the usual random start; `local` starts attention at each token's own place (see
     `training.initialise`); anything else is a tokenizer (folder, bundled or hub name) to go on from, at this recipe's
@@ -107,6 +117,8 @@ class TokenizerRecipe:
     accumulate: int = 1
     skip_above: float | None = None
     ema_decay: float = 0.9999
+    latent_noise: float = 0.0
+    trains: Literal["all", "decoder"] = "all"
     init: str = "vit"
     encoder_weights: str | None = None
     perceptual: str | None = None
@@ -122,6 +134,12 @@ class TokenizerRecipe:
             raise ValueError(f"schedules name {', '.join(sorted(unknown))}, which weights do not")
         if self.init == "local" and self.encoder_weights is not None:
             raise ValueError("init 'local' and encoder_weights both say where the encoder starts; give one of them")
+        if not 0 <= self.latent_noise < math.inf:
+            raise ValueError(f"latent_noise must not be negative, and finite, not {self.latent_noise}")
+        if self.trains == "decoder" and not self.starts_from_model:
+            raise ValueError("to train the decoder alone, init must name the tokenizer that it belongs to")
+        if self.trains == "decoder" and self.alignment is not None:
+            raise ValueError("where only the decoder trains, alignment changes nothing; set alignment to null")
 
     @property
     def starts_from_model(self) -> bool:
@@ -130,12 +148,12 @@ class TokenizerRecipe:
 
     @property
     def networks(self) -> list[str]:
-        """The names of the pretrained networks that the run uses."""
+        """The names of the networks that the run uses and that are downloaded, or given as files."""
         start = None if self.starts_from_model else self.encoder_weights
         names = [start, self.perceptual, self.alignment and self.alignment.teacher]
         if self.adversarial is not None and isinstance(self.adversarial.discriminator, DinoDiscriminatorConfig):
             names.append(self.adversarial.discriminator.backbone)
-        return sorted({name for name in names if name})
+        return sorted({name for name in names if name and name not in lite.NAMES})
 
     @property
     def command(self) -> str:

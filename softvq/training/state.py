@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from softvq import distributed, hub
@@ -140,6 +141,14 @@ class Judged(nn.Module):
         return [self.judge["discriminator"](readouts) for readouts in inputs]
 
 
+def deviation(latent: Float[Tensor, "B L D"]) -> Float[Tensor, " D"]:
+    """Each channel's standard deviation over all tokens of all ranks, in float32, with gradients: so that latents gain
+    nothing against noise in its units by growing."""
+    x = latent.float()
+    x = x - distributed.mean(x.mean((0, 1)))
+    return (distributed.mean(x.square().mean((0, 1))) + 1e-12).sqrt()
+
+
 class Student(nn.Module):
     """The model and its heads as one module: what the optimizers change, and what is wrapped for several ranks."""
 
@@ -147,9 +156,16 @@ class Student(nn.Module):
         super().__init__()
         self.model, self.heads = model, heads
 
-    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, dict, dict, Tensor | None]:
-        """Reconstructions, the quantizer's losses and statistics, and the projected latents where they are aligned."""
-        output = self.model(images, noise)
+    def forward(
+        self, images: Tensor, noise: Tensor, disturbance: Tensor | None = None
+    ) -> tuple[Tensor, dict, dict, Tensor | None]:
+        """Reconstructions, the quantizer's losses and statistics, and the projected latents where they are aligned.
+        `disturbance`: latent noise for the decoder, in units of each channel's deviation over all ranks' batch."""
+
+        def disturb(latent: Tensor) -> Tensor:
+            return latent + disturbance.to(latent.dtype) * deviation(latent).to(latent.dtype)
+
+        output = self.model(images, noise, None if disturbance is None else disturb)
         latent = output.quantized.latent
         projected = self.heads["projector"](latent) if "projector" in self.heads else None
         return output.images, output.quantized.losses, output.quantized.statistics, projected
@@ -234,7 +250,7 @@ def _optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]
 
 
 def _load_optimizers(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if missing := parameters.keys() - {name.rsplit("/", 1)[0] for name in tensors}:
         raise ValueError(f"the optimizer's state of {len(missing)} parameters is missing")
     owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}

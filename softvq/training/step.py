@@ -20,6 +20,8 @@ from softvq.losses.augment import Draws, Views, augmented, draw, draw_views, vie
 from softvq.losses.discriminators import DinoDiscriminatorConfig
 from softvq.losses.reconstruction import reconstruction
 from softvq.losses.total import total, weights_at
+from softvq.pretrained import lite
+from softvq.pretrained.lite import LitePerceptual, LiteTeacher
 from softvq.pretrained.lpips import LPIPS
 from softvq.pretrained.vit import Readouts, Teacher, describe, untrained
 from softvq.training.recipe import TokenizerRecipe
@@ -27,7 +29,8 @@ from softvq.training.run import Precision
 from softvq.training.state import TrainState
 from softvq.training.update import add, finish, set_rate
 
-_NOISE, _FAKE, _REAL, _STRONG_FAKE, _STRONG_REAL, _GENERATOR = range(2, 8)  # streams of `sample_rng`; 1 augments
+# Streams of `sample_rng`; 1 augments, 9 to 11 are the generators'
+_NOISE, _FAKE, _REAL, _STRONG_FAKE, _STRONG_REAL, _GENERATOR, _DISTURBANCE = range(2, 9)
 
 
 @dataclass(frozen=True)
@@ -45,29 +48,38 @@ class Frozen:
     def of(cls, recipe: TokenizerRecipe, device: torch.device, files: Mapping[str, Path] | None = None) -> "Frozen":
         """Those that the recipe names, from local `files` by name, else from the hub."""
         files, config = files or {}, recipe.tokenizer
-        teacher = readouts = None
+        teacher = perceptual = readouts = None
         if recipe.alignment is not None:
-            name = recipe.alignment.teacher
-            teacher = Teacher.load(name, config.image_size, config.encoder.patch_size, files.get(name)).to(device)
+            name, patch_size = recipe.alignment.teacher, config.encoder.patch_size
+            if name in lite.NAMES:
+                teacher = LiteTeacher(name, patch_size)
+            else:
+                teacher = Teacher.load(name, config.image_size, patch_size, files.get(name))
         name = recipe.perceptual
-        perceptual = None if name is None else LPIPS.load(name, files.get(name)).to(device)
+        if name is not None:
+            perceptual = LitePerceptual(name) if name in lite.NAMES else LPIPS.load(name, files.get(name))
         if recipe.adversarial is not None and isinstance(recipe.adversarial.discriminator, DinoDiscriminatorConfig):
             dino = recipe.adversarial.discriminator
-            readouts = Readouts.load(dino.backbone, dino.image_size, dino.after, files.get(dino.backbone)).to(device)
-        return cls(teacher, perceptual, readouts)
+            readouts = Readouts.load(dino.backbone, dino.image_size, dino.after, files.get(dino.backbone))
+        return cls(*(None if net is None else net.to(device) for net in (teacher, perceptual, readouts)))
 
     @classmethod
     def untrained(cls, recipe: TokenizerRecipe) -> "Frozen":
         """Networks of the same shapes with whatever weights: to count what a run will cost."""
-        config, teacher, readouts = recipe.tokenizer, None, None
+        config, teacher, perceptual, readouts = recipe.tokenizer, None, None, None
         if recipe.alignment is not None:
-            name = recipe.alignment.teacher
-            teacher = Teacher(untrained(name, config.image_size, config.encoder.patch_size), describe(name).statistics)
+            name, patch_size = recipe.alignment.teacher, config.encoder.patch_size
+            if name in lite.NAMES:
+                teacher = LiteTeacher(name, patch_size, weights=False)
+            else:
+                teacher = Teacher(untrained(name, config.image_size, patch_size), describe(name).statistics)
+        if (name := recipe.perceptual) is not None:
+            perceptual = LitePerceptual(name, weights=False) if name in lite.NAMES else LPIPS.untrained(name)
         if recipe.adversarial is not None and isinstance(recipe.adversarial.discriminator, DinoDiscriminatorConfig):
             dino = recipe.adversarial.discriminator
             vit = untrained(dino.backbone, dino.image_size, None)
             readouts = Readouts(vit, describe(dino.backbone).statistics, dino.after)
-        return cls(teacher, None if recipe.perceptual is None else LPIPS.untrained(recipe.perceptual), readouts)
+        return cls(teacher, perceptual, readouts)
 
 
 def make_step(
@@ -119,8 +131,10 @@ def tokenizer_terms(
     """Every term of Eq. 7 for these images, their reconstructions, and the quantizer's statistics."""
     images = batch.images
     noise = latent_noise(recipe, batch.positions).to(images.device)
+    disturbance = disturbances(recipe, batch.positions)
+    disturbance = None if disturbance is None else disturbance.to(images.device)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        outputs, losses, statistics, projected = state.wrapped(images, noise)
+        outputs, losses, statistics, projected = state.wrapped(images, noise, disturbance)
         features = None if frozen.teacher is None else frozen.teacher(images)
         distances = None if frozen.perceptual is None else frozen.perceptual(outputs, images)
     terms = {"reconstruction": reconstruction(outputs, images, recipe.reconstruction), **losses}
@@ -208,6 +222,17 @@ def latent_noise(recipe: TokenizerRecipe, positions: list[int]) -> Float[Tensor,
     shape = (recipe.tokenizer.tokens, recipe.tokenizer.latent_dim)
     draws = [sample_rng(recipe.seed, p, _NOISE).standard_normal(shape, dtype=np.float32) for p in positions]
     return torch.from_numpy(np.stack(draws))
+
+
+def disturbances(recipe: TokenizerRecipe, positions: list[int]) -> Float[Tensor, "B L D"] | None:
+    """The latent noise σ ε of these sample numbers, in units of the latents' deviation; None where there is none."""
+    if not recipe.latent_noise:
+        return None
+    shape, found = (recipe.tokenizer.tokens, recipe.tokenizer.latent_dim), []
+    for position in positions:
+        rng = sample_rng(recipe.seed, position, _DISTURBANCE)
+        found.append(recipe.latent_noise * rng.random() * rng.standard_normal(shape, dtype=np.float32))
+    return torch.from_numpy(np.stack(found).astype(np.float32))
 
 
 def parts_of(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:

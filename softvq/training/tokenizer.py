@@ -51,7 +51,13 @@ def new_tokenizer(
             if recipe.init == "local":
                 local_start(tokenizer)
         if recipe.starts_from_model and started:
-            model_start(tokenizer, Tokenizer.from_pretrained(recipe.init))
+            start = Tokenizer.from_pretrained(recipe.init)
+            model_start(tokenizer, start)
+            if recipe.trains == "decoder" and not tokenizer.makes(start.latent_fingerprint):
+                raise ValueError(
+                    f"to train the decoder alone, all that makes latents must be as in {recipe.init}: "
+                    "image_size, tokens, latent_dim, encoder and quantizer"
+                )
         elif name is not None and started:
             file = (pretrained or {}).get(name)
             encoder_start(tokenizer, load(name, config.image_size, config.encoder.patch_size, file))
@@ -90,6 +96,10 @@ def new_parts(
                 judge["lecam"] = LeCAM()
         for side in (model.encoder, model.decoder):
             side.vit.recompute = options.recompute
+        if recipe.trains == "decoder":
+            model.requires_grad_(False)
+            for part in (model.from_quantizer, model.decoder):
+                part.requires_grad_(True)
         return model, heads, judge
     except (ValueError, RuntimeError, OverflowError) as error:
         raise _unfit(recipe, error) from error
@@ -123,8 +133,8 @@ def train(
 
     `frozen`: networks of one's own for the perceptual and alignment terms, instead of those that the recipe names.
 
-    At the end the EMA weights become the model, its latent statistics are fitted, and `finish(tokenizer)` gives
-    figures to store with it.
+    At the end the EMA weights become the model, its latent statistics are fitted (where its encoder was trained), and
+    `finish(tokenizer)` gives figures to store with it.
     """
     source = open_source(recipe.data)
     frozen = frozen or Frozen.of(recipe, options.device, options.pretrained)
@@ -155,7 +165,6 @@ def train(
             intervals=options.intervals,
             hooks=hooks(options.out),
         )
-        log.say("fitting the latent statistics")
         tokenizer = Tokenizer(recipe.tokenizer).to(options.device).eval()
         tokenizer.load_state_dict({name: distributed.whole(t) for name, t in state.ema.state_dict().items()})
         return _finish(tokenizer, recipe, options, finish, log)
@@ -183,12 +192,14 @@ def _finish(
     finish: Callable[[Tokenizer], dict[str, Any]],
     log: Log,
 ) -> Path:
-    source, size = listing(recipe.data, STATISTICS_IMAGES), tokenizer.config.image_size
-    batches = statistics_batches(source, size, STATISTICS_IMAGES, recipe.batch_size)
-    mean, std = fit_statistics(tokenizer, (batch.images for batch in batches))
-    if (constant := std == 0).any():
-        log.say(f"{int(constant.sum())} of {len(std)} latent channels never change: the codebook has collapsed")
-    tokenizer.set_statistics(mean, torch.where(constant, 1.0, std))
+    if recipe.trains == "all":  # else the latents, and so their statistics, are what they were
+        log.say("fitting the latent statistics")
+        source, size = listing(recipe.data, STATISTICS_IMAGES), tokenizer.config.image_size
+        batches = statistics_batches(source, size, STATISTICS_IMAGES, recipe.batch_size)
+        mean, std = fit_statistics(tokenizer, (batch.images for batch in batches))
+        if (constant := std == 0).any():
+            log.say(f"{int(constant.sum())} of {len(std)} latent channels never change: the codebook has collapsed")
+        tokenizer.set_statistics(mean, torch.where(constant, 1.0, std))
     tokenizer.about = {
         "recipe": json.loads(json.dumps(configs.to_dict(recipe))),
         "command": options.command or recipe.command,
