@@ -2,6 +2,7 @@
 
     python benchmarks/ablate.py                     # every variant, 300 steps each; about 5 minutes each on one core
     python benchmarks/ablate.py --only adamw vit    # some of them
+    python benchmarks/ablate.py --device cuda       # options that are not its own go to `softvq train`
 
 Prints validation PSNR (280 bundled images, EMA weights) and writes benchmarks/results/ablate.json. Runs are kept under
 --runs and resume where they were stopped.
@@ -34,13 +35,13 @@ VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def run(name: str, steps: int, runs: Path) -> dict:
+def run(name: str, steps: int, runs: Path, more: list[str]) -> dict:
     """One variant's figures, from its run's log."""
     about, fields = VARIANTS[name]
     words = [word for field, value in fields.items() for word in (f"--{field}", value)]
     out = runs / f"{name}-{steps}"
     own = ["--out", str(out), "--steps", str(steps), "--sample-every", str(steps), "--workers", "1"]
-    command = ["softvq", "train", "tokenizer", RECIPE, *own, *words]
+    command = ["softvq", "train", "tokenizer", RECIPE, *own, *words, *more]
     subprocess.run([sys.executable, "-m", *command], check=True)
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     last = next(line for line in reversed(lines) if "val/psnr" in line)
@@ -48,13 +49,15 @@ def run(name: str, steps: int, runs: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--runs", type=Path, default=Path("runs/ablate"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ablate.json")
-    options = parser.parse_args()
-    rows = [run(name, options.steps, options.runs) for name in options.only]
+    options, more = parser.parse_known_args()
+    rows = [run(name, options.steps, options.runs, more) for name in options.only]
     for row in rows:
         print(f"{row['psnr']:6.2f} dB  SSIM {row['ssim']:.4f}  {row['variant']:10} {row['about']}")
     write_json(options.out, {"command": shlex.join(["python", "benchmarks/ablate.py", *sys.argv[1:]]), "rows": rows})

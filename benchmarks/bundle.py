@@ -32,7 +32,7 @@ every 100th step in `log.jsonl`.
 Starting values and optimizer (`init: {init}`, {optimizer}) are not the paper's: benchmarks/README.md. The losses are
 reconstruction (pixels) and KL alone.
 
-On the {images} bundled validation images ({convention}):
+On the {images} validation images of `{data}` ({convention}):
 
 | | PSNR dB | SSIM |
 |---|---|---|
@@ -48,14 +48,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("name", help="the bundled model's name")
+    parser.add_argument("--val", default="emoji-val", help="images to measure on (default: %(default)s)")
+    parser.add_argument("--into", type=Path, default=hub.BUNDLED, help="where the model's folder goes")
     options = parser.parse_args()
-    folder = hub.BUNDLED / options.name
+    folder = options.into / options.name
     tokenizer = Tokenizer.from_pretrained(options.run / "model")
     for tensor in tokenizer.state_dict().values():
         tensor.copy_(tensor.to(torch.float16))  # measure what is stored
     recipe = tokenizer.about["recipe"]
-    tokenizer.about.update(figures_of(tokenizer, "emoji-val"))
-    train = evaluate(tokenizer, "emoji", chosen=range(len(open_listed("emoji-val").names))).summary()
+    tokenizer.about.update(figures_of(tokenizer, options.val))
+    train = evaluate(tokenizer, "emoji", chosen=range(len(open_listed(options.val).names))).summary()
     tokenizer.about["figures"]["train_psnr"] = train["psnr"]
     tokenizer.save_pretrained(folder, torch.float16)
     size = (folder / hub.WEIGHTS).stat().st_size
@@ -85,7 +87,7 @@ def main() -> None:
         train_psnr=train["psnr"],
         train_ssim=train["ssim"],
         floor=figures["psnr_floor"],
-        **{key: figures[key] for key in ("images", "convention", "psnr", "ssim")},
+        **{key: figures[key] for key in ("images", "data", "convention", "psnr", "ssim")},
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     print(card)

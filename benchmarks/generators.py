@@ -76,11 +76,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="folders or names; MODEL:--option:value… for other settings")
     parser.add_argument("--each", type=int, default=40, help="images a class (default: 40)")
+    parser.add_argument("--data", default="emoji", help="the training images, by class (default: %(default)s)")
+    parser.add_argument("--val", default="emoji-val", help="the validation images (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "generators.json")
     options = parser.parse_args()
     net = FeatureNetwork.load("efficientnet-lite0")
-    train, labels = read("emoji")
-    val, val_labels = read("emoji-val")
+    train, labels = read(options.data)
+    val, val_labels = read(options.val)
     known = torch.cat([features(train, net), features(train.flip(-1), net)])
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000))
     classifier.fit(known.numpy(), labels.repeat(2).numpy())
@@ -109,7 +111,7 @@ def main() -> None:
             **judged(classifier, found, wanted, known),
         }
         shown = images[: 8 * sampler.generator.classes]
-        order = torch.arange(len(shown)).view(8, -1).T.flatten()  # a row a class
+        order = torch.arange(len(shown)).view(-1, sampler.generator.classes).T.flatten()  # a row a class
         stem = recipe.get("name") or Path(name).name
         save_picture(
             grid([enlarge(shown[order])], ("",), rows=sampler.generator.classes), options.out.with_name(f"{stem}.png")

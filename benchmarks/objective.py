@@ -6,13 +6,17 @@
 
 Two runs go on from the bundled tokenizer with the same data, order, steps and optimizer: one with pixel and KL terms
 alone, one with all of Eq. 7. In place of VGG16, DINO and DINOv2, whose weights need a network, stand EfficientNet-Lite0
-(ImageNet weights from the package index) for the perceptual term and as alignment's teacher (stride 8: 8 × 8 positions
-for 64 latents), and a PatchGAN. Measured on the 280 validation images, in features that no run was trained on: the
-Fréchet distance of 8 × 8 luma patches and of a random-weight VGG16's third stage, and the gradient energy.
+(ImageNet weights from the package index) for the perceptual term and as alignment's teacher, and a PatchGAN. Measured
+on the 280 validation images, in features that no run was trained on: the Fréchet distance of 8 × 8 luma patches and of
+a random-weight VGG16's third stage, and the gradient energy.
+
+`measure` takes the bundled tokenizer and those of the two runs that are there. Figures of all three on the bundled
+images are written to benchmarks/results, others beside the runs.
 """
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,53 +29,44 @@ from softvq.cli.hooks import evaluate, save_picture, spread
 from softvq.data.images import to_bytes
 from softvq.data.loader import ordered_batches
 from softvq.data.sources import open_listed
-from softvq.evaluation.frechet import frechet_distance
+from softvq.evaluation.frechet import frechet_distance, moments_of
 from softvq.evaluation.pictures import enlarge, grid
 from softvq.losses.discriminators import PatchGANDiscriminatorConfig
 from softvq.losses.total import ScheduleConfig
 from softvq.optim import AdamWConfig
-from softvq.pretrained.lite import Lite0
+from softvq.pretrained.lite import NAME as LITE
 from softvq.pretrained.lpips import VGG16
 from softvq.recipes.emoji import EMOJI_64
 from softvq.training.recipe import AdversarialConfig, AlignmentConfig, TokenizerRecipe
-from softvq.training.step import Frozen
 from softvq.training.tokenizer import RunOptions, train
 
 START = "softvq-emoji-64"
 PIXELS = {"reconstruction": 1.0, "kl": 0.01}
+VAL = "emoji-val"
+RESULTS = Path(__file__).parent / "results"
 
 
-class Perceptual(Lite0):
-    """Differences of features of unit length, as LPIPS takes them, with equal weights."""
-
-    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        with torch.no_grad():
-            references = super().forward(targets)
-        pairs = zip(super().forward(images), references, strict=True)
-        return sum((F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean((1, 2)) for a, b in pairs)
-
-
-class LiteTeacher(Lite0):
-    """Features of stride 8, one vector a position."""
-
-    width = 40
-
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return super().forward(images)[0].flatten(2).transpose(1, 2)
-
-
-def recipes(steps: int) -> dict[str, TokenizerRecipe]:
+def recipes(steps: int, data: str) -> list[TokenizerRecipe]:
+    """Pixel and KL terms alone, and all of Eq. 7."""
     optimizer = AdamWConfig(lr=1e-4, warmup_steps=50)
-    common = replace(
-        EMOJI_64, init=START, optimizer=optimizer, batch_size=16, steps=steps, weights=PIXELS, ema_decay=0.99
+    pixels = replace(
+        EMOJI_64,
+        name="pixels",
+        data=data,
+        init=START,
+        optimizer=optimizer,
+        batch_size=16,
+        steps=steps,
+        weights=PIXELS,
+        ema_decay=0.99,
     )
     whole = replace(
-        common,
+        pixels,
+        name="whole",
         weights={**PIXELS, "perceptual": 0.01, "alignment": 0.01, "adversarial": 0.01},
         schedules={"adversarial": ScheduleConfig(warmup=600)},  # the discriminator learns from the first step on
-        perceptual="efficientnet_lite0",
-        alignment=AlignmentConfig("efficientnet_lite0", hidden=256),
+        perceptual=LITE,
+        alignment=AlignmentConfig(LITE, hidden=256),
         adversarial=AdversarialConfig(
             PatchGANDiscriminatorConfig(width=32),
             augment=0.2,
@@ -79,23 +74,17 @@ def recipes(steps: int) -> dict[str, TokenizerRecipe]:
             optimizer=AdamWConfig(lr=3e-4, warmup_steps=50),
         ),
     )
-    return {"pixels": replace(common, name="pixels"), "whole": replace(whole, name="whole")}
+    return [pixels, whole]
 
 
-def run(out: Path, steps: int, device: torch.device) -> None:
-    for name, recipe in recipes(steps).items():
-        options = RunOptions(out / name, device, "bfloat16", workers=1)
-        networks = Frozen()
-        if name == "whole":
-            networks = Frozen(LiteTeacher((4,)).to(device), Perceptual((0, 2, 4, 10)).to(device))
-        print(train(recipe, options, frozen=networks))
+def run(options: argparse.Namespace) -> None:
+    """Train both, each in its own folder."""
+    for recipe in recipes(options.steps, options.data):
+        print(train(recipe, RunOptions(options.out / recipe.name, options.device, "bfloat16", workers=1)))
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    sides = [Gaussian.empty(a.shape[1]) for _ in range(2)]
-    for side, features in zip(sides, (a, b), strict=True):
-        side.add(features)
-    return frechet_distance(*sides)
+    return frechet_distance(moments_of(a), moments_of(b))
 
 
 def luma(images: Tensor) -> Tensor:
@@ -122,16 +111,19 @@ def gradient_energy(images: Tensor) -> float:
 
 
 @torch.no_grad()
-def measure(out: Path) -> None:
-    models = {"bundled": START, "pixels": out / "pixels", "whole": out / "whole"}
-    source = open_listed("emoji-val")
+def measure(options: argparse.Namespace) -> None:
+    """Print and write the figures of the models that are there, and a picture of what they make of eight images."""
+    runs = {name: options.out / name for name in ("pixels", "whole")}
+    missing = [name for name, place in runs.items() if not (place / "model").is_dir()]
+    models = {"bundled": START, **{name: place for name, place in runs.items() if name not in missing}}
+    source = open_listed(options.val)
     real = torch.cat([batch.images for batch in ordered_batches(source, size=64, batch_size=70)])
     rows = {"real": {"gradient_energy": gradient_energy(real)}}
     shown = [spread(source, 64, 8)]
     for name, place in models.items():
         tokenizer = Tokenizer.from_pretrained(place)
         fake = torch.cat([tokenizer(part).images.clamp(-1, 1) for part in real.split(70)])
-        scores = evaluate(tokenizer, "emoji-val").summary()
+        scores = evaluate(tokenizer, options.val).summary()
         rows[name] = {
             "psnr": scores["psnr"],
             "ssim": scores["ssim"],
@@ -141,10 +133,14 @@ def measure(out: Path) -> None:
         }
         shown.append(tokenizer(shown[0]).images.clamp(-1, 1))
     print(json.dumps(rows, indent=1))
-    results = Path(__file__).parent / "results"
-    (results / "objective.json").write_text(json.dumps(rows, indent=1) + "\n")
+    for name in missing:
+        print(f"{name}: not measured, there is no model in {runs[name]}", file=sys.stderr)
+    published = not missing and options.val == VAL
+    results = options.results or (RESULTS if published else options.out)
     columns = [enlarge(to_bytes(images), 256) for images in shown]
-    save_picture(grid(columns, ("real", "bundled", "pixels", "whole")), results / "objective.png")
+    save_picture(grid(columns, tuple(rows)), results / "objective.png")
+    (results / "objective.json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(f"figures and picture: {results}/objective.json, objective.png", file=sys.stderr)
 
 
 def main() -> None:
@@ -152,9 +148,12 @@ def main() -> None:
     parser.add_argument("what", choices=("train", "measure"))
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--out", type=Path, default=Path("runs/objective"))
+    parser.add_argument("--data", default=EMOJI_64.data, help="images to train on (default: %(default)s)")
+    parser.add_argument("--val", default=VAL, help="images to measure on (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/objective"), help="where the runs are")
+    parser.add_argument("--results", type=Path, help="where the figures go (default: see above)")
     options = parser.parse_args()
-    run(options.out, options.steps, options.device) if options.what == "train" else measure(options.out)
+    run(options) if options.what == "train" else measure(options)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ DEFAULT_OUT = Path(__file__).parent.parent / "softvq" / "assets" / "yardsticks.j
 
 
 def load(data: str, size: int, how: str) -> torch.Tensor:
-    """All images of a bundled set at one size, in [-1, 1]."""
+    """All images of a set at one size, in [-1, 1]."""
     batches = ordered_batches(open_listed(data), size=size, batch_size=64, how=how)
     return torch.cat([batch.images for batch in tqdm(batches, desc=f"{data} {size}", unit="batch")])
 
@@ -34,11 +34,13 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--floats", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--fit", default="crop", choices=("crop", "resize"), help="resize is Lanczos")
+    parser.add_argument("--data", default="emoji", help="images to fit PCA on (default: %(default)s)")
+    parser.add_argument("--val", default="emoji-val", help="images to measure on (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     options = parser.parse_args()
     rows = []
     for size in options.sizes:
-        train, val = load("emoji", size, options.fit), load("emoji-val", size, options.fit)
+        train, val = (load(data, size, options.fit) for data in (options.data, options.val))
         mean, basis = principal_components(train, max(options.floats))
         for floats in options.floats:
             methods = {
@@ -50,7 +52,7 @@ def main() -> None:
                 rows.append({"method": name, "size": size, "floats": floats, **means})
                 print(f"{size:4} px  {floats:5} floats  {name:17} {means['psnr']:6.2f} dB  SSIM {means['ssim']:.4f}")
     command = shlex.join(["python", "benchmarks/yardsticks.py", *sys.argv[1:]])
-    write_json(options.out, {"command": command, "data": "emoji-val", "fit": options.fit, "rows": rows})
+    write_json(options.out, {"command": command, "data": options.val, "fit": options.fit, "rows": rows})
 
 
 if __name__ == "__main__":

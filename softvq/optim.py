@@ -1,7 +1,7 @@
 """Optimizers (LAMB is our own: PyTorch has none), their parameter groups and learning-rate schedules."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -35,11 +35,17 @@ class AdamWConfig:
             raise ValueError(f"grad_clip must be positive or null, not {self.grad_clip}")
 
     def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
-        """The optimizers of all trainable parameters; each group keeps its peak learning rate as `peak`."""
-        return [self.build_for(model.named_parameters())]
+        """The optimizers of all trainable parameters; each group keeps its peak learning rate as `peak`. A model may
+        say in `undecayed` which of its modules have no decay. `ValueError` where nothing can be trained."""
+        return [self.build_for(model.named_parameters(), undecayed(model))]
 
-    def build_for(self, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
-        groups = parameter_groups(named, self.weight_decay)
+    def build_for(
+        self, named: Iterable[tuple[str, nn.Parameter]], exempt: Collection[nn.Parameter] = ()
+    ) -> torch.optim.AdamW:
+        """AdamW of these parameters, those in `exempt` without decay."""
+        groups = parameter_groups(named, self.weight_decay, exempt)
+        if not any(group["params"] for group in groups):
+            raise ValueError("AdamW has no parameters to train")
         return torch.optim.AdamW([{**g, "peak": self.lr} for g in groups], lr=self.lr, betas=self.betas, fused=True)
 
     def factor_at(self, step: int, steps: int) -> float:
@@ -53,7 +59,7 @@ class AdamWConfig:
 
 @dataclass(frozen=True)
 class MuonConfig:
-    """Muon (Jordan et al. 2024; `torch.optim.Muon`, PyTorch 2.9 or newer) for the matrices inside transformer blocks,
+    """Muon (Jordan et al. 2024; `torch.optim.Muon`, PyTorch 2.9 or newer) for the matrices inside the model's `blocks`,
     AdamW for all else. Not the paper's: on the emoji it is 3 dB ahead of AdamW after 300 steps (benchmarks/README.md).
 
     `lr` is Muon's peak, scaled so that an update's size is that of AdamW's; schedule and clipping are those of `rest`.
@@ -73,10 +79,14 @@ class MuonConfig:
         return self.rest.grad_clip
 
     def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
+        """Muon and AdamW, of all trainable parameters. `ValueError` where either would have none."""
         if not hasattr(torch.optim, "Muon"):
             raise ValueError(f"Muon needs PyTorch 2.9 or newer, this is {torch.__version__}; use the AdamW optimizer.")
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        inside = {name for name, p in named if p.ndim == 2 and ".blocks." in name}
+        matrices = {p for block in model.blocks for p in block.parameters() if p.ndim == 2}
+        inside = {name for name, p in named if p in matrices}
+        if not inside:
+            raise ValueError("Muon has no matrices of transformer blocks to train; use the AdamW optimizer")
         muon = torch.optim.Muon(
             [{"params": [p for name, p in named if name in inside], "peak": self.lr}],
             lr=self.lr,
@@ -84,7 +94,8 @@ class MuonConfig:
             weight_decay=self.weight_decay,
             adjust_lr_fn="match_rms_adamw",
         )
-        return [muon, self.rest.build_for((name, p) for name, p in named if name not in inside)]
+        others = [(name, p) for name, p in named if name not in inside]
+        return [muon, self.rest.build_for(others, undecayed(model))]
 
     def factor_at(self, step: int, steps: int) -> float:
         """As `AdamWConfig.factor_at`."""
@@ -128,11 +139,18 @@ class LAMB(torch.optim.Optimizer):
         weight.sub_(group["lr"] * trust * u)
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
-    """Trainable parameters in two groups: decayed matrices, and the rest."""
+def undecayed(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters of the modules that a model says are not decayed."""
+    return {p for module in getattr(model, "undecayed", ()) for p in module.parameters()}
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], weight_decay: float, exempt: Collection[nn.Parameter] = ()
+) -> list[dict]:
+    """Trainable parameters in two groups: decayed matrices, and the rest. Those in `exempt` are not decayed either."""
     decayed, plain = [], []
     for name, parameter in named:
         if parameter.requires_grad:
-            exempt = parameter.ndim < 2 or name.endswith(_NO_DECAY)
-            (plain if exempt else decayed).append(parameter)
+            free = parameter.ndim < 2 or name.endswith(_NO_DECAY) or parameter in exempt
+            (plain if free else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -190,7 +190,7 @@ class Tokenizer(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The transformer blocks: the units that are sharded over ranks."""
+        """The transformer blocks: the units that are sharded over ranks, and whose matrices Muon trains."""
         return [*self.encoder.vit.blocks, *self.decoder.vit.blocks]
 
     @property

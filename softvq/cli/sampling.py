@@ -22,6 +22,7 @@ from softvq.data.images import to_bytes
 from softvq.evaluation.pictures import enlarge, grid
 from softvq.generators.all import load_generator
 from softvq.generators.base import Generator, Noise, Sampling
+from softvq.randomness import Stream, rng
 from softvq.training.state import Checkpoints
 from softvq.transports.guidance import Guidance
 
@@ -57,7 +58,7 @@ class Sampler:
         if self.chosen:
             return [self.chosen[n % len(self.chosen)] for n in numbers]
         if self.labels_by == "random":
-            return [int(np.random.default_rng([self.seed, 1, n]).integers(classes)) for n in numbers]
+            return [int(rng(self.seed, Stream.SAMPLE_CLASS, n).integers(classes)) for n in numbers]
         return [n % classes for n in numbers]
 
     @torch.no_grad()

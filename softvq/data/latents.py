@@ -13,13 +13,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from softvq import distributed
-from softvq.data.loader import Order, sample_rng
+from softvq.data.loader import Order
 from softvq.data.sources import DataError
+from softvq.randomness import Stream, rng
 
 INDEX = "index.json"
 FORMAT = 1
 _HELD = 8 * 10**9  # bytes: larger caches are read from disk as they are needed
-_MIRROR = 9  # stream of `sample_rng` that says which mirror
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Latents:
         while True:
             first = step * batch_size + distributed.rank() * local
             positions = list(range(first, first + local))
-            mirrors = [int(sample_rng(seed, p, _MIRROR).random() < 0.5 and self.index.mirrored) for p in positions]
+            mirrors = [int(rng(seed, Stream.MIRROR, p).random() < 0.5 and self.index.mirrored) for p in positions]
             indices = order(first, first + local)
             yield self._batch(indices, mirrors, positions)
             step += 1

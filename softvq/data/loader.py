@@ -23,6 +23,7 @@ from softvq import distributed
 from softvq.data.images import Augment, ImageError, fit, open_image, to_tensor
 from softvq.data.sources import DataError, Listed, Source, open_listed
 from softvq.data.stream import ShardStream, StreamOrder, open_stream
+from softvq.randomness import Stream, rng
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,7 @@ class Order:
 
 @lru_cache(4)  # samples of an epoch share one
 def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, 0, epoch]).permutation(length)
-
-
-def sample_rng(seed: int, position: int, stream: int = 1) -> np.random.Generator:
-    """The random numbers of one sample: a function of the seed and the sample number alone. Stream 1 augments."""
-    return np.random.default_rng([seed, stream, position])
+    return rng(seed, Stream.ORDER, epoch).permutation(length)
 
 
 @dataclass
@@ -123,7 +119,7 @@ class _Samples(Dataset):
                 if name in bad:  # once around
                     return NoneReadable(bad)
                 try:
-                    image = self.augment(_decode(read, name), self.size, sample_rng(self.seed, position))
+                    image = self.augment(_decode(read, name), self.size, rng(self.seed, Stream.AUGMENT, position))
                     return to_tensor(image), label, name, position, bad
                 except ImageError as error:
                     bad[name] = str(error)

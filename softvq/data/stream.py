@@ -24,6 +24,7 @@ import numpy as np
 from filelock import FileLock
 
 from softvq.data.sources import DataError, Entry, Shards, braces, read_at, shard_entries
+from softvq.randomness import Stream, rng
 
 MOST_LANES = 16
 _TRIES = 4  # of a download, with pauses of 1, 2 and 4 s between them
@@ -198,7 +199,7 @@ class StreamOrder:
         if lane not in self._open or self._open[lane].number != number:
             url = self._url(lane, number)
             entries = self.stream.cache.entries(url)
-            order = np.random.default_rng([self.seed, 0, lane, number]).permutation(len(entries))
+            order = rng(self.seed, Stream.SHARD_CONTENTS, lane, number).permutation(len(entries))
             self._open[lane] = _Opened(number, url, entries, order)
             threading.Thread(target=self._ahead, args=(self._url(lane, number + 1),), daemon=True).start()
         return self._open[lane]
@@ -220,7 +221,7 @@ class StreamOrder:
 
 @lru_cache(8)
 def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, 2, epoch]).permutation(length)
+    return rng(seed, Stream.SHARD_ORDER, epoch).permutation(length)
 
 
 def open_stream(pattern: str) -> ShardStream:

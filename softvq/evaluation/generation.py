@@ -10,6 +10,7 @@ from torch import Tensor
 from softvq.evaluation.distribution import inception_score, kernel_distance, nearest_distances, precision_recall
 from softvq.evaluation.frechet import Gaussian, Moments, frechet_distance
 from softvq.evaluation.parts import Parts
+from softvq.randomness import Stream, rng
 
 MOST = 10_000  # reference images of precision and recall, as in ADM
 
@@ -33,7 +34,7 @@ def chosen(count: int, most: int = MOST) -> list[int]:
     """Which of `count` reference images precision and recall take: all, or `most` of a fixed permutation, in order."""
     if count <= most:
         return list(range(count))
-    return sorted(np.random.default_rng(0).permutation(count)[:most].tolist())
+    return sorted(rng(0, Stream.REFERENCE).permutation(count)[:most].tolist())
 
 
 def moments(parts: Parts, name: str) -> Moments | None:

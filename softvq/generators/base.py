@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from softvq import config as configs
 from softvq import hub
+from softvq.randomness import Stream, rng
 from softvq.transports.guidance import Guidance
 
 SamplerName = Literal["euler", "heun", "dopri5", "sde", "dpm", "dpm-sde", "ddpm", "ddim", "mar"]
@@ -47,7 +48,7 @@ class Noise:
     whatever batch or rank an image is made in."""
 
     def __init__(self, seed: int, images: Sequence[int], shape: tuple[int, ...]):
-        self.generators = [np.random.default_rng([seed, image]) for image in images]
+        self.generators = [rng(seed, Stream.SAMPLE_NOISE, image) for image in images]
         self.shape = shape
 
     def __call__(self, number: int = 0) -> Float[Tensor, "B *shape"]:
@@ -101,7 +102,12 @@ class Generator(nn.Module):
     @property
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
-        """The transformer blocks: the units that are sharded over ranks."""
+        """The transformer blocks: the units that are sharded over ranks, and whose matrices Muon trains."""
+
+    @property
+    def undecayed(self) -> list[nn.Module]:
+        """The modules whose weights no optimizer decays."""
+        return []
 
     @property
     def fingerprint(self) -> str:

@@ -141,7 +141,7 @@ class SiT(_Denoiser):
         x = self._start(labels, noise, sampling)
         field, name, more = self.velocity(labels, sampling.guidance), sampling.sampler, _steps(progress)
         if name == "dopri5":
-            return samplers.dopri5(field, x).float()
+            return samplers.dopri5(field, x, edges=sampling.guidance.interval).float()
         if name == "sde":
             return samplers.euler_maruyama(field, x, sampling.steps, self.config.path, noise, more).float()
         if name in ("dpm", "dpm-sde"):

@@ -186,7 +186,11 @@ class MAR(Generator):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        return [*self.encoder, *self.decoder]
+        return [*self.encoder, *self.decoder, *self.head.layers]
+
+    @property
+    def undecayed(self) -> list[nn.Module]:
+        return [self.head]  # as in MAR
 
     def draw(self, rngs: Sequence[np.random.Generator], shared: np.random.Generator) -> dict[str, Tensor]:
         """One mask ratio for the batch; an order of tokens, times and noises for each sample."""

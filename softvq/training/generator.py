@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +14,10 @@ from softvq import config as configs
 from softvq import distributed
 from softvq.autoencoders import FoldedAutoencoder
 from softvq.data.latents import LatentBatch, Latents
-from softvq.data.loader import sample_rng
 from softvq.generators.all import GeneratorConfig
 from softvq.generators.base import Generator, Sampling
 from softvq.optim import AdamWConfig, OptimizerConfig
+from softvq.randomness import Stream, rng
 from softvq.tokenizer import Tokenizer
 from softvq.training.logs import Log
 from softvq.training.loop import Hook, fit
@@ -26,8 +25,6 @@ from softvq.training.recipe import check_run
 from softvq.training.run import Precision, RunOptions, open_run
 from softvq.training.state import Checkpoints, TrainState
 from softvq.training.update import add, finish, set_rate
-
-_DRAWS = 10  # stream of `sample_rng`; 1 to 8 are the tokenizer's, 9 says which mirror
 
 
 @dataclass(frozen=True)
@@ -81,6 +78,16 @@ class _Pupil(nn.Module):
         super().__init__()
         self.model, self.heads = model, heads
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The model's transformer blocks."""
+        return self.model.blocks
+
+    @property
+    def undecayed(self) -> list[nn.Module]:
+        """The model's modules without decay."""
+        return self.model.undecayed
+
     def forward(self, latents: Tensor, labels: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
         return self.model.loss(latents, labels, draws)
 
@@ -94,8 +101,8 @@ def new_generator(recipe: GeneratorRecipe) -> Generator:
 
 def draws_of(model: Generator, recipe: GeneratorRecipe, positions: list[int]) -> dict[str, Tensor]:
     """The random numbers of these samples, the same whatever rank they are on."""
-    rngs = [sample_rng(recipe.seed, position, _DRAWS) for position in positions]
-    return model.draw(rngs, np.random.default_rng([recipe.seed, _DRAWS + 1, positions[0] // recipe.batch_size]))
+    rngs = [rng(recipe.seed, Stream.DENOISING, position) for position in positions]
+    return model.draw(rngs, rng(recipe.seed, Stream.DENOISING_BATCH, positions[0] // recipe.batch_size))
 
 
 def make_step(recipe: GeneratorRecipe, precision: Precision) -> Callable[[TrainState, LatentBatch], dict[str, Tensor]]:

@@ -156,6 +156,11 @@ class Student(nn.Module):
         super().__init__()
         self.model, self.heads = model, heads
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The model's transformer blocks."""
+        return self.model.blocks
+
     def forward(
         self, images: Tensor, noise: Tensor, disturbance: Tensor | None = None
     ) -> tuple[Tensor, dict, dict, Tensor | None]:

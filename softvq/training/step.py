@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from softvq.data.loader import Batch, sample_rng
+from softvq.data.loader import Batch
 from softvq.losses import adversarial
 from softvq.losses.alignment import alignment
 from softvq.losses.augment import Draws, Views, augmented, draw, draw_views, viewed
@@ -24,13 +24,11 @@ from softvq.pretrained import lite
 from softvq.pretrained.lite import LitePerceptual, LiteTeacher
 from softvq.pretrained.lpips import LPIPS
 from softvq.pretrained.vit import Readouts, Teacher, describe, untrained
+from softvq.randomness import Stream, rng
 from softvq.training.recipe import TokenizerRecipe
 from softvq.training.run import Precision
 from softvq.training.state import TrainState
 from softvq.training.update import add, finish, set_rate
-
-# Streams of `sample_rng`; 1 augments, 9 to 11 are the generators'
-_NOISE, _FAKE, _REAL, _STRONG_FAKE, _STRONG_REAL, _GENERATOR, _DISTURBANCE = range(2, 9)
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def tokenizer_terms(
     if recipe.adversarial is not None:
         terms["adversarial"] = torch.zeros((), device=images.device)
     if playing:
-        (draws, views), *_ = looks(recipe, batch, (_GENERATOR,))
+        (draws, views), *_ = looks(recipe, batch, (Stream.GENERATOR_FAKE,))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             logits = state.judge["discriminator"](reads(recipe, frozen, augmented(outputs, draws), views))
         terms["adversarial"] = adversarial.generator_loss(logits, recipe.adversarial.loss)
@@ -163,7 +161,9 @@ def discriminator_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """λ2 · (loss + lecam) + consistency (appendix C.1), and what is logged of it."""
     config = recipe.adversarial
-    weak_fake, weak_real, strong_fake, strong_real = looks(recipe, batch, (_FAKE, _REAL, _STRONG_FAKE, _STRONG_REAL))
+    weak_fake, weak_real, strong_fake, strong_real = looks(
+        recipe, batch, (Stream.FAKE, Stream.REAL, Stream.STRONG_FAKE, Stream.STRONG_REAL)
+    )
     shown = [(fakes, weak_fake), (batch.images, weak_real)]
     if config.consistency:
         shown += [(fakes, strong_fake), (batch.images, strong_real)]
@@ -195,7 +195,7 @@ def reads(recipe: TokenizerRecipe, frozen: Frozen, images: Tensor, views: Views)
     return list(frozen.readouts(viewed(images.float(), views, config.image_size)))
 
 
-def looks(recipe: TokenizerRecipe, batch: Batch, streams: Sequence[int]) -> list[tuple[Draws, Views]]:
+def looks(recipe: TokenizerRecipe, batch: Batch, streams: Sequence[Stream]) -> list[tuple[Draws, Views]]:
     """What DiffAug does, and which view is taken, for each sample: of streams of random numbers apart from each other.
 
     The strong streams take all of DiffAug, with cutouts of half the side."""
@@ -203,8 +203,8 @@ def looks(recipe: TokenizerRecipe, batch: Batch, streams: Sequence[int]) -> list
     config = recipe.adversarial.discriminator
     target = config.image_size if isinstance(config, DinoDiscriminatorConfig) else size[0]
     for stream in streams:
-        rngs = [sample_rng(recipe.seed, position, stream) for position in batch.positions]
-        strong = stream in (_STRONG_FAKE, _STRONG_REAL)
+        rngs = [rng(recipe.seed, stream, position) for position in batch.positions]
+        strong = stream in (Stream.STRONG_FAKE, Stream.STRONG_REAL)
         draws = draw(rngs, size, 1.0 if strong else recipe.adversarial.augment, 0.5 if strong else 0.2)
         device = batch.images.device
         found.append((draws.to(device), draw_views(rngs, size, target).to(device)))
@@ -220,7 +220,7 @@ def balance(state: TrainState, terms: Mapping[str, Tensor], weights: Mapping[str
 def latent_noise(recipe: TokenizerRecipe, positions: list[int]) -> Float[Tensor, "B L D"]:
     """The reparametrisation noise of these sample numbers (KL samples with it), whatever rank they are on."""
     shape = (recipe.tokenizer.tokens, recipe.tokenizer.latent_dim)
-    draws = [sample_rng(recipe.seed, p, _NOISE).standard_normal(shape, dtype=np.float32) for p in positions]
+    draws = [rng(recipe.seed, Stream.POSTERIOR, p).standard_normal(shape, dtype=np.float32) for p in positions]
     return torch.from_numpy(np.stack(draws))
 
 
@@ -230,8 +230,8 @@ def disturbances(recipe: TokenizerRecipe, positions: list[int]) -> Float[Tensor,
         return None
     shape, found = (recipe.tokenizer.tokens, recipe.tokenizer.latent_dim), []
     for position in positions:
-        rng = sample_rng(recipe.seed, position, _DISTURBANCE)
-        found.append(recipe.latent_noise * rng.random() * rng.standard_normal(shape, dtype=np.float32))
+        own = rng(recipe.seed, Stream.LATENT_NOISE, position)
+        found.append(recipe.latent_noise * own.random() * own.standard_normal(shape, dtype=np.float32))
     return torch.from_numpy(np.stack(found).astype(np.float32))
 
 

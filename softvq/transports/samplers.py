@@ -81,27 +81,34 @@ _STAGES = (
 _FOURTH = (5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40)
 
 
-def dopri5(field: Field, x: Tensor, tolerance: float = 1e-4, most_steps: int = 1000) -> Tensor:
+def dopri5(
+    field: Field, x: Tensor, tolerance: float = 1e-4, most_steps: int = 1000, edges: Sequence[float] = ()
+) -> Tensor:
     """The ODE by Dormand and Prince's method with adaptive steps. Each sample has its own step size, so that a result
-    does not depend on what else is in the batch. `tolerance` is absolute and relative; more than `most_steps` tries of
-    a sample are a `RuntimeError`."""
+    does not depend on what else is in the batch. `edges`: times at which the field jumps (guidance begins or ends); no
+    step crosses one, and the field is told the middle of a step as its beginning, which is on one side: else rounding,
+    which decides how long a step is, would decide how long there is guidance. `tolerance` is absolute and relative; more
+    than `most_steps` tries of a sample are a `RuntimeError`."""
+    stops = torch.tensor(sorted({0.0, *edges}), dtype=torch.float64, device=x.device)
     t = torch.ones(len(x), dtype=torch.float64, device=x.device)
     size = torch.full_like(t, 0.05)
     for _ in range(most_steps):
-        h = torch.minimum(size, t)  # 0 for samples that have arrived: they stay where they are
+        stop = torch.where(stops < t[:, None], stops, 0.0).amax(1)
+        room = t - stop  # 0 for samples that have arrived: they stay where they are
+        h = torch.minimum(size, room)
         wide = h.view(-1, *(1 for _ in x.shape[1:])).to(x.dtype)
         slopes: list[Tensor] = []
         ahead = x
         for node, weights in zip(_NODES, _STAGES, strict=True):
             if weights:
                 ahead = x - wide * sum(w * k for w, k in zip(weights, slopes, strict=True))
-            slopes.append(field(ahead, t - node * h, t).to(x.dtype))
+            slopes.append(field(ahead, t - node * h, t - h / 2).to(x.dtype))
         lower = x - wide * sum(w * k for w, k in zip(_FOURTH, slopes, strict=True))
         scale = tolerance * (1 + torch.maximum(x.abs(), ahead.abs()))
         error = ((ahead - lower) / scale).flatten(1).square().mean(1).sqrt().double()
         kept = error <= 1
         x = torch.where(kept.view_as(wide), ahead, x)
-        t = torch.where(kept, torch.where(h >= t, 0.0, t - h), t)
+        t = torch.where(kept, torch.where(h >= room, stop, t - h), t)
         size = h * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 5)
         if not (t > 0).any():
             return x

@@ -14,8 +14,9 @@ from PIL import Image
 
 from softvq import distributed
 from softvq.data.images import Augment, fit, open_image, to_tensor
-from softvq.data.loader import Batch, NoneReadable, Order, ordered_batches, sample_rng, training_batches
+from softvq.data.loader import Batch, NoneReadable, Order, ordered_batches, training_batches
 from softvq.data.sources import DataError, Folder
+from softvq.randomness import Stream, rng
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 lengths, numbers, seeds = st.integers(1, 12), st.integers(0, 60), st.integers(0, 99)
@@ -76,14 +77,6 @@ def test_epochs_and_seeds_differ():
     assert tuple(range(50)) not in orders
 
 
-def test_random_numbers_differ_by_seed_position_and_stream():
-    """And the augmentation's are not those that permute: stream 0 at position e is epoch e's permutation."""
-    draws = {sample_rng(s, p, stream).random() for s in range(3) for p in range(3) for stream in (1, 2)}
-    assert len(draws) == 18
-    assert sample_rng(3, 4).random() == sample_rng(3, 4, stream=1).random() == sample_rng(3, 4).random()
-    assert sample_rng(3, 4).permutation(20).tolist() != Order(20, 3).permutation(4).tolist()
-
-
 # Training batches
 
 
@@ -115,7 +108,7 @@ def test_batches_are_what_they_say(source):
         for i, (position, index) in enumerate(zip(batch.positions, order(4 * step, 4 * step + 4), strict=True)):
             assert batch.names[i] == source.names[index]
             assert batch.labels[i] == source.labels[index]
-            view = augment(open_image(source.read(index)), SIZE, sample_rng(5, position))
+            view = augment(open_image(source.read(index)), SIZE, rng(5, Stream.AUGMENT, position))
             assert torch.equal(batch.images[i], to_tensor(view))
 
 

@@ -80,7 +80,8 @@ def test_an_image_is_the_same_in_any_batch_and_a_function_of_its_seed(kind, samp
 
     whole = sample(0, 0, 1, 2, 3)
     assert whole.dtype == torch.float32
-    scale = max(1.0, whole.abs().max().item()) * 1e-5
+    # An adaptive solver's steps are of other lengths where rounding differs: equal to its tolerance, not to rounding.
+    scale = max(1.0, whole.abs().max().item()) * (1e-4 if sampler == "dopri5" and dtype == "float32" else 1e-5)
     for part in ((0, 1), (2,), (3, 0)):
         torch.testing.assert_close(sample(0, *part), whole[list(part)], rtol=0, atol=scale)
     torch.testing.assert_close(sample(0, 0, 1, 2, 3), whole, rtol=0, atol=0)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from softvq.optim import AdamWConfig, MuonConfig, parameter_groups
-from softvq.recipes.all import find
+from softvq.recipes.all import GENERATORS, find, find_generator
+from softvq.training.generator import _Pupil, new_generator
 from softvq.training.tokenizer import new_tokenizer
 from tests.training.test_run import tiny_recipe
 
@@ -81,3 +82,55 @@ def test_impossible_settings(bad: dict):
 def test_the_emoji_recipe_ends_at_zero():
     recipe = find("emoji-64")
     assert recipe.optimizer.factor_at(recipe.steps, recipe.steps) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["emoji-sit", "emoji-dit", "emoji-mar"])
+def test_muon_trains_the_matrices_of_every_generators_blocks(name: str):
+    """Blocks are what the model says they are: MAR's are called otherwise, and all its weights fell to AdamW once."""
+    recipe = GENERATORS[name]
+    model = new_generator(recipe)
+    trained = _Pupil(model, torch.nn.ModuleDict())
+    muon, rest = recipe.optimizer.build(trained)
+    held = {p for group in muon.param_groups for p in group["params"]}
+    assert held == {p for block in model.blocks for p in block.parameters() if p.ndim == 2}
+    assert sum(p.numel() for p in held) > 0.85 * sum(p.numel() for p in model.parameters())
+    assert held.isdisjoint(p for group in rest.param_groups for p in group["params"])
+
+
+def test_mars_blocks_are_all_that_look_like_some():
+    model = new_generator(GENERATORS["emoji-mar"])
+    owners = {
+        name.rsplit(".", 1)[0] for name, _ in model.named_modules() if name.endswith((".attn", "adaLN_modulation"))
+    }
+    blocks = {name for name, module in model.named_modules() if any(module is block for block in model.blocks)}
+    assert owners - {"head.final_layer"} == blocks
+
+
+def test_an_optimizer_without_anything_to_train_is_refused():
+    class Flat(torch.nn.Module):
+        blocks = ()
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2, 2))
+
+    with pytest.raises(ValueError, match="Muon has no matrices of transformer blocks"):
+        MuonConfig().build(Flat())
+    with pytest.raises(ValueError, match="AdamW has no parameters to train"):
+        AdamWConfig().build(Flat().requires_grad_(False))
+
+
+def test_mars_decay_leaves_out_the_head_positions_and_mask():
+    """As in MAR, whose decay of 0.02 is for the transformer."""
+    recipe = find_generator("mar-h-softvq-l-32-tiny")
+    model = new_generator(recipe)
+    trained = _Pupil(model, torch.nn.ModuleDict())
+    (optimizer,) = recipe.optimizer.build(trained)
+    names = {p: name for name, p in model.named_parameters()}
+    decayed = {names[p] for group in optimizer.param_groups for p in group["params"] if group["weight_decay"]}
+    assert optimizer.param_groups[0]["weight_decay"] == 0.02
+    assert {name.split(".")[0] for name in decayed} == {
+        *("token_embedder", "label_embedder", "encoder", "decoder_embed", "decoder")
+    }
+    assert "encoder.0.attn.qkv.weight" in decayed
+    assert not any(name.startswith("head") or name.endswith(("pos_embed", "mask_token")) for name in decayed)

@@ -217,10 +217,13 @@ def test_dopri5_crosses_the_end_of_a_guidance_interval():
 
     labels = torch.zeros(4, dtype=torch.long)
     field = guided(network, labels, labels + 1, Guidance(2.0, (0.0, 0.7)))
-    found = dopri5(field, x, 1e-6)
+    found = dopri5(field, x, 1e-6, edges=(0.0, 0.7))
     assert len(calls) < 7 * 60
     assert {4, 8} <= set(calls)
     assert (found - gaussian.solution(x)).abs().min() > 1e-3
+    # The same as unguided to the edge and guided from there, whatever steps that takes: a tolerance changes nothing.
+    assert (dopri5(field, x, 1e-9, edges=(0.0, 0.7)) - found).abs().max() < 1e-5
+    assert (dopri5(field, x, 1e-9) - dopri5(field, x, 1e-6)).abs().max() > 1e-3  # as it was without edges
 
 
 # ---- Stochastic samplers

@@ -1,0 +1,196 @@
+"""Every script in benchmarks/ as a user runs it, on a few images, in seconds; what it writes stays out of the
+repository."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from softvq import Generator, Tokenizer, hub
+from softvq.data.sources import open_listed
+from softvq.generators.denoising import SiTConfig
+from softvq.generators.transformer import TransformerConfig
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+BUNDLED = "softvq-emoji-64"
+
+
+def run(script: str, *words: object, cwd: Path) -> subprocess.CompletedProcess:
+    """The script's process, run in `cwd` and ended well."""
+    result = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two of the validation images of each of the nine classes."""
+    root, source = tmp_path_factory.mktemp("images") / "emoji", open_listed("emoji-val")
+    for label, name in enumerate(source.classes):
+        (root / name).mkdir(parents=True)
+        for index in [i for i, found in enumerate(source.labels) if found == label][:2]:
+            (root / source.names[index]).write_bytes(source.read(index))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def untouched_repository() -> Iterator[None]:
+    """What scripts write by default is what it was."""
+
+    def state() -> dict[Path, int]:
+        places = (BENCHMARKS / "results", ROOT / "softvq" / "assets")
+        return {path: path.stat().st_mtime_ns for place in places for path in place.rglob("*")}
+
+    before = state()
+    yield
+    assert state() == before
+
+
+def test_every_script_has_a_test():
+    """Of its own name."""
+    scripts = [path.stem for path in BENCHMARKS.glob("*.py")]
+    assert "objective" in scripts
+    assert [name for name in scripts if f"test_{name}" not in globals()] == []
+
+
+def test_ablate(tmp_path: Path, emoji: Path):
+    """Two variants in one step of two images each; options that are not its own go to the training."""
+    small = ["--steps", 1, "--data", emoji, "--val", emoji, "--batch-size", 2]
+    words = ["--only", "adamw-vit", "eq4", "--runs", "mine", "--out", "told.json", *small]
+    told = run("ablate.py", *words, cwd=tmp_path).stdout
+    result = read(tmp_path / "told.json")
+    assert [(row["variant"], row["steps"]) for row in result["rows"]] == [("adamw-vit", 1), ("eq4", 1)]
+    assert all(5 < row["psnr"] < 25 and -0.1 < row["ssim"] < 0.9 for row in result["rows"])
+    assert result["command"].startswith("python benchmarks/ablate.py --only adamw-vit eq4")
+    for row in result["rows"]:
+        assert f"{row['psnr']:6.2f} dB  SSIM {row['ssim']:.4f}  {row['variant']}" in told
+    first, second = (read(tmp_path / "mine" / f"{name}-1" / "run.json")["recipe"] for name in ("adamw-vit", "eq4"))
+    assert (first["init"], first["optimizer"]["type"], first["batch_size"]) == ("vit", "AdamW", 2)
+    assert (second["init"], second["optimizer"]["type"]) == ("local", "Muon")
+    assert second["tokenizer"]["quantizer"]["inner"]["distance"] == "euclidean"
+
+
+def test_bundle(tmp_path: Path, emoji: Path):
+    """The bundled tokenizer as a finished run gives the bundled tokenizer."""
+    shipped = hub.BUNDLED / BUNDLED
+    shutil.copytree(shipped, tmp_path / "run" / "model")
+    shutil.copy(shipped / "log.jsonl", tmp_path / "run")
+    with (tmp_path / "run" / "log.jsonl").open("a") as file:
+        file.write('{"step": 4999, "loss/total": 1.0}\n')
+    told = run("bundle.py", "run", "again", "--val", emoji, "--into", "models", cwd=tmp_path).stdout
+    folder = tmp_path / "models" / "again"
+    assert (folder / "model.safetensors").stat().st_size < 8_000_000
+    stored = Tokenizer.from_pretrained(folder)
+    assert stored.fingerprint == Tokenizer.from_pretrained(BUNDLED).fingerprint
+    figures = stored.about["figures"]
+    assert figures["images"] == 18
+    assert stored.about["domain"] == figures["data"] == str(emoji)
+    assert 27 < figures["psnr"] < 32
+    assert 27 < figures["train_psnr"] < 32
+    assert (folder / "log.jsonl").read_text() == (shipped / "log.jsonl").read_text()  # every 100th step
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card in told
+    assert f"| again | {figures['psnr']:.2f} | {figures['ssim']:.4f} |" in card
+    assert "| PCA | 29.22 | 0.8336 |" in card
+
+
+@pytest.fixture
+def judged(tmp_path: Path, emoji: Path) -> dict:
+    """What generators.py wrote of a tiny generator, `run`, whose weights are random."""
+    network = TransformerConfig.named("tiny", 64, 16, 9)
+    about = {
+        "recipe": {"name": "tiny-sit", "steps": 3},
+        "tokenizer": {"name": BUNDLED},
+        "sampling": {"sampler": "dpm", "steps": 2},
+    }
+    SiTConfig(network).build(about).save_pretrained(tmp_path / "run" / "model")
+    run("generators.py", "run", "--each", 2, "--data", emoji, "--val", emoji, "--out", "told.json", cwd=tmp_path)
+    return read(tmp_path / "told.json")
+
+
+def test_generators(tmp_path: Path, judged: dict):
+    """The validation images are the training images here: every one is known, and is its own nearest."""
+    assert list(judged) == ["validation images", "their reconstructions", "run"]
+    same, again, tiny = judged.values()
+    assert (same["images"], again["images"], tiny["images"]) == (18, 18, 18)
+    assert same["balanced_accuracy"] == 1.0
+    assert same["nearest"] < 0.01 < again["nearest"] < tiny["nearest"]
+    assert same["frechet"] < again["frechet"] < tiny["frechet"]
+    assert (tiny["recipe"], tiny["steps"], tiny["sampling"]["steps"]) == ("tiny-sit", 3, 2)
+    with Image.open(tmp_path / "tiny-sit.png") as picture:
+        assert picture.height > 9 * 128  # a row a class
+        assert picture.width < 3 * 140
+
+
+def test_bundle_generator(tmp_path: Path, judged: dict):
+    run("bundle_generator.py", "run", "--results", "told.json", "--into", "models", cwd=tmp_path)
+    stored = Generator.from_pretrained(tmp_path / "models" / "tiny-sit")
+    figures = stored.about["figures"]
+    assert figures["balanced_accuracy"] == judged["run"]["balanced_accuracy"]
+    assert figures["validation_frechet"] == judged["validation images"]["frechet"]
+    assert figures["command"] == "python benchmarks/generators.py run"
+    weights = hub.read_tensors(tmp_path / "models" / "tiny-sit" / hub.WEIGHTS)
+    assert {weights[name].dtype for name, _ in stored.named_parameters()} == {torch.float16}
+
+
+def test_objective(tmp_path: Path, emoji: Path):
+    """Both runs are trained in one step, and measured beside the tokenizer that they go on from."""
+    run("objective.py", "train", "--steps", 1, "--data", emoji, "--out", "runs", cwd=tmp_path)
+    whole = read(tmp_path / "runs" / "whole" / "run.json")["recipe"]
+    assert whole["perceptual"] == whole["alignment"]["teacher"] == "efficientnet-lite0"
+    lines = (tmp_path / "runs" / "whole" / "log.jsonl").read_text()
+    assert all(f'"loss/{term}"' in lines for term in ("perceptual", "alignment", "adversarial"))
+    run("objective.py", "measure", "--val", emoji, "--out", "runs", "--results", "figures", cwd=tmp_path)
+    rows = read(tmp_path / "figures" / "objective.json")
+    assert list(rows) == ["real", "bundled", "pixels", "whole"]
+    bundled = rows["bundled"]
+    for name in ("pixels", "whole"):
+        assert rows[name]["psnr"] == pytest.approx(bundled["psnr"], abs=0.1)  # after one step of a warm-up
+        assert rows[name] != bundled
+    assert (tmp_path / "figures" / "objective.png").is_file()
+
+
+def test_objective_measures_what_is_there(tmp_path: Path, emoji: Path):
+    """Without runs the bundled tokenizer alone; a measurement that lacks rows is written beside the runs."""
+    told = run("objective.py", "measure", "--val", emoji, "--out", "runs", cwd=tmp_path)
+    rows = read(tmp_path / "runs" / "objective.json")
+    assert json.loads(told.stdout) == rows
+    assert list(rows) == ["real", "bundled"]
+    assert 27 < rows["bundled"]["psnr"] < 32
+    assert 0 < rows["bundled"]["frechet_random_vgg"] < 0.2
+    assert 0 < rows["bundled"]["frechet_patches"] < 0.2
+    assert rows["bundled"]["gradient_energy"] < rows["real"]["gradient_energy"]
+    for name in ("pixels", "whole"):
+        assert f"{name}: not measured, there is no model in {Path('runs') / name}" in told.stderr
+
+
+def test_yardsticks(tmp_path: Path, emoji: Path):
+    """As many components as images give those images back; box-downsampling never does."""
+    words = ["--sizes", 64, "--floats", 6, 17, "--data", emoji, "--val", emoji, "--out", "told.json"]
+    told = run("yardsticks.py", *words, cwd=tmp_path).stdout
+    result = read(tmp_path / "told.json")
+    assert (result["data"], result["fit"]) == (str(emoji), "crop")
+    rows = {(row["method"], row["floats"]): row for row in result["rows"]}
+    assert list(rows) == [(method, n) for n in (6, 17) for method in ("PCA", "box-downsampling")]
+    assert all(row["images"] == 18 and row["size"] == 64 for row in result["rows"])
+    assert rows["PCA", 17]["psnr"] > 50 > rows["PCA", 6]["psnr"] > rows["box-downsampling", 6]["psnr"]
+    assert f"{rows['PCA', 6]['psnr']:6.2f} dB" in told
