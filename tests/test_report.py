@@ -178,9 +178,11 @@ SIT = "SoftVQVAE/sit-xl_softvq-l-64"
         (SIT, None, None, 1.0, ("5.35", "151.2", "0.74", "0.64")),
         (SIT, None, None, 1.75, ("1.86", "293.6", "0.81", "0.63")),
         ("runs/mine", "sit-xl-softvq-l-64", 400_000, 1.0, ("10.03", "103.4", "0.71", "0.62")),
-        ("runs/mine", "sit-xl-softvq-l-32", 1_000_000, 2.0, ("2.85", "284.0", "0.76", "0.61")),
-        ("runs/mine", "mar-h-softvq-bl-64", 312_500, 2.0, ("1.93", "289.4", "0.80", "0.61")),
+        ("runs/mine", "sit-xl-softvq-l-32", 1_000_000, 2.25, ("2.85", "284.0", "0.76", "0.61")),
+        ("runs/mine", "mar-h-softvq-bl-64", 312_500, 3.0, ("1.93", "289.4", "0.80", "0.61")),
         ("runs/mine", "sit-l-vq-s-32", 400_000, 1.0, ("21.57", "47.6", None, None)),
+        ("runs/mine", "sit-xl-softvq-l-64", 3_000_000, 2.25, None),  # guided, but not as the paper's row
+        ("runs/mine", "sit-xl-softvq-l-32", 3_000_000, 1.75, None),
         ("runs/mine", "sit-l-vq-s-32", 400_000, 1.5, None),  # published without guidance alone
         ("runs/mine", "sit-xl-softvq-l-64", 500_000, 1.0, None),  # steps that are in no table
         ("runs/mine", "sit-xl-softvq-l-64-tiny", 20, 1.0, None),

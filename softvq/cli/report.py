@@ -233,7 +233,7 @@ def _sampler(result: Result) -> str | None:
 
 
 def _printed(result: Result) -> Any:
-    """The paper's row for this recipe, these steps, with or without guidance."""
+    """The paper's row for this recipe and these steps: without guidance, or at the paper's scale."""
     from softvq.recipes.all import GENERATORS
     from softvq.recipes.published import GENERATION
 
@@ -243,7 +243,12 @@ def _printed(result: Result) -> Any:
     if name not in GENERATORS:
         return None
     rows = GENERATION.get((name, _steps(result) or GENERATORS[name].steps))
-    return rows and rows[result["sampling"]["guidance"] != 1]
+    scale = result["sampling"]["guidance"]
+    if scale == 1 or not rows:
+        return rows and rows[0]
+    row = GENERATORS[name].sampling.guidance  # at another scale, or in other times, it is another figure
+    same = scale == row.scale and tuple(result["sampling"].get("interval", row.interval)) == row.interval
+    return rows[1] if same else None
 
 
 def _link(picture: Path, out: Path) -> str:

@@ -26,12 +26,6 @@ from softvq.randomness import Stream, rng
 from softvq.training.state import Checkpoints
 from softvq.transports.guidance import Guidance
 
-# Sampler, steps, guidance: Table 1's scales where the paper gives them (SiT-XL and DiT-XL, 64 tokens; MAR)
-_DEFAULTS = {
-    "SiT": Sampling("heun", 50, Guidance(1.75, (0.0, 0.7))),
-    "DiT": Sampling("dpm", 50, Guidance(1.35)),
-    "MAR": Sampling("mar", 32, Guidance(3.0, schedule="linear")),
-}
 _PART = 512  # images of a part of an unfinished array
 
 
@@ -127,7 +121,7 @@ def _sampling(options: argparse.Namespace, generator: Generator) -> Sampling:
     """The options over the model's own settings over the defaults."""
     from dataclasses import replace
 
-    base = _DEFAULTS[type(generator).__name__]
+    base = generator.default_sampling
     if "sampling" in generator.about:
         base = from_dict(Sampling, generator.about["sampling"], "about.sampling")
     scale = base.guidance.scale if options.guidance is None else options.guidance

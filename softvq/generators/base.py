@@ -101,6 +101,11 @@ class Generator(nn.Module):
 
     @property
     @abstractmethod
+    def default_sampling(self) -> Sampling:
+        """How images are made where neither the user nor the recipe says so: few steps, the paper's guidance."""
+
+    @property
+    @abstractmethod
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks: the units that are sharded over ranks, and whose matrices Muon trains."""
 

@@ -17,6 +17,9 @@ from softvq.transports.diffusion import LEAST, STEPS, BetasName, Diffusion
 from softvq.transports.guidance import Field, Guidance, guided
 from softvq.transports.paths import PathName, TimeName, mix, times, velocity_of
 
+_FEW = 32  # tokens, for which the paper guides more strongly than for 64
+_TWO_DIMENSIONAL = Guidance(1.5)  # DiT-XL/2 and SiT-XL/2, at all times
+
 
 @dataclass(frozen=True)
 class SiTConfig:
@@ -32,6 +35,13 @@ class SiTConfig:
     def __post_init__(self):
         check_share("dropout", self.dropout)
 
+    @property
+    def guidance(self) -> Guidance:
+        """The paper's, by the number of tokens (appendix C.2); for 2-D latents that of SiT's authors."""
+        if self.network.positions == "2d":
+            return _TWO_DIMENSIONAL
+        return Guidance(2.25 if self.network.tokens <= _FEW else 1.75, (0.0, 0.7))
+
     def build(self, about: dict[str, Any] | None = None) -> "SiT":
         return SiT(self, about)
 
@@ -46,6 +56,13 @@ class DiTConfig:
 
     def __post_init__(self):
         check_share("dropout", self.dropout)
+
+    @property
+    def guidance(self) -> Guidance:
+        """The paper's, by the number of tokens (appendix C.2); for 2-D latents that of DiT's authors."""
+        if self.network.positions == "2d":
+            return _TWO_DIMENSIONAL
+        return Guidance(1.45 if self.network.tokens <= _FEW else 1.35)
 
     def build(self, about: dict[str, Any] | None = None) -> "DiT":
         return DiT(self, about)
@@ -108,6 +125,10 @@ class SiT(_Denoiser):
     def __init__(self, config: SiTConfig, about: dict[str, Any] | None = None):
         super().__init__(config, config.network.channels, about)
 
+    @property
+    def default_sampling(self) -> Sampling:
+        return Sampling("heun", 50, self.config.guidance)
+
     def loss(
         self, latents: Float[Tensor, "B T C"], labels: Int[Tensor, " B"], draws: dict[str, Tensor]
     ) -> dict[str, Float[Tensor, " B"]]:
@@ -158,6 +179,10 @@ class DiT(_Denoiser):
     def __init__(self, config: DiTConfig, about: dict[str, Any] | None = None):
         super().__init__(config, 2 * config.network.channels, about)
         self.diffusion = Diffusion.named(config.betas)
+
+    @property
+    def default_sampling(self) -> Sampling:
+        return Sampling("dpm", 50, self.config.guidance)
 
     def loss(
         self, latents: Float[Tensor, "B T C"], labels: Int[Tensor, " B"], draws: dict[str, Tensor]

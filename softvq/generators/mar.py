@@ -86,6 +86,11 @@ class MARConfig:
         if self.repeats < 1 or not 1 <= self.head_steps <= STEPS:
             raise ValueError(f"repeats must be at least 1, head_steps in 1 … {STEPS}")
 
+    @property
+    def guidance(self) -> Guidance:
+        """The paper's (appendix C.2), rising linearly as tokens are unmasked."""
+        return Guidance(3.0, schedule="linear")
+
     def build(self, about: dict[str, Any] | None = None) -> "MAR":
         return MAR(self, about)
 
@@ -183,6 +188,10 @@ class MAR(Generator):
         embeddings = (self.encoder_pos_embed, self.decoder_pos_embed, self.head_pos_embed, self.mask_token)
         for weight in (*embeddings, self.label_embedder.weight):
             nn.init.normal_(weight, std=0.02)
+
+    @property
+    def default_sampling(self) -> Sampling:
+        return Sampling("mar", 32, self.config.guidance)
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from softvq import config as configs
 from softvq.quantizers.base import Quantized, Quantizer, pooled
 from softvq.quantizers.gaussian import AEConfig, KLConfig
 from softvq.quantizers.hard import VQConfig
@@ -99,10 +101,14 @@ class Product(Quantizer):
 
 @dataclass(frozen=True)
 class ResidualConfig:
-    """Eq. 13: `depth` quantizers in a row, each on what the ones before left over."""
+    """Eq. 13: `depth` quantizers in a row, each on what the ones before left over.
+
+    `normalise` divides ẑ by its length first. Eq. 13 does not; but by cosine, where latents are no longer
+    than 1, the length of ẑ is free, and from a long one nothing is left over but its own direction again."""
 
     inner: "QuantizerConfig" = field(default_factory=SoftVQConfig)
     depth: int = 2
+    normalise: bool = configs.later(False)
 
     def __post_init__(self):
         if self.depth < 1:
@@ -132,7 +138,7 @@ class Residual(Quantizer):
             )
 
     def forward(self, z: Float[Tensor, "B L D"], noise: Float[Tensor, "B L D"] | None = None) -> Quantized:
-        residual, layers = z, []
+        residual, layers = F.normalize(z, dim=-1) if self.config.normalise else z, []
         for inner in self.inner:
             layers.append(inner(residual, noise))
             residual = residual - layers[-1].latent

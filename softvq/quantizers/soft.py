@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from softvq import config as configs
 from softvq.quantizers.base import Assignment, Quantized, Quantizer, assign, distances, full_precision, new_codebook
 
 TAU = 0.07  # Section 3.2, "set to 0.07 by ablation"
@@ -87,20 +88,31 @@ class SoftVQ(Quantizer):
 @dataclass(frozen=True)
 class GMMVQConfig:
     """Eq. 11. `weights`: `token` predicts one positive ω per token, the data-dependent 1/τ (the paper's "temperature
-    parameters"); `codeword` predicts one per codeword (its "weights of the Gaussian component")."""
+    parameters"); `codeword` predicts one per codeword (its "weights of the Gaussian component").
+
+    `component_std`: the deviation of the Gaussians whose means are the codewords. Above 0 the components are sampled by
+    reparametrisation in training (appendix B.2: formally a mixture model, which the paper found to hinder learning and
+    does not use); 0 mixes the means."""
 
     codebook_size: int = 8192
     weights: Literal["token", "codeword"] = "token"
+    component_std: float = configs.later(0.0)
 
     def __post_init__(self):
         _check_codebook(self.codebook_size)
+        if not 0 <= self.component_std < math.inf:
+            raise ValueError(f"component_std must not be negative, and finite, not {self.component_std}")
 
     def build(self, dim: int) -> "GMMVQ":
         return GMMVQ(self, dim)
 
 
 class GMMVQ(Quantizer):
-    """z = softmax(−ω(ẑ) ‖ẑ − C‖₂) C (Eq. 11); the encoder gives D numbers for ẑ and the raw ω behind them."""
+    """z = softmax(−ω(ẑ) ‖ẑ − C‖₂) C (Eq. 11); the encoder gives D numbers for ẑ and the raw ω behind them.
+
+    With `component_std` σ: z = Σ_k q_k (c_k + σ ε_k), each ε_k normal and of its own, in training mode or where `noise`
+    is given. Their weighted sum is as if drawn at once, Σ_k q_k c_k + σ (Σ_k q_k²)^½ ε, with ε = `noise` (B, L, D).
+    """
 
     def __init__(self, config: GMMVQConfig, dim: int):
         super().__init__()
@@ -115,7 +127,13 @@ class GMMVQ(Quantizer):
             omega = F.softplus(raw + math.log(math.e - 1)) / TAU
             codebook = self.codebook.to(z.dtype)
             log_q = F.log_softmax(-omega * distances(z, codebook), dim=-1)
-            latent = log_q.exp() @ codebook
+            q = log_q.exp()
+            latent = q @ codebook
+            if self.config.component_std:
+                if noise is None and self.training:
+                    noise = torch.randn_like(latent)
+                if noise is not None:
+                    latent = latent + self.config.component_std * q.square().sum(-1, keepdim=True).sqrt() * noise
             indices = log_q.detach().argmax(-1)
             assignment = assign(log_q, indices)
         return soft_result(latent, indices, assignment, assignment)

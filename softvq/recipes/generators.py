@@ -2,9 +2,11 @@
 bundled tokenizer's latents.
 
 All have appendix C.2's settings: AdamW at 1e-4, betas (0.9, 0.999), no decay, EMA 0.9999, batch 256, label dropout 0.1;
-SiT on the cosine path with log-normal times, clipped at 1; DiT with cosine betas. MAR: AdamW (0.9, 0.95) with decay
-0.02, batch 2048, a peak of 2e-4 after 100 epochs of warm-up, then constant; with query–key norm, against the NaN that
-the paper reports. No run at this scale has been made with this code.
+SiT on the cosine path with log-normal times, clipped at 1; DiT with cosine betas. Their sampling is that of their row:
+250 steps, guided as the paper guides so many tokens, or not at all where the row is without guidance. MAR: AdamW (0.9,
+0.95) with decay 0.02 (none in the head), batch 2048, a peak of 2e-4 after 100 epochs of warm-up, then constant; with
+query–key norm, against the NaN that the paper reports; as many unmasking steps as tokens. No run at this scale has been
+made with this code.
 """
 
 from dataclasses import replace
@@ -39,19 +41,27 @@ def _denoiser(
         tokenizer=f"SoftVQVAE/{tokenizer}",
         steps=steps,
         optimizer=replace(_DIFFUSION, grad_clip=1.0 if kind == "sit" else None),
+        sampling=_sampling(model, published),
         published=published,
     )
 
 
+def _sampling(model: SiTConfig | DiTConfig, published: PublishedGeneratorRecipe) -> Sampling:
+    guidance = Guidance() if published.gfid_guided is None else model.guidance
+    return Sampling("sde" if isinstance(model, SiTConfig) else "ddpm", 250, guidance)
+
+
 def _mar(tokenizer: str, tokens: int, published: PublishedGeneratorRecipe) -> GeneratorRecipe:
+    model = MARConfig(MARNetworkConfig.named("H", tokens, _DIMS[tokens], _IMAGENET))
     return GeneratorRecipe(
         name=f"mar-h-{tokenizer}",
         about=f"{published.row}, {tokens} tokens (Table {published.table}).",
-        model=MARConfig(MARNetworkConfig.named("H", tokens, _DIMS[tokens], _IMAGENET)),
+        model=model,
         tokenizer=f"SoftVQVAE/{tokenizer}",
         batch_size=2048,
         steps=500 * _MAR_EPOCH,
         optimizer=_MAR,
+        sampling=Sampling("mar", tokens, model.guidance),
         published=published,
     )
 
@@ -107,6 +117,7 @@ def _published() -> list[GeneratorRecipe]:
     for kind, name, gfid in (("dit", "DiT-XL/2", (9.62, 2.27)), ("sit", "SiT-XL/2", (8.30, 2.06))):
         network = TransformerConfig.named("XL", 256, 16, _IMAGENET, positions="2d")
         model = DiTConfig(network, betas="linear") if kind == "dit" else SiTConfig(network, "linear", "uniform")
+        row = PublishedGeneratorRecipe("1", f"{name}, KL, 1024 latents", *gfid)
         found.append(
             GeneratorRecipe(
                 name=f"{kind}-xl-2-kl",
@@ -115,7 +126,8 @@ def _published() -> list[GeneratorRecipe]:
                 tokenizer="diffusers:stabilityai/sd-vae-ft-mse",
                 steps=7_000_000,
                 optimizer=replace(_DIFFUSION, grad_clip=None),
-                published=PublishedGeneratorRecipe("1", f"{name}, KL, 1024 latents", *gfid),
+                sampling=_sampling(model, row),
+                published=row,
             )
         )
     return found
@@ -167,5 +179,6 @@ def tiny_generator(recipe: GeneratorRecipe) -> GeneratorRecipe:
         batch_size=16,
         steps=20,
         optimizer=replace(recipe.optimizer, warmup_steps=4),
+        sampling=replace(recipe.sampling, steps=8),
         published=None,
     )

@@ -14,7 +14,7 @@ from softvq import config as configs
 from softvq import distributed
 from softvq.autoencoders import FoldedAutoencoder
 from softvq.data.latents import LatentBatch, Latents
-from softvq.generators.all import GeneratorConfig
+from softvq.generators.all import GeneratorConfig, load_generator
 from softvq.generators.base import Generator, Sampling
 from softvq.optim import AdamWConfig, OptimizerConfig
 from softvq.randomness import Stream, rng
@@ -41,8 +41,9 @@ class PublishedGeneratorRecipe:
 class GeneratorRecipe:
     """A generator training run on the latents in the folder `data` (see `softvq encode`), made by `tokenizer`; `val`
     may be a second such folder. `batch_size` is over all processes; `accumulate` splits it into parts one after the
-    other; `skip_above` leaves out steps whose gradient norm is that many times the running average. `sampling`: how
-    `softvq sample` draws from the model if not asked otherwise."""
+    other; `skip_above` leaves out steps whose gradient norm is that many times the running average. `ema_warmup`: the
+    average's decay is at most (1 + t) / (10 + t) at step t. `init`: a generator (folder, bundled or hub name) to go on
+    from, of the same configuration. `sampling`: how `softvq sample` draws from the model if not asked otherwise."""
 
     name: str
     about: str
@@ -59,6 +60,8 @@ class GeneratorRecipe:
     accumulate: int = 1
     skip_above: float | None = None
     ema_decay: float = 0.9999
+    ema_warmup: bool = True
+    init: str | None = None
     sampling: Sampling | None = None
     published: PublishedGeneratorRecipe | None = None
 
@@ -92,11 +95,37 @@ class _Pupil(nn.Module):
         return self.model.loss(latents, labels, draws)
 
 
-def new_generator(recipe: GeneratorRecipe) -> Generator:
-    """The recipe's generator before its first step: a function of the recipe alone."""
+def new_generator(recipe: GeneratorRecipe, *, started: bool = True) -> Generator:
+    """The recipe's generator before its first step: a function of the recipe (and of the model it goes on from) alone.
+
+    Without `started` the weights of `init` are not loaded: others will replace them. `ConfigError` where `init` is
+    another model, with what differs."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return recipe.model.build()
+        generator = recipe.model.build()
+    if recipe.init is not None and started:
+        start = load_generator(recipe.init)
+        if difference := _difference(start, generator):
+            raise configs.ConfigError(f"recipe {recipe.name} cannot go on from {recipe.init}: {difference}.")
+        generator.load_state_dict(start.state_dict())
+    return generator
+
+
+def _difference(start: Generator, generator: Generator) -> str | None:
+    """Why the weights of the one are not for the other; None where they are."""
+    if type(start) is not type(generator):
+        return f"it is a {type(start).__name__}, not a {type(generator).__name__}"
+    for name in ("path", "predict", "betas"):  # what the network's output means
+        theirs, ours = getattr(start.config, name, None), getattr(generator.config, name, None)
+        if theirs != ours:
+            return f"its {name} is {theirs!r}, the recipe's {ours!r}"
+    given, own = start.state_dict(), generator.state_dict()
+    if differing := sorted(own.keys() ^ given.keys()):
+        return f"{differing[0]} is not in both"
+    for name, tensor in own.items():
+        if tensor.shape != given[name].shape:
+            return f"its {name} has the shape {tuple(given[name].shape)}, the recipe's {tuple(tensor.shape)}"
+    return None
 
 
 def draws_of(model: Generator, recipe: GeneratorRecipe, positions: list[int]) -> dict[str, Tensor]:
@@ -124,7 +153,7 @@ def make_step(recipe: GeneratorRecipe, precision: Precision) -> Callable[[TrainS
         values |= finish(
             state, state.trained, state.optimizers, recipe.optimizer.grad_clip, recipe.skip_above, "generator"
         )
-        state.update_ema(recipe.ema_decay)
+        state.update_ema(recipe.ema_decay, recipe.ema_warmup)
         return {**{name: value.detach() for name, value in values.items()}, "optimizer/lr": torch.tensor(rate)}
 
     return step
@@ -188,7 +217,7 @@ def train(
         )
     recipe = fitting(recipe, latents)
     checkpoints = Checkpoints(options.out / "checkpoints")
-    model = new_generator(recipe)
+    model = new_generator(recipe, started=not checkpoints.all())
     for block_owner in model.modules():
         if hasattr(block_owner, "recompute"):
             block_owner.recompute = options.recompute
@@ -232,7 +261,7 @@ def describe_run(recipe: GeneratorRecipe, options: RunOptions, latents: Latents)
 
 
 def _finish(recipe: GeneratorRecipe, options: RunOptions, latents: Latents, state: TrainState) -> Path:
-    generator = new_generator(recipe)
+    generator = new_generator(recipe, started=False)
     generator.load_state_dict({name: distributed.whole(t).cpu() for name, t in state.ema.state_dict().items()})
     generator.about = {
         "recipe": json.loads(json.dumps(configs.to_dict(recipe))),

@@ -95,6 +95,12 @@ class TokenizerRecipe:
     `trains`: `all`, or `decoder` for a phase in which encoder, quantizer and latent statistics stay as they are in the
     tokenizer that `init` names, so that its latents and the generators made of them stay valid.
 
+    `ema_decay`: of the average that becomes the model; with `ema_warmup` it is at most (1 + t) / (10 + t) at step t, so
+    that short runs have an average of their own (the release: constant).
+
+    `projections`: how `to_quantizer`, `from_quantizer` and `to_pixel` start: `vit` (normal of deviation 0.02) as all
+    linear layers here, or `default` (PyTorch's) as in the release.
+
     `init`: `vit` is the usual random start; `local` starts attention at each token's own place (see
     `training.initialise`); anything else is a tokenizer (folder, bundled or hub name) to go on from, at this recipe's
     image size and number of tokens. `encoder_weights`: a pretrained ViT that the encoder starts as, unless a tokenizer
@@ -117,6 +123,8 @@ class TokenizerRecipe:
     accumulate: int = 1
     skip_above: float | None = None
     ema_decay: float = 0.9999
+    ema_warmup: bool = True
+    projections: Literal["vit", "default"] = "vit"
     latent_noise: float = 0.0
     trains: Literal["all", "decoder"] = "all"
     init: str = "vit"
@@ -134,6 +142,8 @@ class TokenizerRecipe:
             raise ValueError(f"schedules name {', '.join(sorted(unknown))}, which weights do not")
         if self.init == "local" and self.encoder_weights is not None:
             raise ValueError("init 'local' and encoder_weights both say where the encoder starts; give one of them")
+        if self.init != "vit" and self.projections != "vit":
+            raise ValueError(f"init {self.init!r} says how projections start; leave projections at 'vit'")
         if not 0 <= self.latent_noise < math.inf:
             raise ValueError(f"latent_noise must not be negative, and finite, not {self.latent_noise}")
         if self.trains == "decoder" and not self.starts_from_model:

@@ -93,9 +93,10 @@ class TrainState:
         return norm > factor * average
 
     @torch.no_grad()
-    def update_ema(self, decay: float) -> None:
-        """ema ← decay · ema + (1 − decay) · model, for parameters; `decay` starts lower: at most (1 + t) / (10 + t)."""
-        decay = min(decay, (1 + self.step) / (10 + self.step))
+    def update_ema(self, decay: float, warmup: bool = True) -> None:
+        """ema ← decay · ema + (1 − decay) · model, for parameters; with `warmup` `decay` starts lower: it is at most
+        (1 + t) / (10 + t)."""
+        decay = min(decay, (1 + self.step) / (10 + self.step)) if warmup else decay
         averages, values = ([distributed.local(p) for p in m.parameters()] for m in (self.ema, self.model))
         torch._foreach_lerp_(averages, [value.detach() for value in values], 1 - decay)
 

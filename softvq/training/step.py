@@ -105,7 +105,7 @@ def make_step(
         values["loss/total"] = total({k: values[f"loss/{k}"] for k in terms}, weights)
         limit = recipe.optimizer.grad_clip
         values |= finish(state, state.trained, state.optimizers, limit, recipe.skip_above, "tokenizer")
-        state.update_ema(recipe.ema_decay)
+        state.update_ema(recipe.ema_decay, recipe.ema_warmup)
         if playing:
             for (part, fakes), last in zip(outputs, [*[False] * (recipe.accumulate - 1), True], strict=True):
                 with nullcontext() if last else state.no_sync():

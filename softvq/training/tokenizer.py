@@ -48,6 +48,9 @@ def new_tokenizer(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             tokenizer = Tokenizer(recipe.tokenizer)
+            if recipe.projections == "default":
+                for linear in (tokenizer.to_quantizer, tokenizer.from_quantizer, tokenizer.decoder.to_pixel):
+                    linear.reset_parameters()
             if recipe.init == "local":
                 local_start(tokenizer)
         if recipe.starts_from_model and started:

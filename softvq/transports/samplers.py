@@ -87,8 +87,8 @@ def dopri5(
     """The ODE by Dormand and Prince's method with adaptive steps. Each sample has its own step size, so that a result
     does not depend on what else is in the batch. `edges`: times at which the field jumps (guidance begins or ends); no
     step crosses one, and the field is told the middle of a step as its beginning, which is on one side: else rounding,
-    which decides how long a step is, would decide how long there is guidance. `tolerance` is absolute and relative; more
-    than `most_steps` tries of a sample are a `RuntimeError`."""
+    which decides how long a step is, would decide how long there is guidance. `tolerance` is absolute and relative;
+    more than `most_steps` tries of a sample are a `RuntimeError`."""
     stops = torch.tensor(sorted({0.0, *edges}), dtype=torch.float64, device=x.device)
     t = torch.ones(len(x), dtype=torch.float64, device=x.device)
     size = torch.full_like(t, 0.05)

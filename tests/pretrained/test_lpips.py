@@ -11,7 +11,7 @@ from torch import nn
 
 from softvq import hub
 from softvq.hub import ModelError
-from softvq.pretrained.lpips import LINEAR, LPIPS, NAME, TINY, VGG16, _unit
+from softvq.pretrained.lpips import LINEAR, LPIPS, NAME, TINY, VGG16, unit
 
 CONVS = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]  # features.N of torchvision's VGG16
 TAPS = [3, 8, 15, 22, 29]  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
@@ -118,7 +118,7 @@ def test_the_gradient_of_a_length_of_0_is_0():
     features = pictures(0, 1)
     features[..., :5] = 0
     features.requires_grad_()
-    _unit(features).square().sum(1).mean().backward()
+    unit(features).square().sum(1).mean().backward()
     assert features.grad.isfinite().all()
     assert not features.grad[..., :5].any()
 
