@@ -7,8 +7,8 @@ them {run} is the run's own folder and {handovers} the folder of the models that
 ends with its model in half precision in {handovers}/NAME; from then on it is done, also in another clone that holds
 that folder. So a lost machine costs at most the stage that was running.
 
-While it goes, a line a minute in the log says where it stands. A stage that takes longer than --hours is stopped (it
-saves itself) and left for the next call. Ctrl-C and SIGTERM stop the stage in the same way.
+While it goes, a line a minute in the log says where it stands (--every). A stage that takes longer than --hours is
+stopped (it saves itself) and left for the next call. Ctrl-C and SIGTERM stop the stage in the same way.
 """
 
 import argparse
@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--hours", type=float, default=2.5, help="the longest that a stage may take (default: 2.5)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
     parser.add_argument("--handovers", type=Path, default=HERE / "handovers", help="where their models go")
+    parser.add_argument("--every", type=float, default=60, metavar="SECONDS", help="between lines (default: 60)")
     parser.add_argument("--log", type=Path, help="append what is said to this file (default: standard error)")
     parser.add_argument("--dry-run", action="store_true", help="say what is missing, and stop")
     options = parser.parse_args()
@@ -90,7 +91,7 @@ def stage(run: dict, options: argparse.Namespace) -> int:
         while process.poll() is None:
             time.sleep(0.2)
             now = time.monotonic()
-            if now - said >= 60:
+            if now - said >= options.every:
                 said = now
                 say(options, f"{run['name']}: {(now - began) / 3600:.2f} h, {last_line(output)}")
             if not stopped and now - began > options.hours * 3600:

@@ -201,7 +201,8 @@ def test_a_reference_stands_for_its_images_and_samples_for_theirs(real: Path, ot
     assert first["scores"]["gfid"] > 1e-3
     assert set(first["scores"]) == {
         *("gfid", "gsfid", "inception_score", "inception_score_std", "kid", "kid_std", "precision", "recall"),
-        *("nearest", "reliable"),
+        *("nearest", "reliable", "nearly_blank", "gradient_energy"),
+        *("blockiness", "blockiness_real", "blockiness_4", "blockiness_8", "blockiness_16"),
     }
     images = {path: as_bytes(pixels(path)).permute(0, 2, 3, 1).numpy() for path in (real, other)}
     np.savez(tmp_path / "real.npz", images[real])
@@ -213,7 +214,8 @@ def test_a_reference_stands_for_its_images_and_samples_for_theirs(real: Path, ot
     statistics = {name: array for name, array in np.load(reference).items() if name != "arr_0"}
     np.savez(tmp_path / "statistics.npz", **statistics)
     found = done(tmp_path, "generation", "--samples", other, "--reference", tmp_path / "statistics.npz")
-    few = ("gfid", "gsfid", "inception_score", "inception_score_std", "reliable")
+    seen = ("nearly_blank", "blockiness", "blockiness_4", "blockiness_8", "blockiness_16")
+    few = ("gfid", "gsfid", "inception_score", "inception_score_std", "reliable", *seen)
     close(found["scores"], {name: first["scores"][name] for name in few})
     assert any("no KID" in note for note in found["notes"])
 

@@ -8,7 +8,10 @@
   softvq evaluate reconstruction; softvq evaluate generation      the bundled models on the bundled images, offline
 
 reconstruction: rFID, PSNR, SSIM, LPIPS, codebook usage and entropy. generation: gFID, sFID, Inception Score, KID,
-precision and recall. The features are the 2015 Inception network's (downloaded once, or --pretrained
+precision and recall. Both say what people see, too. Blockiness: the mean difference of neighbouring pixels across the
+borders of squares of 4, 8, 16 px and the model's patch (the worst of them), over that elsewhere. Gradient energy:
+relative to the real images' (below 1: blurred). Nearly blank: the share of images with less than 3 % of pixels darker
+than 0.95 in some channel. The features are the 2015 Inception network's (downloaded once, or --pretrained
 inception-2015-12-05=FILE); --features names another network, whose distance is called FD, not FID. Each result is a
 JSON file in --out that says what it rests on; softvq report makes tables of them. The same command goes on where a
 stopped one was, and torchrun shares the work out.

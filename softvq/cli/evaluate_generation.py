@@ -17,6 +17,7 @@ from softvq.cli.evaluating import (
     is_emoji,
     look_for,
     notes_of,
+    patch_of,
     reference_of,
     write_result,
 )
@@ -25,6 +26,7 @@ from softvq.cli.plots import pyplot, save_figure
 from softvq.cli.sampling import Sampler
 from softvq.data.arrays import STATISTICS, write_arrays
 from softvq.data.loader import ordered_batches
+from softvq.evaluation.appearance import periods_for
 from softvq.evaluation.generation import MOST, Reference, chosen, generation_scores, spread
 from softvq.evaluation.metrics import as_bytes
 from softvq.generators.base import Sampling
@@ -46,7 +48,7 @@ def generation(options: argparse.Namespace) -> dict[str, Any]:
     if named is None:
         raise Usage(f"{options.model} does not say which images it learned; give --reference")
     look_for(named)
-    bench = Bench(options, emoji)
+    bench = Bench(options, emoji, patch=patch_of(sampler.tokenizer))
     model = {"name": str(options.model), "fingerprint": sampler.generator.fingerprint}
     stem = f"generation-{Path(options.model).name}-{bench.stem(model, sampler.settings(), count, named, options.seeds)}"
     size = sampler.tokenizer.config.image_size
@@ -57,7 +59,8 @@ def generation(options: argparse.Namespace) -> dict[str, Any]:
         for seed in options.seeds:
             sampler.seed = seed
             parts = bench.parts(DrawnImages(sampler, count, options.batch), f"{stem}/{name}-seed{seed}")
-            found.append(generation_scores(parts, reference, bench.network.logits))
+            periods = periods_for(size, bench.patch)
+            found.append(generation_scores(parts, reference, bench.network.logits, size, periods))
         return bench.named(spread(found), "g")
 
     recipe = sampler.generator.about.get("recipe", {})
@@ -89,7 +92,8 @@ def _of_samples(options: argparse.Namespace) -> dict[str, Any]:
     reference, compared = reference_of(bench, options.reference, images.size)
     stem = f"generation-{Path(options.samples).stem}-{bench.stem(options.samples, images.checksum, compared[1])}"
     parts = bench.parts(images, stem)
-    scores = bench.named(generation_scores(parts, reference, bench.network.logits), "g")
+    found = generation_scores(parts, reference, bench.network.logits, images.size, periods_for(images.size))
+    scores = bench.named(found, "g")
     bad = parts.bad
     result = {
         "model": {"name": options.samples, "fingerprint": images.checksum if array else parts.checksum},

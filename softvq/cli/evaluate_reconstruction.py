@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from softvq import distributed
-from softvq.cli.evaluating import Bench, DataImages, is_emoji, none_readable, notes_of, write_result
+from softvq.cli.evaluating import Bench, DataImages, is_emoji, none_readable, notes_of, patch_of, write_result
 from softvq.cli.machine import autocast
 from softvq.cli.main import Usage
 from softvq.cli.models import load_tokenizer
 from softvq.cli.representing import CodebookCounts
+from softvq.evaluation.appearance import appearance, appearance_scores, periods_for
 from softvq.evaluation.frechet import frechet_distance
-from softvq.evaluation.generation import moments
+from softvq.evaluation.generation import appearance_of, moments
 from softvq.evaluation.latent_space import codebook_scores
 from softvq.evaluation.metrics import as_bytes, psnr, ssim
 from softvq.evaluation.parts import Part, Parts
@@ -31,7 +32,7 @@ def reconstruction(options: argparse.Namespace) -> dict[str, Any]:
         raise Usage(f"{options.model} does not say which images it is for; give --data")
     wants_lpips = not emoji if options.lpips is None else options.lpips
     images = DataImages(data, tokenizer.config.image_size, options)
-    bench = Bench(options, emoji, (perceptual.NAME,) if wants_lpips else ())
+    bench = Bench(options, emoji, (perceptual.NAME,) if wants_lpips else (), patch_of(tokenizer))
     vgg = bench.files.get(perceptual.NAME)
     judge = perceptual.LPIPS.load(perceptual.NAME, vgg).to(bench.device) if wants_lpips else None
     tokenizer.to(bench.device)
@@ -39,7 +40,7 @@ def reconstruction(options: argparse.Namespace) -> dict[str, Any]:
     stem = f"reconstruction-{Path(options.model).name}-{bench.stem(model, data, images.checksum, wants_lpips)}"
     parts = Parts(options.out / f"{stem}.parts", images.count)
     parts.fill(lambda numbers, done: _part(tokenizer, bench, images, numbers, done, judge), data)
-    scores, bad = _scores(parts, bench), parts.bad
+    scores, bad = _scores(parts, bench, images.size), parts.bad
     if not scores["images"]:
         raise none_readable(images, parts)
     count = scores.pop("images")
@@ -70,14 +71,16 @@ def _part(tokenizer: Any, bench: Bench, images: DataImages, numbers: range, done
         if judge is not None:
             row["lpips"] = judge(output, batch).double()
         for side, pixels in (("made", output), ("real", batch)):
-            row |= {f"{side}/{name}": found for name, found in bench.features(as_bytes(pixels)).items()}
+            seen = as_bytes(pixels)
+            rows_of = {**bench.features(seen), **appearance(seen.cpu(), periods_for(images.size, bench.patch))}
+            row |= {f"{side}/{name}": found for name, found in rows_of.items()}
         rows.append(row)
         done(len(batch))
     tensors = {name: torch.cat([row[name].cpu() for row in rows]) for name in (rows[0] if rows else {})}
     return Part({**tensors, **counts.tensors()}, bad, digest.hexdigest())
 
 
-def _scores(parts: Parts, bench: Bench) -> dict[str, Any]:
+def _scores(parts: Parts, bench: Bench, size: int) -> dict[str, Any]:
     psnrs = parts.all("psnr")
     if psnrs is None:
         return {"images": 0}
@@ -90,6 +93,8 @@ def _scores(parts: Parts, bench: Bench) -> dict[str, Any]:
     for name in ("psnr", "ssim", "lpips"):
         if (values := parts.all(name)) is not None:
             scores[name] = float(values.double().mean())
+    sides = [appearance_of(parts, f"{side}/") for side in ("made", "real")]
+    scores |= appearance_scores(*sides, size, periods_for(size, bench.patch))
     if (counts := parts.all("counts")) is not None:
         scores |= codebook_scores(counts.sum(0), parts.all("entropy").sum(0))
     return {**scores, "reliable": made.reliable}

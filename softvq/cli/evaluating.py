@@ -20,9 +20,10 @@ from softvq.data.arrays import ArrayFile
 from softvq.data.images import ImageError, open_image
 from softvq.data.loader import NoneReadable, listing, ordered_batches
 from softvq.data.sources import DataError, Listed, identity
+from softvq.evaluation.appearance import appearance, periods_for
 from softvq.evaluation.distribution import NEIGHBOURS
 from softvq.evaluation.frechet import Moments
-from softvq.evaluation.generation import MOST, Reference, chosen
+from softvq.evaluation.generation import MOST, Reference, appearance_of, chosen
 from softvq.evaluation.metrics import CONVENTION, MetricError, as_bytes
 from softvq.evaluation.parts import Part, Parts
 from softvq.evaluation.protocol import Protocol
@@ -36,8 +37,8 @@ _ADM_CROP = "ADM's centre crop"
 class Bench:
     """What all evaluations have: device, precision, feature network, and where results go."""
 
-    def __init__(self, options: argparse.Namespace, emoji: bool, more: tuple[str, ...] = ()):
-        self.options = options
+    def __init__(self, options: argparse.Namespace, emoji: bool, more: tuple[str, ...] = (), patch: int | None = None):
+        self.options, self.patch = options, patch
         self.device = distributed.start(pick_device(options.device))
         self.precision = pick_precision(options.precision, self.device, training=False)
         name = options.features or (lite.NAME if emoji else inception.NAME)
@@ -57,7 +58,7 @@ class Bench:
 
     def stem(self, *what: Any) -> str:
         """A short name of all that a result is a function of."""
-        return short_name(self.network.protocol, self.precision, *what)
+        return short_name(self.network.protocol, self.precision, self.patch, *what)
 
     def parts(self, images: "Images", name: str) -> Parts:
         """The features of all images; those that cannot be read are in `unreadable` from then on. `MetricError` where
@@ -69,7 +70,7 @@ class Bench:
             bad: dict[str, str] = {}
             digest = hashlib.sha256()
             for batch in images.batches(numbers, bad):
-                found.append(self.features(batch))
+                found.append({**self.features(batch), **appearance(batch, periods_for(images.size, self.patch))})
                 digest.update(batch.contiguous().numpy())
                 done(len(batch))
             tensors = {key: torch.cat([one[key] for one in found]) for key in (found[0] if found else {})}
@@ -255,18 +256,24 @@ def _stored(bench: Bench, file: ArrayFile, size: int) -> tuple[Reference, Compar
         key = differing[0]
         raise DataError(f"the reference {file.path} was made with {key} {told[key]!r}, not {own[key]!r}.")
     found = {name: torch.from_numpy(array) for name, array in file.statistics().items()}
-    features, count = None, told.get("images")
+    features, seen, count = None, None, told.get("images")
     if "arr_0" in file.names:
         images = ArrayImages(file.path, bench.options.batch)
         if images.size != size:
             raise DataError(f"the reference {file.path} is of {images.size} px, but the images are of {size} px.")
         parts = bench.parts(images, f"reference-{bench.stem(str(file.path), images.checksum)}")
         features = parts.all("pool")
-        features = features[chosen(len(features))]
+        features, seen = features[chosen(len(features))], appearance_of(parts)
         parts.remove()
     spatial = Moments(found["mu_s"], found["sigma_s"], count) if "mu_s" in found else None
-    reference = Reference(Moments(found["mu"], found["sigma"], count), spatial, features)
+    reference = Reference(Moments(found["mu"], found["sigma"], count), spatial, features, seen)
     return reference, (str(file.path), file.checksum, count)
+
+
+def patch_of(tokenizer: Any) -> int | None:
+    """The side of the patches that a tokenizer decodes to, None for convolutional ones."""
+    decoder = getattr(tokenizer.config, "decoder", None)
+    return decoder and decoder.patch_size
 
 
 def is_emoji(model: Any) -> bool:
@@ -284,6 +291,10 @@ def notes_of(scores: dict[str, Any], bench: Bench, options: argparse.Namespace) 
         notes.append(f"precision and recall: {NEIGHBOURS} neighbours, up to {MOST:,} reference images")
     elif options.what == "generation":
         notes.append("the reference holds no images: no KID, precision and recall")
+    if "blockiness" in scores:
+        notes.append(
+            "blockiness: differences of pixels across borders of squares, over those elsewhere (evaluate --help)"
+        )
     if "psnr" in scores:
         notes.append(CONVENTION)
     return notes

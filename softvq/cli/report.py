@@ -189,10 +189,22 @@ def _reconstruction(results: list[Result], out: Path, figures: list[Path]) -> li
                 "LPIPS": _scores(group, "lpips", 4),
                 "codebook usage": _scores(group, "codebook_usage", 3),
                 "perplexity": _scores(group, "codebook_perplexity", 0),
+                **_appearance(group),
                 "": [None if r["scores"].get("reliable", True) else "few images" for r in group],
             }
         )
     return lines
+
+
+def _appearance(group: list[Result]) -> dict[str, list[str | None]]:
+    """What people see, as columns."""
+    blank = [r["scores"].get("nearly_blank") for r in group]
+    return {
+        "blockiness": _scores(group, "blockiness", 2),
+        "of real images": _scores(group, "blockiness_real", 2),
+        "gradient energy": _scores(group, "gradient_energy", 2),
+        "nearly blank %": [_number(None if share is None else 100 * share, 1) for share in blank],
+    }
 
 
 def _generation(results: list[Result], out: Path, figures: list[Path]) -> list[str]:
@@ -214,6 +226,7 @@ def _generation(results: list[Result], out: Path, figures: list[Path]) -> list[s
         columns["gsFID"] = _scores(group, "gsfid", 2)
         columns["KID"] = _scores(group, "kid", 4)
         columns["nearest"] = _scores(group, "nearest", 2)
+        columns |= _appearance(group)
         columns[""] = [None if r["scores"].get("reliable", True) else "few images" for r in group]
         lines += [_protocol_line(protocol, _is_papers(protocol)), "", *_table(columns)]
         for result in group:

@@ -16,6 +16,14 @@ A run that was stopped goes on where its last checkpoint stands when the same co
 Several GPUs or machines: torchrun --nproc-per-node 8 -m softvq train tokenizer … (the batch size stays the same).
 A field that is null takes JSON: --alignment '{"teacher": "vit_base_patch14_dinov2.lvd142m"}'; its term then needs a
 weight: --weights '{"reconstruction": 1, "kl": 0.01, "alignment": 0.1}'.
+Fields that no recipe of the paper uses (docs/deviations.md):
+  --perceptual efficientnet-lite0, --alignment '{"teacher": "efficientnet-lite2"}'   features without a download
+  --latent_noise 0.2             the decoder sees latents with noise of up to 0.2 of their deviation
+  --trains decoder --init MODEL  encoder and latents stay as they are in MODEL, and so do generators made of them
+  --tokenizer.refine 32          two 3 x 3 convolutions behind the patches, 32 channels between them
+  --tokenizer.quantizer '{"type": "GMMVQ", "component_std": 0.1}'   its components sampled (appendix B.2)
+  --projections default, --ema_warmup false   as the release starts its projections and averages its weights
+A generator goes on from another with --init: softvq train generator sit-xl-softvq-l-64 --init SoftVQVAE/sit-xl_…
 Pretrained networks that a recipe names (`encoder_weights`, `perceptual`, `alignment.teacher`, the discriminator's
 `backbone`) are downloaded from the hub once, or read from the files given with --pretrained.
 """

@@ -1,5 +1,6 @@
 """How good generated images are: every figure of the paper's tables, from features that are there already."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from softvq.evaluation.appearance import NAMES, appearance_scores
 from softvq.evaluation.distribution import inception_score, kernel_distance, nearest_distances, precision_recall
 from softvq.evaluation.frechet import Gaussian, Moments, frechet_distance
 from softvq.evaluation.parts import Parts
@@ -23,11 +25,19 @@ class Reference:
     pool: Moments
     spatial: Moments | None
     features: Float[Tensor, "M F"] | None
+    appearance: Mapping[str, Tensor] | None = None  # rows of `evaluation.appearance`
 
     @classmethod
     def of_parts(cls, parts: Parts) -> "Reference":
         features = parts.all("pool")
-        return cls(moments(parts, "pool"), moments(parts, "spatial"), features[chosen(len(features))])
+        pool, spatial = moments(parts, "pool"), moments(parts, "spatial")
+        return cls(pool, spatial, features[chosen(len(features))], appearance_of(parts))
+
+
+def appearance_of(parts: Parts, prefix: str = "") -> dict[str, Tensor] | None:
+    """The rows of `evaluation.appearance` of all images, None where there are none."""
+    rows = {name: parts.all(prefix + name) for name in NAMES}
+    return None if rows["ink"] is None else rows
 
 
 def chosen(count: int, most: int = MOST) -> list[int]:
@@ -46,9 +56,12 @@ def moments(parts: Parts, name: str) -> Moments | None:
     return gaussian and gaussian.moments
 
 
-def generation_scores(samples: Parts, reference: Reference, logits=None) -> dict[str, Any]:
+def generation_scores(
+    samples: Parts, reference: Reference, logits=None, size: int = 0, periods: Sequence[int] = ()
+) -> dict[str, Any]:
     """`fd`, the Fréchet distance (FID with Inception), `spatial_fd` (sFID), `inception_score`, `kid`, `precision`,
-    `recall` and `nearest` (the median distance to the nearest reference image); what cannot be had is left out.
+    `recall`, `nearest` (the median distance to the nearest reference image), and what people see
+    (`evaluation.appearance`, of images of `size` px at these `periods`); what cannot be had is left out.
 
     `logits`: pooled features → class logits, of Inception. `reliable`: more images than features on both sides.
     """
@@ -65,6 +78,8 @@ def generation_scores(samples: Parts, reference: Reference, logits=None) -> dict
         scores["kid"], scores["kid_std"] = kernel_distance(features, reference.features)
         scores["precision"], scores["recall"] = precision_recall(features, reference.features)
         scores["nearest"] = float(nearest_distances(features, reference.features).median())
+    if (rows := appearance_of(samples)) is not None:
+        scores |= appearance_scores(rows, reference.appearance, size, periods)
     scores["reliable"] = own.reliable and reference.pool.reliable
     return scores
 

@@ -186,7 +186,8 @@ class MAR(Generator):
         self.head = Head(c)
         start_at_zero(self, "head.final_layer.linear")
         embeddings = (self.encoder_pos_embed, self.decoder_pos_embed, self.head_pos_embed, self.mask_token)
-        for weight in (*embeddings, self.label_embedder.weight):
+        times = [self.head.t_embedder.mlp[layer].weight for layer in (0, 2)]
+        for weight in (*embeddings, self.label_embedder.weight, *times):
             nn.init.normal_(weight, std=0.02)
 
     @property

@@ -156,6 +156,14 @@ _EMOJI_MAR = MARNetworkConfig(
 EMOJI_GENERATORS = (
     _EMOJI_SIT,
     replace(
+        _EMOJI_SIT,
+        name="emoji-sit-32",
+        about="A SiT on the 32 tokens of emoji-64-32: narrower and shallower, and trained for longer.",
+        model=SiTConfig(TransformerConfig(tokens=32, channels=16, classes=9, width=160, depth=8, heads=5)),
+        tokenizer="runs/emoji-64-32",
+        steps=30_000,
+    ),
+    replace(
         _EMOJI_SIT, name="emoji-dit", about="The same latents, network and steps as a DiT.", model=DiTConfig(_EMOJI)
     ),
     replace(

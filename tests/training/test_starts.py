@@ -1,0 +1,110 @@
+"""How runs start and average: projections, the average's warm-up, a generator that goes on from another."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from softvq import hub
+from softvq.cli.main import main
+from softvq.config import ConfigError
+from softvq.generators.denoising import DiTConfig, SiTConfig
+from softvq.training.generator import new_generator
+from softvq.training.step import Frozen
+from softvq.training.tokenizer import RunOptions, new_state, new_tokenizer
+from tests.training.test_generator import NETWORK, latents, recipe, run, same
+from tests.training.test_run import CPU, tiny_recipe
+
+__all__ = ["latents"]  # a fixture
+PROJECTIONS = ("to_quantizer", "from_quantizer", "decoder.to_pixel")
+
+
+def test_projections_start_as_asked_and_nothing_else_changes():
+    usual, default = new_tokenizer(tiny_recipe()), new_tokenizer(tiny_recipe(projections="default"))
+    for name, linear in default.named_modules():
+        if name in PROJECTIONS:
+            bound = 1 / math.sqrt(linear.in_features)  # PyTorch's: uniform, weight and bias
+            assert 0.8 * bound < linear.weight.abs().max() <= bound
+            assert 0 < linear.bias.abs().max() <= bound
+            before = usual.get_submodule(name)
+            assert before.weight.abs().max() < 0.09  # normal of deviation 0.02
+            assert before.bias.abs().max() == 0
+    ours, theirs = usual.state_dict(), default.state_dict()
+    assert {k for k in ours if not torch.equal(ours[k], theirs[k])} == {
+        f"{name}.{part}" for name in PROJECTIONS for part in ("weight", "bias")
+    }
+
+
+def test_projections_of_another_start_are_refused():
+    with pytest.raises(ValueError, match="init 'local' says how projections start"):
+        tiny_recipe(init="local", projections="default")
+
+
+@pytest.mark.parametrize(("warmup", "decays"), [(True, [1 / 10, 2 / 11, 3 / 12]), (False, [0.9, 0.9, 0.9])])
+def test_the_averages_warm_up_against_its_definition(warmup: bool, decays: list[float]):
+    state = new_state(tiny_recipe(), Frozen(), RunOptions(Path("unused"), CPU))
+    wanted = state.ema.to_quantizer.weight.clone().double()
+    for step, decay in enumerate(decays):
+        state.step = step
+        with torch.no_grad():
+            state.model.to_quantizer.weight += step + 1.0
+        state.update_ema(0.9, warmup)
+        wanted = decay * wanted + (1 - decay) * state.model.to_quantizer.weight.double()
+    torch.testing.assert_close(state.ema.to_quantizer.weight.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_the_recipe_says_if_the_average_warms_up(latents, tmp_path):
+    """With a constant decay next to 1 the model of a short run is where it started."""
+    slow = replace(recipe("sit", latents, ema_warmup=False), ema_decay=0.9999)
+    start = new_generator(slow).state_dict()
+    for name, tensor in hub.read_tensors(run(slow, tmp_path / "slow") / "model.safetensors").items():
+        torch.testing.assert_close(tensor, start[name], rtol=0, atol=2e-5)
+    warm = hub.read_tensors(run(replace(slow, ema_warmup=True), tmp_path / "warm") / "model.safetensors")
+    assert any((warm[name] - start[name]).abs().max() > 1e-3 for name in start)
+
+
+@pytest.mark.parametrize("kind", ["sit", "dit", "mar"])
+def test_a_generator_goes_on_from_another(kind: str, latents, tmp_path):
+    first = run(recipe(kind, latents), tmp_path / "first")
+    chosen = recipe(kind, latents, init=str(first), seed=1)
+    assert new_generator(chosen).fingerprint == new_generator(replace(chosen, seed=5)).fingerprint
+    for name, tensor in new_generator(chosen).state_dict().items():
+        assert torch.equal(tensor, hub.read_tensors(first / "model.safetensors")[name])
+    second = run(chosen, tmp_path / "second")
+    assert not same(first, second)
+    again = run(chosen, tmp_path / "second")  # the run is finished: nothing is done, init is not read
+    assert same(second, again)
+
+
+def test_a_resumed_run_does_not_read_its_start_again(latents, tmp_path):
+    first = run(recipe("sit", latents), tmp_path / "first")
+    chosen = recipe("sit", latents, init=str(first))
+    whole = run(replace(chosen, steps=6), tmp_path / "whole")
+    (first / "model.safetensors").unlink()
+    assert same(run(replace(chosen, steps=6), tmp_path / "whole"), whole)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (DiTConfig(NETWORK), "it is a SiT, not a DiT"),
+        (SiTConfig(replace(NETWORK, depth=2)), "network.blocks.1.* is not in both"),
+        (SiTConfig(replace(NETWORK, width=32)), r"has the shape \(.*16.*\), the recipe's \(.*32.*\)"),
+        (SiTConfig(NETWORK, path="linear"), "its path is 'cosine', the recipe's 'linear'"),
+        (SiTConfig(NETWORK, predict="noise"), "its predict is 'velocity', the recipe's 'noise'"),
+    ],
+)
+def test_another_model_is_no_start(changed, said: str, latents, tmp_path):
+    start = tmp_path / "start"
+    new_generator(recipe("sit", latents)).save_pretrained(start)
+    with pytest.raises(ConfigError, match=f"recipe tiny cannot go on from .*start: .*{said}"):
+        new_generator(recipe("sit", latents, init=str(start), model=changed))
+
+
+def test_the_command_line_goes_on_from_a_generator(latents, tmp_path, capsys):
+    words = ["train", "generator", "emoji-sit", "--data", str(latents), "--out", str(tmp_path / "run"), "--steps", "1"]
+    small = ["--model.network.width", "12", "--model.network.depth", "1", "--model.network.heads", "1"]
+    assert main([*words, *small, "--batch_size", "4", "--init", "no-such-model"]) == 1
+    assert "no-such-model" in capsys.readouterr().err
