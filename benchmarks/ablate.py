@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from softvq.hub import write_json
+from softvq.files import write_json
 
 RECIPE = "emoji-64-quick"
 QUANTIZER = "tokenizer.quantizer"

@@ -18,7 +18,7 @@ from softvq.data.loader import ordered_batches
 from softvq.data.sources import open_listed
 from softvq.evaluation.baselines import downsample_reconstruct, pca_reconstruct, principal_components
 from softvq.evaluation.reconstruction import score
-from softvq.hub import write_json
+from softvq.files import write_json
 
 DEFAULT_OUT = Path(__file__).parent.parent / "softvq" / "assets" / "yardsticks.json"
 

@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from softvq import hub
+from softvq import files, hub
+from softvq.errors import ModelError
 from softvq.layers import fold, unfold
 from softvq.quantizers.base import Quantized
 from softvq.tokenizer import Reconstruction
@@ -68,13 +69,13 @@ class FoldedAutoencoder(nn.Module):
         sentence, when it cannot be had or is of another kind."""
         where, _, size = name.removeprefix(PREFIX).partition("@")
         if size and not size.isdecimal():
-            raise hub.ModelError(f"{name!r}: the size behind @ must be a number of pixels, not {size!r}.")
+            raise ModelError(f"{name!r}: the size behind @ must be a number of pixels, not {size!r}.")
         folder = Path(where)
         if not folder.is_dir():
             folder = hub.download(where, (hub.CONFIG, _WEIGHTS), f"{PREFIX}FOLDER")
-        kind = hub.read_json(folder / hub.CONFIG).get("_class_name")
+        kind = files.read_json(folder / hub.CONFIG).get("_class_name")
         if kind not in KINDS:
-            raise hub.ModelError(f"{where} holds a {kind!r}; of diffusers, {', '.join(KINDS)} can be tokenizers.")
+            raise ModelError(f"{where} holds a {kind!r}; of diffusers, {', '.join(KINDS)} can be tokenizers.")
         return cls.of(_loaded(kind, folder), kind, int(size or 256), {"source": name})
 
     @classmethod
@@ -85,12 +86,12 @@ class FoldedAutoencoder(nn.Module):
             try:
                 latents = _encoded(model, kind, torch.zeros(1, 3, image_size, image_size, device=device))
             except RuntimeError as error:
-                raise hub.ModelError(
+                raise ModelError(
                     f"this {kind} cannot encode {image_size} px ({str(error).splitlines()[0]})."
                 ) from error
         _, channels, grid, _ = latents.shape
         if (side := _side(model.config, kind, grid)) != image_size:
-            raise hub.ModelError(f"this {kind} makes {side} px of {image_size} px; give a size that fits behind @.")
+            raise ModelError(f"this {kind} makes {side} px of {image_size} px; give a size that fits behind @.")
         patch = 2 if grid > _FINE and grid % 2 == 0 else 1
         return cls(model, FoldedConfig(kind, image_size, channels, grid, patch), about)
 
@@ -154,29 +155,29 @@ def _statistics(theirs: Any, config: FoldedConfig) -> tuple[Tensor, Tensor]:
     std = getattr(theirs, "latents_std", None) or [1 / scale] * config.channels
     for numbers in (mean, std):
         if len(numbers) != config.channels or not all(math.isfinite(n) for n in numbers):
-            raise hub.ModelError(f"the configuration's latent statistics do not fit {config.channels} channels.")
+            raise ModelError(f"the configuration's latent statistics do not fit {config.channels} channels.")
     if not all(number > 0 for number in std):
-        raise hub.ModelError(f"the configuration's latent deviations must be positive, not {min(std)}.")
+        raise ModelError(f"the configuration's latent deviations must be positive, not {min(std)}.")
     return torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
 
 
 def _loaded(kind: str, folder: Path) -> nn.Module:
     if not (folder / _WEIGHTS).is_file():
-        raise hub.ModelError(f"{folder / _WEIGHTS} does not exist; other formats are not read.")
+        raise ModelError(f"{folder / _WEIGHTS} does not exist; other formats are not read.")
     try:
         import diffusers
     except ImportError:
-        raise hub.ModelError("diffusers' autoencoders need packages: pip install 'softvq[autoencoders]'.") from None
+        raise ModelError("diffusers' autoencoders need packages: pip install 'softvq[autoencoders]'.") from None
     try:
         model, info = getattr(diffusers, kind).from_pretrained(
             folder, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # diffusers raises many kinds
         reason = shorten(str(error), 300) or type(error).__name__
-        raise hub.ModelError(f"{folder} cannot be loaded by diffusers ({reason}).") from error
+        raise ModelError(f"{folder} cannot be loaded by diffusers ({reason}).") from error
     if missing := sorted(info["missing_keys"]):  # which diffusers starts at random
-        raise hub.ModelError(f"{folder / _WEIGHTS} lacks {len(missing)} of the model's tensors, {missing[0]} for one.")
+        raise ModelError(f"{folder / _WEIGHTS} lacks {len(missing)} of the model's tensors, {missing[0]} for one.")
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
-            raise hub.ModelError(f"{folder / _WEIGHTS}: {name} holds NaN or Inf.")
+            raise ModelError(f"{folder / _WEIGHTS}: {name} holds NaN or Inf.")
     return model

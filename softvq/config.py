@@ -14,11 +14,9 @@ import types
 import typing
 from typing import Any, TypeVar
 
+from softvq.errors import ConfigError
+
 T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message is one sentence for the user."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -160,23 +160,3 @@ def fill(target: Tensor, value: Tensor) -> None:
 
         value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
     target.copy_(value)
-
-
-def best_device() -> torch.device:
-    """CUDA where there is one, then MPS, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
-def gains_from_bfloat16(device: torch.device) -> bool:
-    """Whether bf16 autocast is faster than float32: CUDA since Ampere, and CPUs with bf16 products in AMX or AVX-512
-    (measured: 2–3× faster there, and 3× slower on CPUs without)."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        probes = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16"))
-        return any(probe is not None and probe() for probe in probes)
-    return False

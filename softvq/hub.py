@@ -5,29 +5,22 @@
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
+
+from softvq.errors import ModelError
+from softvq.files import first_line, json_text, read_json, read_tensors, write_tensors, write_text
 
 FORMAT = 1
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 BUNDLED = Path(__file__).parent / "assets" / "models"
-
-
-class ModelError(ValueError):
-    """A model that cannot be loaded; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +53,11 @@ def save(folder: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Te
     for name, tensor in tensors.items():
         if not _finite(tensor):
             raise ModelError(f"{name} holds NaN or Inf as {tensor.dtype}; nothing was written to {folder}.")
-    text = _json({"format": FORMAT, **config})
-    folder.mkdir(parents=True, exist_ok=True)
+    text = json_text({"format": FORMAT, **config})
     write_tensors(folder / WEIGHTS, tensors)
-    _write_text(folder / CONFIG, text)
+    write_text(folder / CONFIG, text)
     if not (folder / CARD).exists() or (folder / CARD).read_bytes().startswith(_CARD_START.encode()):
-        _write_text(folder / CARD, card)
+        write_text(folder / CARD, card)
 
 
 def load(name_or_folder: str | Path, kind: str, translate: Translate) -> SavedModel:
@@ -97,7 +89,7 @@ def find(name_or_folder: str | Path) -> Path:
         if (BUNDLED / name / CONFIG).is_file():
             return BUNDLED / name
     except (OSError, ValueError) as error:  # too long a name, a null byte
-        raise ModelError(f"{name[:80]!r} can be no model's name or folder ({_first_line(error)}).") from error
+        raise ModelError(f"{name[:80]!r} can be no model's name or folder ({first_line(error)}).") from error
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         return download(name, (CONFIG, WEIGHTS), "their folder")
     raise ModelError(f"there is no model folder {name!r}, and no bundled model of that name ({', '.join(bundled())}).")
@@ -108,9 +100,9 @@ def bundled() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED.glob(f"*/{CONFIG}"))
 
 
-def download(name: str, files: tuple[str, ...], instead: str) -> Path:
+def download(name: str, files: tuple[str, ...], instead: str, setting: str | None = None) -> Path:
     """The local folder with these files of a hub repository `owner/name`: fetched once, with progress bars, and found
-    without a network from then on. `instead` says what can be given where that fails."""
+    without a network from then on. `instead` says what can be given where that fails, `setting` as which argument."""
     from huggingface_hub import errors, snapshot_download  # costs 0.3 s, and only a download needs it
 
     cause: Exception | None = None
@@ -125,10 +117,11 @@ def download(name: str, files: tuple[str, ...], instead: str) -> Path:
     except errors.RepositoryNotFoundError as error:
         reason, cause = "the hub has no such repository, or you may not read it", error
     except Exception as error:  # the hub raises dozens of kinds; the user needs the name and the reason
-        reason, cause = _first_line(error), error
+        reason, cause = first_line(error), error
     raise ModelError(
         f"{name!r} is no folder here and could not be had from the hub ({reason}); "
-        f"download its {' and '.join(files)} and give {instead}."
+        f"download its {' and '.join(files)} and give {instead}.",
+        setting=setting,
     ) from cause
 
 
@@ -146,12 +139,8 @@ def push(folder: Path, name: str, private: bool) -> str:
         address = hub.create_repo(name, private=private, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD])
     except Exception as error:  # as above
-        raise ModelError(f"{name!r} could not be uploaded to the hub ({_first_line(error)}).") from error
+        raise ModelError(f"{name!r} could not be uploaded to the hub ({first_line(error)}).") from error
     return str(address)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -175,7 +164,7 @@ def build(make: Callable[[], nn.Module], parts: int, saved: SavedModel) -> nn.Mo
         with torch.device("meta"):
             model = make()
     except (RuntimeError, OverflowError, TypeError) as error:  # what torch says of sizes beyond 64 bits
-        raise ModelError(f"{saved.file} is for a model that is too large ({_first_line(error)}).") from error
+        raise ModelError(f"{saved.file} is for a model that is too large ({first_line(error)}).") from error
     _assign(model, saved)
     return model
 
@@ -239,73 +228,6 @@ def card(title: str, summary: str, usage: str, about: Mapping[str, Any]) -> str:
         cells = {key: f"{value:.4f}" if isinstance(value, float) else value for key, value in figures.items()}
         lines += ["| figure | measured |", "|---|---|", *(f"| {key} | {value} |" for key, value in cells.items()), ""]
     return "\n".join(lines)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file's tensors on the CPU."""
-    if not path.is_file():
-        raise ModelError(f"{path} does not exist.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
-        raise ModelError(f"{path} is truncated or not a safetensors file ({_first_line(error)}).") from error
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The text that a safetensors file carries beside its tensors."""
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic(path) as temporary:
-        temporary.write_bytes(to_bytes(plain, metadata=dict(metadata) if metadata else None))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path} does not exist.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not readable JSON ({error}).") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path} must hold a JSON object.")
-    return data
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically, readable by people."""
-    _write_text(path, _json(data))
-
-
-def _json(data: Mapping[str, Any]) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def atomic(path: Path):
-    """A temporary file beside `path` that takes its place when the block ends well, and is removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _some(names: list[str]) -> str:

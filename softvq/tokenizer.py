@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from softvq import config as configs
 from softvq import hub, released
+from softvq.errors import ModelError
 from softvq.layers import Refinement, Trunk, VisionTransformer, ViTConfig, init_linear
 from softvq.quantizers.base import Quantized
 from softvq.quantizers.compose import ProductConfig, QuantizerConfig, check_split, count_codebooks
@@ -116,6 +117,11 @@ class Decoder(nn.Module):
         self.latent_pos_embed = nn.Parameter(torch.empty(1, config.tokens, width).normal_(std=0.02))
         self.to_pixel = nn.Linear(width, 3 * self.patch_size**2)
         self.refine = Refinement(config.refine) if config.refine else nn.Identity()
+
+    @property
+    def last_weight(self) -> nn.Parameter:
+        """The weight of the last layer: what an adaptive adversarial weight balances gradients at."""
+        return self.refine.conv2.weight if isinstance(self.refine, Refinement) else self.to_pixel.weight
 
     def forward(self, latents: Float[Tensor, "B L D"], size: tuple[int, int]) -> Float[Tensor, "B 3 H W"]:
         P = self.patch_size
@@ -248,7 +254,7 @@ class Tokenizer(nn.Module):
             saved.about["source"] = str(name_or_folder)
         model = hub.build(lambda: cls(config, saved.about), parts, saved)
         if not (model.latent_std > 0).all():
-            raise hub.ModelError(f"{saved.file}: latent_std must be positive.")
+            raise ModelError(f"{saved.file}: latent_std must be positive.")
         return model.eval()
 
     def push_to_hub(self, name: str, *, private: bool = False, dtype: torch.dtype = torch.float32) -> str:

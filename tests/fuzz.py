@@ -19,8 +19,7 @@ from typing import Any
 import torch
 
 from softvq import Tokenizer, layers
-from softvq.config import ConfigError
-from softvq.hub import ModelError
+from softvq.errors import ConfigError, ModelError
 from softvq.layers import ViTConfig
 from softvq.quantizers.compose import ProductConfig
 from softvq.quantizers.soft import SoftVQConfig

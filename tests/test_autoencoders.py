@@ -19,7 +19,7 @@ from softvq import Generator
 from softvq.autoencoders import FoldedAutoencoder
 from softvq.cli.main import main
 from softvq.data.latents import Latents
-from softvq.hub import ModelError
+from softvq.errors import ModelError
 
 diffusers = pytest.importorskip("diffusers", reason="pip install 'softvq[autoencoders]'")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from softvq import Generator, Tokenizer, hub
+from softvq import Generator, Tokenizer, files, hub
 from softvq.data.sources import open_listed
 from softvq.generators.denoising import SiTConfig
 from softvq.generators.transformer import TransformerConfig
@@ -147,7 +147,7 @@ def test_bundle_generator(tmp_path: Path, judged: Path):
     assert figures["balanced_accuracy"] == rows["run"]["balanced_accuracy"]
     assert figures["validation_frechet"] == rows["validation images"]["frechet"]
     assert figures["command"] == "python benchmarks/generators.py run"
-    weights = hub.read_tensors(tmp_path / "models" / "tiny-sit" / hub.WEIGHTS)
+    weights = files.read_tensors(tmp_path / "models" / "tiny-sit" / hub.WEIGHTS)
     assert {weights[name].dtype for name, _ in stored.named_parameters()} == {torch.float16}
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from softvq.cli.main import COMMANDS, main
-from softvq.hub import read_tensors
+from softvq.files import read_tensors
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_every_command_shares_its_common_options(capsys):
         (["train", "tokenizer", "emoji-64", "--augment.min-scale", "0.001"], "min_scale must be in [0.1, 1]"),
         (["train", "tokenizer", "emoji-64", "--tokenizer.quantizer", "VQ"], "give every term a weight"),
         (["demo", "--device", "meta"], "softvq runs on cpu, cuda and mps"),
-        (["demo", "--device", "tpu"], "--device tpu cannot be used here"),
+        (["demo", "--device", "tpu"], "the device 'tpu' cannot be used here"),
         (["reconstruct", "a.png", "--out", "a.txt"], "written as .png or .jpg"),
         (["statistics", "softvq-emoji-64", "--data", "emoji"], "name one with --out"),
     ],
@@ -167,7 +167,7 @@ def test_latents_go_through_a_file(capsys, emoji: Path, photo: Path, tmp_path: P
 
 
 def test_decoding_another_models_latents_is_refused(capsys, tmp_path: Path):
-    from softvq.hub import write_tensors
+    from softvq.files import write_tensors
 
     write_tensors(tmp_path / "l.safetensors", {"latents": torch.zeros(1, 32, 64)})
     code, _, err = softvq(capsys, "decode", tmp_path / "l.safetensors")
@@ -176,7 +176,7 @@ def test_decoding_another_models_latents_is_refused(capsys, tmp_path: Path):
 
 
 def test_damaged_latents_are_refused_and_odd_names_are_numbers(capsys, tmp_path: Path):
-    from softvq.hub import write_tensors
+    from softvq.files import write_tensors
 
     path = tmp_path / "l.safetensors"
     write_tensors(path, {"latents": torch.full((1, 64, 16), torch.nan)})

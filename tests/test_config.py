@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from softvq import config as configs
-from softvq.config import ConfigError
+from softvq.errors import ConfigError
 from softvq.recipes.all import RECIPES
 from softvq.training.recipe import TokenizerRecipe
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from softvq import Tokenizer, hub
+from softvq import Tokenizer, files
 from softvq.cli.main import main
 from softvq.layers import VisionTransformer, ViTConfig
 from softvq.losses.alignment import Projector, alignment
@@ -89,7 +89,7 @@ def test_the_configuration_is_understood(golden: Golden):
 
 def test_saved_in_our_format_it_is_the_same_without_the_teacher(golden: Golden, tmp_path: Path):
     golden.tokenizer.save_pretrained(tmp_path / "ours")
-    saved = hub.read_tensors(tmp_path / "ours" / "model.safetensors")
+    saved = files.read_tensors(tmp_path / "ours" / "model.safetensors")
     assert saved.keys() == golden.tokenizer.state_dict().keys()
     assert not [name for name in saved if "repa" in name or "projection" in name]
     assert sum(t.numel() for t in saved.values()) < 44.6e6 < 68e6 < sum(t.numel() for t in golden.released.values())

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from softvq import Tokenizer, hub
-from softvq.config import ConfigError
-from softvq.hub import ModelError
+from softvq import Tokenizer, files, hub
+from softvq.errors import ConfigError, ModelError
 from softvq.layers import ViTConfig
 from softvq.quantizers.soft import SoftVQConfig
 from softvq.tokenizer import TokenizerConfig
@@ -102,9 +101,9 @@ def edit(folder: Path, change) -> None:
 
 
 def rewrite(folder: Path, change) -> None:
-    tensors = hub.read_tensors(folder / hub.WEIGHTS)
+    tensors = files.read_tensors(folder / hub.WEIGHTS)
     change(tensors)
-    hub.write_tensors(folder / hub.WEIGHTS, tensors)
+    files.write_tensors(folder / hub.WEIGHTS, tensors)
 
 
 def poison(tensors: dict) -> None:
@@ -170,7 +169,7 @@ DAMAGE = {
         "1000000 codebooks, more than 1024",
     ),
     "somebody else's weights": (
-        lambda f: hub.write_tensors(f / hub.WEIGHTS, {f"t{i}": torch.zeros(1) for i in range(60)}),
+        lambda f: files.write_tensors(f / hub.WEIGHTS, {f"t{i}": torch.zeros(1) for i in range(60)}),
         "holds another model: none of its 60 tensors",
     ),
     "no deviation": (lambda f: rewrite(f, lambda t: t["latent_std"].zero_()), "latent_std must be positive"),
@@ -296,8 +295,8 @@ def test_the_card_says_what_the_model_is_and_how_good(tmp_path: Path):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
     path = tmp_path / "file.json"
-    hub.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        hub.write_json(path, {"a": object()})
-    assert hub.read_json(path) == {"a": 1}
+        files.write_json(path, {"a": object()})
+    assert files.read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["file.json"]

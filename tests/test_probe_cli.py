@@ -14,8 +14,8 @@ from softvq import Generator, Tokenizer
 from softvq.cli.main import main
 from softvq.data.loader import ordered_batches
 from softvq.data.sources import Folder
+from softvq.errors import MetricError
 from softvq.evaluation import probe
-from softvq.evaluation.metrics import MetricError
 from softvq.evaluation.parts import Parts
 from softvq.evaluation.probe import Labelled
 from softvq.generators.base import Noise

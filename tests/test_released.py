@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from softvq import Tokenizer, layers
-from softvq.config import ConfigError
-from softvq.hub import ModelError
+from softvq.errors import ConfigError, ModelError
 from softvq.layers import VITS, ViTConfig
 from softvq.quantizers.compose import ProductConfig, QuantizerConfig
 from softvq.quantizers.gaussian import AEConfig, KLConfig

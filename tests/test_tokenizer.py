@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from softvq.config import ConfigError
+from softvq.errors import ConfigError
 from softvq.layers import PatchEmbed, ViTConfig, resample_positions
 from softvq.quantizers.compose import ProductConfig, ResidualConfig
 from softvq.quantizers.gaussian import AEConfig, KLConfig

@@ -40,8 +40,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     from softvq.cli.costs import ROWS, measured, models
     from softvq.cli.evaluating import short_name, write_result
-    from softvq.cli.machine import pick_device, pick_precision
     from softvq.config import nearest
+    from softvq.runtime import pick_device, pick_precision
 
     if min(options.steps, options.repeats, 1 if options.batch is None else options.batch) < 1:
         raise Usage("--steps, --repeats and --batch must be at least 1")

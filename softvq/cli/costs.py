@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from softvq.autoencoders import FoldedAutoencoder
-from softvq.cli.machine import autocast
 from softvq.cli.models import open_model, tokenizer_of
 from softvq.evaluation.cost import call_memory, grouped, macs, timed
 from softvq.generators.base import Generator
@@ -18,6 +17,7 @@ from softvq.generators.denoising import DiTConfig, SiTConfig
 from softvq.generators.mar import MAR, MARConfig, MARNetworkConfig, unmasking
 from softvq.generators.transformer import TransformerConfig
 from softvq.memory import without_contents
+from softvq.runtime import autocast
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 
 # The KL autoencoder of latent diffusion with 8 × 8 pixels a latent, and its size, as diffusers describes it

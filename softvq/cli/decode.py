@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq.cli.main import Failure, Usage
     from softvq.cli.models import Runner
     from softvq.data.images import to_image
-    from softvq.hub import read_metadata, read_tensors
+    from softvq.files import read_metadata, read_tensors
 
     if options.batch_size < 1:
         raise Usage("--batch-size must be at least 1")

@@ -82,7 +82,7 @@ def _train(options: argparse.Namespace) -> str:
 def yardsticks(size: int, floats: int) -> list[dict[str, Any]]:
     """The shipped figures of PCA and box-downsampling at this size and number of floats (none for others)."""
     from softvq.data.sources import EMOJI
-    from softvq.hub import read_json
+    from softvq.files import read_json
 
     rows = read_json(EMOJI.parent / "yardsticks.json")["rows"]
     return [row for row in rows if (row["size"], row["floats"]) == (size, floats)]

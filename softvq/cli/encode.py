@@ -28,10 +28,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq import distributed
-    from softvq.cli.machine import autocast, pick_device, pick_precision
     from softvq.cli.models import load_tokenizer
     from softvq.data.encode import Encoding, encode
     from softvq.data.loader import listing
+    from softvq.runtime import autocast, pick_device, pick_precision
 
     if min(options.batch, options.shard) < 1 or options.workers < 0:
         raise Usage("--batch and --shard must be at least 1, --workers not negative")

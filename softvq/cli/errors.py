@@ -1,18 +1,22 @@
-"""Which errors are sentences for the user, and what they exit with."""
+"""Which errors are sentences for the user, what is said of them, and what they exit with."""
 
-from softvq.config import ConfigError
-from softvq.data.images import ImageError
-from softvq.data.sources import DataError
-from softvq.evaluation.metrics import MetricError
-from softvq.hub import ModelError
-from softvq.training.logs import LogError
-from softvq.training.loop import Interrupted, TrainingError
+from softvq.errors import ConfigError, Interrupted, SoftVQError
 
 
 def is_for_users(error: Exception) -> bool:
-    """Errors whose message is written for the person at the terminal: ours, and the operating system's."""
-    ours = ConfigError | ImageError | DataError | MetricError | ModelError | TrainingError | LogError | Interrupted
-    return isinstance(error, ours | OSError)
+    """Return if the message is written for the person at the terminal: ours, and the operating system's."""
+    return isinstance(error, SoftVQError | OSError)
+
+
+def sentence(error: Exception) -> str:
+    """What is printed: the message, with the option that changes the outcome, where there is one; for the operating
+    system's errors the file and the reason."""
+    if isinstance(error, SoftVQError):
+        if error.setting is None:
+            return str(error)
+        return f"{str(error).removesuffix('.')} (--{error.setting.replace('_', '-')})."
+    named = isinstance(error, OSError) and error.strerror and error.filename
+    return f"{error.filename}: {error.strerror}." if named else str(error)
 
 
 def exit_code_of(error: Exception) -> int:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from softvq import distributed
 from softvq.cli.evaluating import Bench, DataImages, is_emoji, none_readable, notes_of, patch_of, write_result
-from softvq.cli.machine import autocast
 from softvq.cli.main import Usage
 from softvq.cli.models import load_tokenizer
 from softvq.cli.representing import CodebookCounts
@@ -21,6 +20,7 @@ from softvq.evaluation.latent_space import codebook_scores
 from softvq.evaluation.metrics import as_bytes, psnr, ssim
 from softvq.evaluation.parts import Part, Parts
 from softvq.pretrained import lpips as perceptual
+from softvq.runtime import autocast
 
 
 def reconstruction(options: argparse.Namespace) -> dict[str, Any]:

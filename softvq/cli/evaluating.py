@@ -13,22 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softvq import __version__, distributed, hub
-from softvq.cli.machine import autocast, pick_device, pick_precision
+from softvq import __version__, distributed, files
 from softvq.cli.train import pretrained_files
 from softvq.data.arrays import ArrayFile
-from softvq.data.images import ImageError, open_image
+from softvq.data.images import open_image
 from softvq.data.loader import NoneReadable, listing, ordered_batches
-from softvq.data.sources import DataError, Listed, identity
+from softvq.data.sources import Listed, identity
+from softvq.errors import DataError, ImageError, MetricError
 from softvq.evaluation.appearance import appearance, periods_for
 from softvq.evaluation.distribution import NEIGHBOURS
 from softvq.evaluation.frechet import Moments
 from softvq.evaluation.generation import MOST, Reference, appearance_of, chosen
-from softvq.evaluation.metrics import CONVENTION, MetricError, as_bytes
+from softvq.evaluation.metrics import CONVENTION, as_bytes
 from softvq.evaluation.parts import Part, Parts
 from softvq.evaluation.protocol import Protocol
 from softvq.pretrained import inception, lite
 from softvq.pretrained.features import FeatureNetwork
+from softvq.runtime import autocast, pick_device, pick_precision
 
 EVALUATION = "evaluation"  # what a result file says it is
 _ADM_CROP = "ADM's centre crop"
@@ -115,7 +116,7 @@ def write_result(folder: Path, name: str, kind: str, result: dict[str, Any], par
     path = folder / f"{name}.json"
     distributed.barrier()
     if distributed.rank() == 0:
-        hub.write_json(path, whole)
+        files.write_json(path, whole)
         shutil.rmtree(parts, ignore_errors=True)
     return {**whole, "file": str(path)}
 

@@ -16,8 +16,8 @@ from softvq.data.loader import listing, ordered_batches
 from softvq.data.sources import Source
 from softvq.evaluation.pictures import enlarge, error_map, grid
 from softvq.evaluation.reconstruction import ReconstructionScores, first_percentile, score
+from softvq.files import atomic
 from softvq.generators.base import Generator, Noise, Sampling
-from softvq.hub import atomic
 from softvq.tokenizer import Tokenizer
 from softvq.training.generator import GeneratorRecipe, validation_loss
 from softvq.training.logs import Log

@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from softvq import hub
+    from softvq import files
     from softvq.cli.evaluating import EVALUATION
     from softvq.cli.plots import pyplot
     from softvq.evaluation.latent_space import change, channel_statistics, codebook_scores, nearest_cosines, umap_learn
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         result["scores"]["nearest_cosine"] = sum(float(one.mean()) for one in nearest) / len(nearest)
         result["pictures"].append(_draw_codebooks(seen.counts, nearest, options.out / "codebooks.png"))
     result["pictures"].append(_draw_umap(seen, options))
-    hub.write_json(options.out / "latents.json", result)
+    files.write_json(options.out / "latents.json", result)
     if not options.json:
         for name, value in result["scores"].items():
             print(f"{name:24} {value:10.4f}")
@@ -73,11 +73,11 @@ class _Seen:
         import torch
         from tqdm import tqdm
 
-        from softvq.cli.machine import autocast, pick_device, pick_precision
         from softvq.cli.models import load_tokenizer
         from softvq.cli.representing import CodebookCounts
         from softvq.data.loader import listing, ordered_batches
         from softvq.quantizers.compose import simple_quantizers
+        from softvq.runtime import autocast, pick_device, pick_precision
 
         device = pick_device(options.device)
         precision = pick_precision(options.precision, device, training=False)

@@ -129,11 +129,10 @@ def _option_words(name: str) -> list[str]:
 
 def _explain(error: Exception) -> int:
     """One sentence for the errors that users meet; anything else is a bug and keeps its traceback."""
-    from softvq.cli.errors import exit_code_of, is_for_users
+    from softvq.cli.errors import exit_code_of, is_for_users, sentence
 
     if isinstance(error, Failure) or is_for_users(error):
-        named = isinstance(error, OSError) and error.strerror and error.filename
-        return _say(f"{error.filename}: {error.strerror}." if named else error, exit_code_of(error))
+        return _say(sentence(error), exit_code_of(error))
     raise error
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from softvq import hub
+from softvq import files, hub
 from softvq.autoencoders import PREFIX, FoldedAutoencoder
-from softvq.cli.machine import autocast, pick_device, pick_precision
 from softvq.cli.main import Failure, Usage
-from softvq.data.images import ImageError, fit, open_image, to_tensor
+from softvq.data.images import fit, open_image, to_tensor
 from softvq.data.sources import Folder
+from softvq.errors import ImageError
 from softvq.generators.base import Generator
 from softvq.released import is_generator
+from softvq.runtime import autocast, pick_device, pick_precision
 from softvq.tokenizer import Tokenizer
 
 AnyTokenizer = Tokenizer | FoldedAutoencoder
@@ -31,7 +32,7 @@ def open_model(name: str) -> AnyTokenizer | Generator:
     """A tokenizer or a generator, whichever the name is of."""
     if name.startswith(PREFIX):
         return load_tokenizer(name)
-    config = hub.read_json(hub.find(name) / hub.CONFIG)
+    config = files.read_json(hub.find(name) / hub.CONFIG)
     if config.get("kind") == Generator.kind or is_generator(config):
         return Generator.from_pretrained(name)
     return load_tokenizer(name)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from softvq.cli.main import Failure
-from softvq.hub import atomic
+from softvq.files import atomic
 
 
 def pyplot() -> Any:

@@ -101,8 +101,8 @@ class _Probed:
 
     def __init__(self, options: argparse.Namespace):
         from softvq import distributed
-        from softvq.cli.machine import pick_device, pick_precision
         from softvq.cli.models import open_model, tokenizer_of
+        from softvq.runtime import pick_device, pick_precision
 
         self.options = options
         self.device = distributed.start(pick_device(options.device))

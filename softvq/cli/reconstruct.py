@@ -102,7 +102,7 @@ def _batches(pairs: Any, size: int):
 
 def save_latents(path: Path, latents: Any, names: list[str], model: str) -> None:
     """Latents (N, L, D), normalised, with the images' names and the model in the file's metadata."""
-    from softvq.hub import write_tensors
+    from softvq.files import write_tensors
 
     model = str(Path(model).resolve()) if Path(model).is_dir() else model
     write_tensors(path, {"latents": latents}, {"names": json.dumps(names), "model": model})

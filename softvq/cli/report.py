@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from softvq import hub
+    from softvq import files
 
     results, odd = _read(options.folder)
     if not results:
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for kind, section in _SECTIONS.items():
         if mine := [result for result in results if result["kind"] == kind]:
             lines += section(mine, out, figures)
-    with hub.atomic(out) as temporary:
+    with files.atomic(out) as temporary:
         temporary.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     if not options.json:
         print(f"{len(results)} results in {out}" + "".join(f"\nleft out: {reason}" for reason in odd))
@@ -47,7 +47,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def _read(folder: Path) -> tuple[list[Result], list[str]]:
     """Results in the order of their files, and what could not be read."""
     from softvq.cli.evaluating import EVALUATION
-    from softvq.hub import ModelError, read_json
+    from softvq.errors import ModelError
+    from softvq.files import read_json
 
     if not folder.is_dir():
         raise Failure(f"there is no folder {folder}.")
@@ -76,7 +77,7 @@ _OF_PROTOCOL = {  # what is shown of it; the other kinds' are `Protocol`s
 
 def _flaw(result: Result) -> str | None:
     """Why a result cannot be shown; None if it can."""
-    from softvq.evaluation.metrics import MetricError
+    from softvq.errors import MetricError
     from softvq.evaluation.protocol import Protocol
 
     kind = result.get("kind")

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from softvq import distributed
-from softvq.cli.machine import autocast
 from softvq.cli.main import Failure
 from softvq.data.latents import INDEX, Latents
 from softvq.data.loader import NoneReadable, listing, ordered_batches
@@ -19,6 +18,7 @@ from softvq.data.sources import identity
 from softvq.evaluation.parts import Part, Parts
 from softvq.quantizers.base import Quantized
 from softvq.quantizers.compose import simple_quantizers
+from softvq.runtime import autocast
 
 Represent = Callable[[Tensor, list[int]], dict[str, Tensor]]  # latents (or images), their numbers → rows
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from softvq import distributed, hub
+from softvq import distributed, files, hub
 from softvq.cli.hooks import save_picture
-from softvq.cli.machine import autocast, pick_device, pick_precision
 from softvq.cli.main import Failure, Usage
 from softvq.cli.models import tokenizer_of
 from softvq.config import from_dict, nearest
@@ -23,6 +22,7 @@ from softvq.evaluation.pictures import enlarge, grid
 from softvq.generators.all import load_generator
 from softvq.generators.base import Generator, Noise, Sampling
 from softvq.randomness import Stream, rng
+from softvq.runtime import autocast, pick_device, pick_precision
 from softvq.training.state import Checkpoints
 from softvq.transports.guidance import Guidance
 
@@ -113,7 +113,7 @@ def _generator(options: argparse.Namespace) -> Generator:
         found = Checkpoints(Path(options.model) / "checkpoints").all()
         if not found:
             raise Usage(f"--no-ema: {options.model} is no run's folder with checkpoints")
-        generator.load_state_dict(hub.read_tensors(found[-1] / "model.safetensors"))
+        generator.load_state_dict(files.read_tensors(found[-1] / "model.safetensors"))
     return generator.eval()
 
 
@@ -149,7 +149,7 @@ def write_picture(sampler: Sampler, count: int, batch: int, path: Path, settings
     rows = max(1, round(count**0.5))
     save_picture(grid([enlarge(images)], ("",), rows=rows), path)
     labels = sampler.labels(list(range(count)))
-    hub.write_json(path.with_suffix(".json"), {**settings, "labels": labels})
+    files.write_json(path.with_suffix(".json"), {**settings, "labels": labels})
     return path
 
 
@@ -166,11 +166,11 @@ def write_npz(sampler: Sampler, count: int, batch: int, path: Path, settings: di
     parts = path.with_name(path.name + ".parts")
     parts.mkdir(parents=True, exist_ok=True)
     told, wanted = parts / "settings.json", {**settings, "count": count}
-    if told.is_file() and hub.read_json(told) != json.loads(json.dumps(wanted)):
+    if told.is_file() and files.read_json(told) != json.loads(json.dumps(wanted)):
         raise Failure(f"{parts} holds part of an array with other settings; remove it, or use another --npz.")
     distributed.barrier()
     if distributed.rank() == 0:
-        hub.write_json(told, wanted)
+        files.write_json(told, wanted)
     firsts = list(range(0, count, _PART))
     mine = firsts[distributed.rank() :: distributed.world_size()]
     with tqdm(total=len(mine) * _PART, unit="image", disable=distributed.rank() > 0, dynamic_ncols=True) as bar:
@@ -178,7 +178,7 @@ def write_npz(sampler: Sampler, count: int, batch: int, path: Path, settings: di
             target, last = parts / f"{first:08d}.npy", min(count, first + _PART)
             if not target.is_file():
                 chunks = [sampler.images(list(range(at, min(last, at + batch)))) for at in range(first, last, batch)]
-                with hub.atomic(target) as temporary, temporary.open("wb") as file:
+                with files.atomic(target) as temporary, temporary.open("wb") as file:
                     np.save(file, torch.cat(chunks).permute(0, 2, 3, 1).contiguous().numpy())
             bar.update(last - first)
     distributed.barrier()
@@ -186,7 +186,7 @@ def write_npz(sampler: Sampler, count: int, batch: int, path: Path, settings: di
         arrays = [np.load(parts / f"{first:08d}.npy", mmap_mode="r") for first in firsts]
         shape = (count, *arrays[0].shape[1:3])
         write_arrays(path, shape, arrays, arr_1=np.array(sampler.labels(list(range(count)))))
-        hub.write_json(path.with_suffix(".json"), settings)
+        files.write_json(path.with_suffix(".json"), settings)
         shutil.rmtree(parts)
     distributed.barrier()
     return path

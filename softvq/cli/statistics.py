@@ -22,11 +22,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from tqdm import tqdm
 
-    from softvq import hub
-    from softvq.cli.machine import autocast
+    from softvq import files, hub
     from softvq.cli.main import Failure, Usage
     from softvq.cli.models import Runner
     from softvq.data.loader import listing
+    from softvq.runtime import autocast
     from softvq.training.tokenizer import fit_statistics, statistics_batches
 
     if options.images < 2 or options.batch_size < 1:
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise Failure(f"{int((std == 0).sum())} latent channels are the same for all these images; give more of them.")
     out = options.out or hub.find(options.model)
     runner.tokenizer.set_statistics(mean, std)
-    stored = hub.read_tensors(hub.find(options.model) / hub.WEIGHTS)
+    stored = files.read_tensors(hub.find(options.model) / hub.WEIGHTS)
     runner.tokenizer.save_pretrained(out, stored.get("decoder.mask_token", mean).dtype)
     if not options.json:
         print(f"latent mean {mean.mean():.4g}, standard deviation {std.mean():.4g} (over channels); stored in {out}")
@@ -64,9 +64,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def is_ours(folder: Path) -> bool:
     """Whether a folder holds a model (or the run of one) that this package wrote."""
-    from softvq import hub
+    from softvq import files, hub
 
     if not folder.is_dir():
         return False
     config = hub.find(folder) / hub.CONFIG
-    return config.is_file() and "format" in hub.read_json(config)
+    return config.is_file() and "format" in files.read_json(config)

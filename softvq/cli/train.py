@@ -116,9 +116,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_tokenizer(options: argparse.Namespace) -> dict[str, Any]:
     from softvq import distributed
-    from softvq.cli.machine import pick_device, pick_precision
     from softvq.data.loader import open_source
     from softvq.recipes import all as recipes
+    from softvq.runtime import pick_device, pick_precision
     from softvq.training.plan import plan, show_plan
     from softvq.training.run import RunOptions
 
@@ -211,7 +211,7 @@ def run_options(options: argparse.Namespace, out: Path, device: Any, precision: 
 def told(options: argparse.Namespace, folder: Path, then: str, steps: int) -> dict[str, Any]:
     """The end of a run: what to do next, said once."""
     from softvq import distributed
-    from softvq.hub import read_json
+    from softvq.files import read_json
 
     first = distributed.rank() == 0
     distributed.stop()

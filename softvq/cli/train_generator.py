@@ -12,10 +12,10 @@ def run_generator(options: argparse.Namespace) -> dict[str, Any]:
     """Train on the latents in --data, which must be of the recipe's --tokenizer."""
     from softvq import distributed
     from softvq.cli.hooks import generator_hooks
-    from softvq.cli.machine import pick_device, pick_precision
     from softvq.cli.models import load_tokenizer
     from softvq.data.latents import Latents
     from softvq.recipes import all as recipes
+    from softvq.runtime import pick_device, pick_precision
     from softvq.training.generator import train
 
     if options.rfid or options.dry_run or options.pretrained:

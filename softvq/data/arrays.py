@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from softvq.data.sources import DataError
+from softvq.errors import DataError
+from softvq.files import atomic
 
 _IMAGES = "arr_0"
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
@@ -138,22 +140,19 @@ def write_arrays(
 ) -> None:
     """Images that come in batches as `arr_0` (N, H, W in `shape`), and other arrays, in one file, atomically.
     `DataError` when they are not N."""
-    partial = path.with_name(f".{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-            with archive.open(f"{_IMAGES}.npy", "w", force_zip64=True) as file:
-                header = {"descr": "|u1", "fortran_order": False, "shape": (*shape, 3)}
-                np.lib.format.write_array_header_1_0(file, header)
-                count = 0
-                for batch in images:
-                    file.write(np.ascontiguousarray(batch).tobytes())
-                    count += len(batch)
-            if count != shape[0]:
-                raise DataError(f"{path} was not written: there were {count} images instead of {shape[0]}.")
-            for name, array in others.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.save(file, array)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        atomic(path, 3 * math.prod(shape) + sum(array.nbytes for array in others.values())) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        with archive.open(f"{_IMAGES}.npy", "w", force_zip64=True) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (*shape, 3)}
+            np.lib.format.write_array_header_1_0(file, header)
+            count = 0
+            for batch in images:
+                file.write(np.ascontiguousarray(batch).tobytes())
+                count += len(batch)
+        if count != shape[0]:
+            raise DataError(f"{path} was not written: there were {count} images instead of {shape[0]}.")
+        for name, array in others.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.save(file, array)

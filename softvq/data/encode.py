@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from softvq import distributed
-from softvq.data.images import ImageError, center_crop, open_image, to_tensor
+from softvq.data.images import center_crop, open_image, to_tensor
 from softvq.data.latents import INDEX, LatentIndex, shard_path
-from softvq.data.sources import DataError, Source, identity
+from softvq.data.sources import Source, identity
+from softvq.errors import DataError, ImageError
+from softvq.files import write_json, write_tensors
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,7 @@ def _write_shard(path, latents_of, source, chosen, encoding, batch_size, workers
         "latents": torch.cat(found) if found else torch.zeros(shape, dtype=torch.float16),
         "labels": torch.tensor(labels, dtype=torch.int32),
     }
-    partial = path.with_suffix(".part")
-    save_file(tensors, partial, metadata={"bad": json.dumps(bad)})
-    partial.replace(path)
+    write_tensors(path, tensors, {"bad": json.dumps(bad)})
 
 
 def _index(out: Path, source: Source, encoding: Encoding, shards: int) -> LatentIndex:
@@ -137,13 +136,12 @@ def _check_same(path: Path, description: dict) -> None:
             key = differing[0]
             raise DataError(
                 f"{path.parent} holds latents of another {key} ({old.get(key)!r} there, {description[key]!r} now); "
-                "use another --out."
+                "use another folder.",
+                setting="out",
             )
     elif (path.parent / INDEX).exists():
-        raise DataError(f"{path.parent} holds other latents; use another --out.")
+        raise DataError(f"{path.parent} holds other latents; use another folder.", setting="out")
     distributed.barrier()  # all have looked
     if distributed.rank() == 0 and not path.is_file():
-        partial = path.with_suffix(".part")
-        partial.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_json(path, description)
     distributed.barrier()

@@ -18,11 +18,9 @@ from numpy.random import Generator
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from softvq.errors import ImageError
+
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-class ImageError(ValueError):
-    """An image that cannot be read; the message is one sentence that names it."""
 
 
 def open_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from softvq import distributed
 from softvq.data.loader import Order
-from softvq.data.sources import DataError
+from softvq.errors import DataError
+from softvq.files import write_json
 from softvq.randomness import Stream, rng
 
 INDEX = "index.json"
@@ -39,9 +40,8 @@ class LatentIndex:
     bad: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        partial = folder / f".{INDEX}.part"
-        partial.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
-        partial.replace(folder / INDEX)
+        """Write `index.json` into the folder of the shards."""
+        write_json(folder / INDEX, {"format": FORMAT, **asdict(self)})
 
     @classmethod
     def read(cls, folder: Path) -> "LatentIndex":

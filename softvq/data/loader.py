@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from softvq import distributed
-from softvq.data.images import Augment, ImageError, fit, open_image, to_tensor
-from softvq.data.sources import DataError, Listed, Source, open_listed
+from softvq.data.images import Augment, fit, open_image, to_tensor
+from softvq.data.sources import Listed, Source, open_listed
 from softvq.data.stream import ShardStream, StreamOrder, open_stream
+from softvq.errors import DataError, ImageError
 from softvq.randomness import Stream, rng
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from softvq.data.images import EXTENSIONS
+from softvq.errors import DataError
 
 EMOJI = Path(__file__).parent.parent / "assets" / "emoji"
 # The bundled sets of images. Recipes and settings are chosen on `emoji-dev` (after training on `emoji-train`, which has
@@ -26,10 +27,6 @@ BUNDLED = {
     "emoji-dev": "300 of them, by class and without their tone variants elsewhere, to choose recipes and settings on",
     "emoji-val": "the 280 bundled validation images, for final figures",
 }
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message is one sentence for the user."""
 
 
 @runtime_checkable

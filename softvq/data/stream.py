@@ -15,7 +15,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,9 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from softvq.data.sources import DataError, Entry, Shards, braces, read_at, shard_entries
+from softvq.data.sources import Entry, Shards, braces, read_at, shard_entries
+from softvq.errors import DataError
+from softvq.files import atomic, write_text
 from softvq.randomness import Stream, rng
 
 MOST_LANES = 16
@@ -47,14 +49,10 @@ class ShardCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not path.is_file():
-                partial = path.with_suffix(f".{os.getpid()}.part")
-                try:
+                with ExitStack() as room, atomic(path) as partial:
                     _download(url, partial)
-                    with FileLock(self.folder / "room.lock"):
-                        self._make_room(partial.stat().st_size)
-                        partial.replace(path)
-                finally:
-                    partial.unlink(missing_ok=True)
+                    room.enter_context(FileLock(self.folder / "room.lock"))  # until the shard is in its place
+                    self._make_room(partial.stat().st_size)
         return path
 
     def entries(self, url: str) -> list[Entry]:
@@ -63,9 +61,7 @@ class ShardCache:
         if path.is_file():
             return [Entry(*entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
         entries = shard_entries(self.fetch(url), url.rsplit("/", 1)[-1])
-        partial = path.with_suffix(f".{os.getpid()}.part")
-        partial.write_text(json.dumps([[e.name, e.offset, e.size, e.label] for e in entries]), encoding="utf-8")
-        partial.replace(path)
+        write_text(path, json.dumps([[e.name, e.offset, e.size, e.label] for e in entries]))
         return entries
 
     def _path(self, url: str, suffix: str) -> Path:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from softvq.evaluation.metrics import MetricError
+from softvq.errors import MetricError
 
 NEIGHBOURS = 3  # precision and recall (Kynkäänniemi et al. 2019), as ADM takes them
 _SEED = 2020  # of torch-fidelity's permutation and subsets

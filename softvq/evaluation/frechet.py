@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softvq.evaluation.metrics import MetricError
+from softvq.errors import MetricError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from softvq.evaluation.metrics import MetricError
+from softvq.errors import MetricError
 
 
 def channel_statistics(latents: Float[Tensor, "N L D"]) -> dict[str, Float[Tensor, " D"]]:

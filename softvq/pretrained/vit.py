@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from softvq import hub
+from softvq import files, hub
+from softvq.errors import ModelError
 from softvq.layers import VITS, VisionTransformer, ViTConfig, init_linear, resample_patches, resample_positions
 
 Channels = tuple[float, float, float]
@@ -57,7 +58,7 @@ def describe(name: str) -> PretrainedViT:
     if name not in MODELS:
         near = [known for known in _PUBLIC if known.startswith(name)]
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_PUBLIC)}."
-        raise hub.ModelError(f"there is no pretrained ViT {name!r}; {hint}")
+        raise ModelError(f"there is no pretrained ViT {name!r}; {hint}")
     return MODELS[name]
 
 
@@ -70,16 +71,16 @@ def load(name: str, image_size: int, patch_size: int | None = None, file: Path |
     known = describe(name)
     patch_size = patch_size or known.architecture.patch_size
     if image_size % patch_size:
-        raise hub.ModelError(f"image size {image_size} is not a multiple of {name}'s patch size {patch_size}.")
+        raise ModelError(f"image size {image_size} is not a multiple of {name}'s patch size {patch_size}.")
     config = replace(known.architecture, patch_size=patch_size)
     if known.random and file is None:
         return _random(config, image_size // patch_size)
     if file is None:
-        folder = hub.download(f"timm/{name}", (hub.WEIGHTS,), f"the file (softvq train: --pretrained {name}=FILE)")
+        folder = hub.download(f"timm/{name}", (hub.WEIGHTS,), f"the file of {name}", "pretrained")
         file = folder / hub.WEIGHTS
     elif file.suffix != ".safetensors":
-        raise hub.ModelError(f"{file} is no .safetensors file; others are not read, because unpickling runs code.")
-    tensors = _timm_names(hub.read_tensors(file))
+        raise ModelError(f"{file} is no .safetensors file; others are not read, because unpickling runs code.")
+    tensors = _timm_names(files.read_tensors(file))
     side = image_size // patch_size
     if "patch_embed.proj.weight" in tensors and "pos_embed" in tensors:
         tensors |= _resampled(tensors, known, file, patch_size, side)
@@ -156,7 +157,7 @@ class Readouts(_Frozen):
         """As the function `load`, at the network's own patch size."""
         vit, last = load(name, image_size, None, file), max(after, default=0)
         if last > vit.config.depth:
-            raise hub.ModelError(f"{name} has {vit.config.depth} blocks, but readouts were asked for after {last}.")
+            raise ModelError(f"{name} has {vit.config.depth} blocks, but readouts were asked for after {last}.")
         return cls(vit, describe(name).statistics, after)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
@@ -184,12 +185,12 @@ def _resampled(
     config, prefix = known.architecture, 0 if known.architecture.registers else 1
     if weight.ndim != 4 or weight.shape[:2] != (config.width, 3) or weight.shape[2] != weight.shape[3]:
         expected = (config.width, 3, config.patch_size, config.patch_size)
-        raise hub.ModelError(f"{file}: patch_embed.proj.weight has shape {tuple(weight.shape)}, expected {expected}.")
+        raise ModelError(f"{file}: patch_embed.proj.weight has shape {tuple(weight.shape)}, expected {expected}.")
     old = math.isqrt(max(0, positions.shape[1] - prefix)) if positions.ndim == 3 else 0
     if positions.shape != (1, prefix + old * old, config.width) or not old:
         native = known.image_size // config.patch_size
         expected = (1, prefix + native**2, config.width)
-        raise hub.ModelError(
+        raise ModelError(
             f"{file}: pos_embed has shape {tuple(positions.shape)}, expected {expected} or that of another square grid."
         )
     return {

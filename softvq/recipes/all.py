@@ -1,6 +1,7 @@
 """Every recipe by name."""
 
-from softvq.config import ConfigError, nearest
+from softvq.config import nearest
+from softvq.errors import ConfigError
 from softvq.recipes.emoji import EMOJI
 from softvq.recipes.generators import EMOJI_GENERATORS, PAPER_GENERATORS, tiny_generator
 from softvq.recipes.paper import PAPER, as_printed, tiny

@@ -113,7 +113,12 @@ def _published() -> list[GeneratorRecipe]:
             "4", f"SiT-L, SoftVQ-B{variant.replace('-', ' ', 1) or ' dinov2-dinov2'}", gfid, None
         )
         found.append(_denoiser("sit", "L", f"softvq-b-64{variant}", 64, row, _ABLATION))
-    # The baselines of Table 1, as DiT's and SiT's authors trained them: 2-D latents of 32 × 32 × 4, two by two a token
+    return found + _two_dimensional()
+
+
+def _two_dimensional() -> list[GeneratorRecipe]:
+    """The baselines of Table 1 as their authors trained them: 2-D latents of 32 × 32 × 4, two by two a token."""
+    found = []
     for kind, name, gfid in (("dit", "DiT-XL/2", (9.62, 2.27)), ("sit", "SiT-XL/2", (8.30, 2.06))):
         network = TransformerConfig.named("XL", 256, 16, _IMAGENET, positions="2d")
         model = DiTConfig(network, betas="linear") if kind == "dit" else SiTConfig(network, "linear", "uniform")

@@ -18,11 +18,12 @@ from softvq.generators.all import GeneratorConfig, load_generator
 from softvq.generators.base import Generator, Sampling
 from softvq.optim import AdamWConfig, OptimizerConfig
 from softvq.randomness import Stream, rng
+from softvq.runtime import Precision, autocast
 from softvq.tokenizer import Tokenizer
 from softvq.training.logs import Log
 from softvq.training.loop import Hook, fit
 from softvq.training.recipe import check_run
-from softvq.training.run import Precision, RunOptions, open_run
+from softvq.training.run import RunOptions, open_run
 from softvq.training.state import Checkpoints, TrainState
 from softvq.training.update import add, finish, set_rate
 
@@ -167,7 +168,7 @@ def _losses(
     precision: Precision,
 ):
     draws = {name: value.to(latents.device) for name, value in draws.items()}
-    with torch.autocast(latents.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with autocast(latents.device, precision):
         return model(latents, labels, draws)
 
 

@@ -10,13 +10,10 @@ from typing import Any
 from tqdm import tqdm
 
 from softvq import distributed
-from softvq.hub import atomic
+from softvq.errors import LogError
+from softvq.files import atomic
 
 SLOW_LOADER = 0.3  # share of the time spent waiting for images from which on the user is told
-
-
-class LogError(RuntimeError):
-    """A place to log to that cannot be used; the message is one sentence for the user."""
 
 
 class Log:
@@ -82,7 +79,7 @@ class Log:
             self.say(f"step {step}/{self.steps}  loss {values['loss/total']:.4f}  {rate:.0f} images/s")
         if waiting > SLOW_LOADER and self.slow is False and step > 100:
             self.slow = True
-            self.say(f"{waiting:.0%} of the time is spent waiting for images to be decoded: more --workers may help")
+            self.say(f"{waiting:.0%} of the time is spent waiting for images to be decoded: more workers may help")
 
     def event(self, step: int, values: dict[str, Any]) -> None:
         """A line in the JSONL alone."""
@@ -118,7 +115,7 @@ def _wandb_run(project: str, folder: Path, description: dict[str, Any] | None):
     try:
         import wandb
     except ImportError:
-        raise LogError("--wandb needs a package: pip install 'softvq[wandb]'") from None
+        raise LogError("Weights & Biases needs a package: pip install 'softvq[wandb]'.", setting="wandb") from None
     path = folder / "wandb.json"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)

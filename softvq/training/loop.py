@@ -16,20 +16,9 @@ import torch
 from softvq import distributed
 from softvq.data.latents import LatentBatch
 from softvq.data.loader import Batch
+from softvq.errors import Interrupted, TrainingError
 from softvq.training.logs import Log
 from softvq.training.state import Checkpoints, TrainState
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the message is one sentence for the user."""
-
-
-class Interrupted(RuntimeError):
-    """A run that was asked to stop, after its checkpoint was written. `signal` is the signal's number."""
-
-    def __init__(self, number: int, message: str):
-        super().__init__(message)
-        self.signal = number
 
 
 @dataclass(frozen=True)
@@ -102,8 +91,9 @@ def fit(
                 checkpoints.save(state, {"bad_files": bad})
             if saving and len(bad) > most_bad:
                 raise TrainingError(
-                    f"{len(bad)} files cannot be read, more than the share of --most-bad; the run is saved. The first: "
-                    f"{next(iter(bad.values()))}"
+                    f"{len(bad)} files cannot be read, more than the share that may be; the run is saved. The first: "
+                    f"{next(iter(bad.values()))}",
+                    setting="most_bad",
                 )
             if stopping is not None and state.step < steps:
                 name = signal.Signals(stopping).name
@@ -121,7 +111,8 @@ def _next(batches: Iterator[Samples]) -> Samples:
             raise
         raise TrainingError(
             "a process that decodes images died (often: no memory left); the run goes on from its last checkpoint "
-            "when the command is given again, with fewer --workers if that was it."
+            "when it is started again, with fewer workers if that was it.",
+            setting="workers",
         ) from error
 
 
@@ -153,7 +144,8 @@ def _check_finite(recent: list[tuple[dict[str, torch.Tensor], list[str]]], step:
     )
     if problems := sorted((p for p in distributed.gathered(problem) if p), key=lambda p: "gradient_norm" in p):
         raise TrainingError(
-            f"{problems[0]}; the last checkpoint is from before. Lower the learning rate, or use --precision float32."
+            f"{problems[0]}; the last checkpoint is from before. Lower the learning rate, or use float32.",
+            setting="precision",
         )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from softvq.data.loader import Batch, open_source
-from softvq.data.sources import DataError
+from softvq.errors import DataError
 from softvq.memory import Memory, without_contents
 from softvq.training.recipe import TokenizerRecipe
 from softvq.training.run import RunOptions, images_in
@@ -96,7 +96,7 @@ def _counted(recipe: TokenizerRecipe, options: RunOptions) -> _Count:
         step(state, batch)  # makes the optimizers' averages
         held = [*_tensors(state), *(t for net in vars(frozen).values() if net for t in net.state_dict().values())]
         fixed = sum(t.untyped_storage().nbytes() for t in held)
-        fixed += sum(p.numel() * p.element_size() for p in state.trained.parameters())  # gradients
+        fixed += sum(p.numel() * p.element_size() for p in state.trained.parameters() if p.requires_grad)
         with memory:
             memory.hold([*held, batch.images])
             step(state, batch)

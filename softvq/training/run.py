@@ -4,18 +4,17 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from softvq import config as configs
-from softvq import distributed, hub
+from softvq import distributed, files
 from softvq.data.sources import Source
 from softvq.data.stream import ShardStream
+from softvq.runtime import Precision
 from softvq.training.loop import Intervals
 from softvq.training.state import Checkpoints, TrainState, check_same_run
-
-Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,10 @@ def open_run(out: Path, description: dict[str, Any], checkpoints: Checkpoints, s
     if checkpoints.all():
         return checkpoints.load(state)
     if (out / "model").exists():
-        raise configs.ConfigError(f"{out} holds a finished model and no checkpoints; use another --out.")
+        raise configs.ConfigError(
+            f"{out} holds a finished model and no checkpoints; use another folder.", setting="out"
+        )
     distributed.barrier()  # all have looked
     if distributed.rank() == 0:
-        hub.write_json(out / "run.json", description)
+        files.write_json(out / "run.json", description)
     return {}

@@ -7,7 +7,6 @@ appears whole (by a rename) or not at all.
 import copy
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -20,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from softvq import distributed, hub
-from softvq.config import ConfigError
+from softvq import distributed, files
+from softvq.errors import ConfigError, ModelError
 from softvq.optim import OptimizerConfig
 
 PARTS = ("model", "ema", "heads", "optimizer", "judge", "judge_optimizer")  # the files of a checkpoint
@@ -97,8 +96,10 @@ class TrainState:
         """ema ← decay · ema + (1 − decay) · model, for parameters; with `warmup` `decay` starts lower: it is at most
         (1 + t) / (10 + t)."""
         decay = min(decay, (1 + self.step) / (10 + self.step)) if warmup else decay
-        averages, values = ([distributed.local(p) for p in m.parameters()] for m in (self.ema, self.model))
-        torch._foreach_lerp_(averages, [value.detach() for value in values], 1 - decay)
+        pairs = zip(self.ema.parameters(), self.model.parameters(), strict=True)
+        moving = [(average, value) for average, value in pairs if value.requires_grad]  # a lerp makes 0 of -0
+        averages, values = ([distributed.local(p).detach() for p in some] for some in zip(*moving, strict=True))
+        torch._foreach_lerp_(averages, values, 1 - decay)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All tensors by part and name, whole where they are sharded: every rank must call this."""
@@ -198,17 +199,11 @@ class Checkpoints:
         return target
 
     def _write(self, target: Path, parts: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> None:
-        temporary = self.folder / f".writing-{target.name}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
+        size = sum(files.size_of(tensors) for tensors in parts.values())
+        with files.atomic_folder(target, size) as temporary:
             for part, tensors in parts.items():
-                hub.write_tensors(temporary / f"{part}.safetensors", tensors)
-            hub.write_json(temporary / "state.json", meta)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+                files.write_tensors(temporary / f"{part}.safetensors", tensors)
+            files.write_json(temporary / "state.json", meta)
         for old in self.all()[: -self.keep]:
             shutil.rmtree(old)
 
@@ -217,24 +212,27 @@ class Checkpoints:
         reasons = []
         for folder in reversed(self.all()):
             try:
-                meta = hub.read_json(folder / "state.json")
-                state.load({part: hub.read_tensors(folder / f"{part}.safetensors") for part in PARTS})
+                meta = files.read_json(folder / "state.json")
+                state.load({part: files.read_tensors(folder / f"{part}.safetensors") for part in PARTS})
                 state.step = int(meta["step"])
                 state.norms = {str(name): float(value) for name, value in meta["norms"].items()}
                 return meta
             except (ValueError, KeyError, TypeError, RuntimeError) as error:
                 reasons.append(f"{folder} ({str(error).strip().splitlines()[0]})")
-        raise hub.ModelError(f"no checkpoint can be read: {'; '.join(reasons)}; use another --out to start again.")
+        raise ModelError(
+            f"no checkpoint can be read: {'; '.join(reasons)}; use another folder to start again.", setting="out"
+        )
 
 
 def check_same_run(path: Path, description: Mapping[str, Any]) -> None:
     """Compare this run with the one recorded in `path`; a difference is a `ConfigError` that names the fields."""
-    old, new = _flat(hub.read_json(path)), _flat(json.loads(json.dumps(description)))
+    old, new = _flat(files.read_json(path)), _flat(json.loads(json.dumps(description)))
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if differing:
         shown = ", ".join(f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)" for key in differing[:4])
         raise ConfigError(
-            f"{path.parent} holds a run that differs in {shown}; use another --out, or the same settings to resume it."
+            f"{path.parent} holds a run that differs in {shown}; use another folder, or the same settings to go on.",
+            setting="out",
         )
 
 

@@ -25,8 +25,8 @@ from softvq.pretrained.lite import LitePerceptual, LiteTeacher
 from softvq.pretrained.lpips import LPIPS
 from softvq.pretrained.vit import Readouts, Teacher, describe, untrained
 from softvq.randomness import Stream, rng
+from softvq.runtime import Precision, autocast
 from softvq.training.recipe import TokenizerRecipe
-from softvq.training.run import Precision
 from softvq.training.state import TrainState
 from softvq.training.update import add, finish, set_rate
 
@@ -131,7 +131,7 @@ def tokenizer_terms(
     noise = latent_noise(recipe, batch.positions).to(images.device)
     disturbance = disturbances(recipe, batch.positions)
     disturbance = None if disturbance is None else disturbance.to(images.device)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with autocast(images.device, precision):
         outputs, losses, statistics, projected = state.wrapped(images, noise, disturbance)
         features = None if frozen.teacher is None else frozen.teacher(images)
         distances = None if frozen.perceptual is None else frozen.perceptual(outputs, images)
@@ -144,7 +144,7 @@ def tokenizer_terms(
         terms["adversarial"] = torch.zeros((), device=images.device)
     if playing:
         (draws, views), *_ = looks(recipe, batch, (Stream.GENERATOR_FAKE,))
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        with autocast(images.device, precision):
             logits = state.judge["discriminator"](reads(recipe, frozen, augmented(outputs, draws), views))
         terms["adversarial"] = adversarial.generator_loss(logits, recipe.adversarial.loss)
     return terms, outputs.detach(), {f"latent/{name}": value for name, value in statistics.items()}
@@ -169,7 +169,7 @@ def discriminator_loss(
         shown += [(fakes, strong_fake), (batch.images, strong_real)]
     with torch.no_grad():
         seen = [reads(recipe, frozen, augmented(images.float(), draws), views) for images, (draws, views) in shown]
-    with torch.autocast(fakes.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with autocast(fakes.device, precision):
         fake, real, *stronger = state.wrapped_judge(seen)
     lecam = state.judge["lecam"]
     lecam.update(real.detach(), fake.detach())
@@ -214,7 +214,7 @@ def looks(recipe: TokenizerRecipe, batch: Batch, streams: Sequence[Stream]) -> l
 def balance(state: TrainState, terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """The adaptive weight of the adversarial term."""
     pixels = sum(weights[name] * terms[name] for name in ("reconstruction", "perceptual") if name in terms)
-    return adversarial.adaptive_weight(pixels, terms["adversarial"], state.model.decoder.to_pixel.weight)
+    return adversarial.adaptive_weight(pixels, terms["adversarial"], state.model.decoder.last_weight)
 
 
 def latent_noise(recipe: TokenizerRecipe, positions: list[int]) -> Float[Tensor, "B L D"]:

@@ -11,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from softvq import config as configs
-from softvq import distributed, hub
+from softvq import distributed
 from softvq.data.loader import Batch, Order, listing, open_source, ordered_batches, training_batches
 from softvq.data.sources import Source, identity
 from softvq.data.stream import ShardStream
+from softvq.errors import ModelError
 from softvq.losses.adversarial import LeCAM
 from softvq.losses.alignment import Projector
 from softvq.losses.total import total
@@ -71,7 +72,7 @@ def new_tokenizer(
             if getattr(recipe, name) is not None:
                 terms[name] = torch.zeros(())
         total(terms, recipe.weights)
-    except hub.ModelError:  # already a sentence, about the pretrained weights
+    except ModelError:  # already a sentence, about the pretrained weights
         raise
     except (ValueError, RuntimeError, OverflowError) as error:  # torch on sizes that no memory holds
         raise _unfit(recipe, error) from error
@@ -113,7 +114,9 @@ def new_state(recipe: TokenizerRecipe, frozen: Frozen, options: RunOptions, *, s
     judge_optimizer = None if recipe.adversarial is None else recipe.adversarial.optimizer
     unshardable = not isinstance(recipe.optimizer, AdamWConfig) or (recipe.adversarial and recipe.adversarial.adaptive)
     if options.parallel == "fsdp" and distributed.world_size() > 1 and unshardable:
-        raise configs.ConfigError(f"recipe {recipe.name}: Muon and the adaptive weight need --parallel ddp.")
+        raise configs.ConfigError(
+            f"recipe {recipe.name}: Muon and the adaptive weight need parallel 'ddp'.", setting="parallel"
+        )
     parts = (part.to(options.device) for part in new_parts(recipe, frozen, options, started=started))
     try:
         state = TrainState.of(*parts, recipe.optimizer, judge_optimizer, options.parallel)

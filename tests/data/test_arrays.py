@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from softvq.data.arrays import ArrayFile, write_arrays
-from softvq.data.sources import DataError
+from softvq.errors import DataError
 
 
 def pixels(count: int = 11, height: int = 5, width: int = 4) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 
 from softvq.data.images import Augment
 from softvq.data.loader import open_source, ordered_batches, training_batches
-from softvq.data.sources import DataError
+from softvq.errors import DataError
 from tests.data.test_shards import encoded
 
 datasets = pytest.importorskip("datasets")

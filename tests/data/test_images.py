@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from softvq.data.images import EXTENSIONS, ImageError, open_image, to_bytes, to_image, to_tensor
+from softvq.data.images import EXTENSIONS, open_image, to_bytes, to_image, to_tensor
+from softvq.errors import ImageError
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -14,7 +14,8 @@ from softvq.cli.main import main
 from softvq.data import latents as latents_module
 from softvq.data.encode import Encoding, encode
 from softvq.data.latents import Latents
-from softvq.data.sources import DataError, Folder
+from softvq.data.sources import Folder
+from softvq.errors import DataError
 
 TOKENS, CHANNELS = 4, 3
 

@@ -15,7 +15,8 @@ from PIL import Image
 from softvq import distributed
 from softvq.data.images import Augment, fit, open_image, to_tensor
 from softvq.data.loader import Batch, NoneReadable, Order, ordered_batches, training_batches
-from softvq.data.sources import DataError, Folder
+from softvq.data.sources import Folder
+from softvq.errors import DataError
 from softvq.randomness import Stream, rng
 
 few = settings(max_examples=40, deadline=None, derandomize=True)

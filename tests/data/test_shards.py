@@ -11,7 +11,8 @@ from PIL import Image
 
 from softvq.data.images import Augment
 from softvq.data.loader import training_batches
-from softvq.data.sources import DataError, Shards, expand, open_listed
+from softvq.data.sources import Shards, expand, open_listed
+from softvq.errors import DataError
 
 
 def encoded(value: int) -> bytes:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from softvq.data.sources import EMOJI, DataError, Folder, TarFile, emoji_labels, open_listed
+from softvq.data.sources import EMOJI, Folder, TarFile, emoji_labels, open_listed
+from softvq.errors import DataError
 from tests.data.test_shards import encoded, write
 
 SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from softvq.errors import MetricError
 from softvq.evaluation import distribution
 from softvq.evaluation.distribution import inception_score, kernel_distance, nearest_distances, precision_recall
-from softvq.evaluation.metrics import MetricError
 
 
 def made(count: int, width: int = 3, seed: int = 0, shift: float = 0.0) -> torch.Tensor:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from softvq.errors import MetricError
 from softvq.evaluation.frechet import Gaussian, Moments, frechet_distance, moments_of
-from softvq.evaluation.metrics import MetricError
 
 F = 24
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from softvq.cli.representing import CodebookCounts
+from softvq.errors import MetricError
 from softvq.evaluation.latent_space import change, channel_statistics, codebook_scores, nearest_cosines, umap
-from softvq.evaluation.metrics import MetricError
 from softvq.layers import ViTConfig
 from softvq.quantizers.compose import ProductConfig, ResidualConfig
 from softvq.quantizers.gaussian import AEConfig, KLConfig

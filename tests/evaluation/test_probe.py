@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+from softvq.errors import MetricError
 from softvq.evaluation import probe
-from softvq.evaluation.metrics import MetricError
 from softvq.evaluation.probe import Labelled, ProbeConfig, accuracies, linear_probe, nearest_neighbours
 from softvq.optim import LAMB
 

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from softvq.evaluation.metrics import MetricError
+from softvq.errors import MetricError
 from softvq.evaluation.protocol import Protocol
 
 ONE = Protocol(

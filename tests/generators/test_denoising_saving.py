@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from softvq import hub
-from softvq.config import ConfigError
+from softvq import files, hub
+from softvq.errors import ConfigError, ModelError
 from softvq.generators.all import load_generator
 from softvq.generators.base import Noise, Sampling
 from softvq.generators.denoising import SiT, SiTConfig
 from softvq.generators.transformer import TransformerConfig
-from softvq.hub import ModelError
 from tests.generators.models import draws_of, made
 from tests.generators.test_denoising import CONFIGS, LABELS, LATENTS
 
@@ -48,7 +47,7 @@ def test_a_loaded_generator_samples_as_the_one_that_was_saved(kind, tmp_path: Pa
 def test_half_precision_is_saved_as_such_but_for_the_positions(tmp_path: Path):
     model = made(CONFIGS["SiT"])
     model.save_pretrained(tmp_path, torch.bfloat16)
-    saved = hub.read_tensors(tmp_path / hub.WEIGHTS)
+    saved = files.read_tensors(tmp_path / hub.WEIGHTS)
     assert {name for name, tensor in saved.items() if tensor.dtype == torch.float32} == {"network.pos_embed"}
     again = load_generator(tmp_path)
     for key, tensor in again.state_dict().items():
@@ -64,9 +63,9 @@ def edit(folder: Path, change) -> None:
 
 
 def rewrite(folder: Path, change) -> None:
-    tensors = hub.read_tensors(folder / hub.WEIGHTS)
+    tensors = files.read_tensors(folder / hub.WEIGHTS)
     change(tensors)
-    hub.write_tensors(folder / hub.WEIGHTS, tensors)
+    files.write_tensors(folder / hub.WEIGHTS, tensors)
 
 
 DAMAGE = {

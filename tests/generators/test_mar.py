@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from softvq import hub
-from softvq.config import ConfigError
+from softvq import files, hub
+from softvq.errors import ConfigError, ModelError
 from softvq.generators.all import load_generator
 from softvq.generators.base import Noise, Sampling
 from softvq.generators.mar import MARConfig, MARNetworkConfig, truncated_normal
-from softvq.hub import ModelError
 from tests.generators.models import draws_of, made
 
 NETWORK = MARNetworkConfig.named("tiny", tokens=8, channels=3, classes=5)
@@ -292,14 +291,14 @@ def test_a_loaded_generator_samples_as_the_one_that_was_saved(tmp_path: Path):
 
 def test_what_cannot_be_loaded_is_a_sentence(tmp_path: Path):
     made(CONFIG).save_pretrained(tmp_path)
-    tensors = hub.read_tensors(tmp_path / hub.WEIGHTS)
-    hub.write_tensors(tmp_path / hub.WEIGHTS, {name: t for name, t in tensors.items() if name != "mask_token"})
+    tensors = files.read_tensors(tmp_path / hub.WEIGHTS)
+    files.write_tensors(tmp_path / hub.WEIGHTS, {name: t for name, t in tensors.items() if name != "mask_token"})
     with pytest.raises(ModelError, match="lacks the tensor mask_token"):
         load_generator(tmp_path)
-    hub.write_tensors(tmp_path / hub.WEIGHTS, tensors)
-    config = hub.read_json(tmp_path / hub.CONFIG)
+    files.write_tensors(tmp_path / hub.WEIGHTS, tensors)
+    config = files.read_json(tmp_path / hub.CONFIG)
     config["config"]["repeats"] = 0
-    hub.write_json(tmp_path / hub.CONFIG, config)
+    files.write_json(tmp_path / hub.CONFIG, config)
     with pytest.raises(ConfigError, match="repeats must be at least 1"):
         load_generator(tmp_path)
 

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from softvq.config import ConfigError
+from softvq.errors import ConfigError, ModelError
 from softvq.generators.all import load_generator
 from softvq.generators.denoising import DiT, DiTConfig, SiT, SiTConfig
 from softvq.generators.transformer import TransformerConfig, positions
-from softvq.hub import ModelError
 from softvq.layers import fold, unfold
 
 PATCH, CHANNELS, SIDE, WIDTH = 2, 3, 6, 32

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from softvq.hub import ModelError
+from softvq.errors import ModelError
 from softvq.layers import ViTConfig
 from softvq.losses.discriminators import (
     BatchNorm,

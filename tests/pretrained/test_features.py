@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from softvq import hub
+from softvq.errors import ModelError
 from softvq.pretrained import inception, lite, vit
 from softvq.pretrained.features import DINOV2, NAMES, FeatureNetwork
 
@@ -68,12 +68,12 @@ def test_resizing_is_the_networks_or_as_asked(tiny: FeatureNetwork, tiny_vit: Fe
 @pytest.mark.parametrize("name", [DINOV2, TINY_VIT, *lite.NAMES])
 def test_tf1_is_inceptions_alone(name: str):
     """Said before weights are looked for."""
-    with pytest.raises(hub.ModelError, match=rf"{name} has only the resizing 'clean'; 'tf1' is Inception's\."):
+    with pytest.raises(ModelError, match=rf"{name} has only the resizing 'clean'; 'tf1' is Inception's\."):
         FeatureNetwork.load(name, "tf1")
 
 
 def test_unknown_names_are_a_sentence():
-    with pytest.raises(hub.ModelError, match="there is no feature network 'resnet50'; there are") as error:
+    with pytest.raises(ModelError, match="there is no feature network 'resnet50'; there are") as error:
         FeatureNetwork.load("resnet50")
     assert all(name in str(error.value) for name in NAMES)
     assert "\n" not in str(error.value)

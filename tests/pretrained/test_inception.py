@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from softvq import hub
+from softvq.errors import ModelError
 from softvq.pretrained import inception
 from softvq.pretrained.inception import TINY, Inception, resized
 
@@ -54,7 +54,7 @@ def test_a_safetensors_copy_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     again = Inception.load(file=tmp_path / "inception.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
     torch.save(whole.state_dict(), tmp_path / "inception.pth")
-    with pytest.raises(hub.ModelError, match="is not the published file of Inception's weights: its SHA-256 begins"):
+    with pytest.raises(ModelError, match="is not the published file of Inception's weights: its SHA-256 begins"):
         Inception.load(file=tmp_path / "inception.pth")
     digest = hashlib.sha256((tmp_path / "inception.pth").read_bytes()).hexdigest()
     monkeypatch.setattr(inception, "SHA256", digest)  # as if it were the published one
@@ -63,12 +63,12 @@ def test_a_safetensors_copy_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_is_missing_or_another_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(hub.ModelError, match="there is no Inception network 'inception_v4'"):
+    with pytest.raises(ModelError, match="there is no Inception network 'inception_v4'"):
         Inception.load("inception_v4")
-    with pytest.raises(hub.ModelError, match=r"there is no file .*none\.pth"):
+    with pytest.raises(ModelError, match=r"there is no file .*none\.pth"):
         Inception.load(file=tmp_path / "none.pth")
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(hub.ModelError):
+    with pytest.raises(ModelError):
         Inception.load(file=tmp_path / "other.safetensors")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
@@ -76,7 +76,5 @@ def test_what_is_missing_or_another_is_a_sentence(tmp_path: Path, monkeypatch: p
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(
-        hub.ModelError, match=r"cannot be downloaded .* \(no network\); give the file with --pretrained"
-    ):
+    with pytest.raises(ModelError, match=r"cannot be downloaded .* \(no network\); give the file with --pretrained"):
         Inception.load()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from softvq import hub
+from softvq.errors import ModelError
 from softvq.pretrained import lite
 from softvq.pretrained.features import FeatureNetwork
 from softvq.pretrained.lite import Lite, LitePerceptual, LiteTeacher
@@ -87,7 +87,7 @@ def test_the_two_are_two_networks():
 
 def test_other_weights_are_refused(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(lite.SHA256, name, "0000")
-    with pytest.raises(hub.ModelError, match=r"is not the file that this version knows \(SHA-256 0000…\)"):
+    with pytest.raises(ModelError, match=r"is not the file that this version knows \(SHA-256 0000…\)"):
         FeatureNetwork.load(name)
     Lite(name, weights=False)  # has no file
 
@@ -97,7 +97,7 @@ def test_other_weights_are_refused(name: str, monkeypatch: pytest.MonkeyPatch):
 def test_without_its_packages_it_says_what_to_install(lacking: str, missing: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, missing.format(lacking[-1]), None)
     for weights in (True, False):
-        with pytest.raises(hub.ModelError, match=rf"{lacking} needs packages: pip install 'softvq\[lite\]'\.$"):
+        with pytest.raises(ModelError, match=rf"{lacking} needs packages: pip install 'softvq\[lite\]'\.$"):
             Lite(lacking, weights=weights)
 
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from softvq import hub
-from softvq.hub import ModelError
+from softvq import files
+from softvq.errors import ModelError
 from softvq.pretrained.lpips import LINEAR, LPIPS, NAME, TINY, VGG16, unit
 
 CONVS = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]  # features.N of torchvision's VGG16
@@ -179,7 +179,7 @@ def test_the_stages_are_the_activations_behind_the_relus():
 
 
 def test_the_bundled_linear_layers():
-    linear = hub.read_tensors(LINEAR)
+    linear = files.read_tensors(LINEAR)
     assert {name: tuple(w.shape) for name, w in linear.items()} == {
         f"lin{i}": (width,) for i, width in enumerate((64, 128, 256, 512, 512))
     }
@@ -203,7 +203,7 @@ def test_a_local_file_with_its_classifier(tmp_path: Path):
     save_file(vgg.state_dict() | {"classifier.6.bias": torch.zeros(3), "head.fc.bias": torch.zeros(3)}, file)
     lpips = LPIPS.load(NAME, file)
     assert all(torch.equal(t, lpips.vgg.state_dict()[name]) for name, t in vgg.state_dict().items())
-    assert all(torch.equal(w, getattr(lpips, name)) for name, w in hub.read_tensors(LINEAR).items())
+    assert all(torch.equal(w, getattr(lpips, name)) for name, w in files.read_tensors(LINEAR).items())
     assert not any(p.requires_grad for p in lpips.parameters())
     assert lpips(pictures(1, 1), pictures(2, 1)).item() > 0
 

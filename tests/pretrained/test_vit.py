@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from softvq import hub
-from softvq.hub import ModelError
+from softvq.errors import ModelError
 from softvq.layers import VITS, Rotary, VisionTransformer, resample_patches
 from softvq.pretrained import vit as pretrained
 from softvq.pretrained.vit import MODELS, PretrainedViT, Teacher, load

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from softvq import config as configs
-from softvq.config import ConfigError
 from softvq.data.loader import Batch
+from softvq.errors import ConfigError
 from softvq.losses.alignment import Projector
 from softvq.losses.discriminators import DinoDiscriminatorConfig
 from softvq.losses.total import ScheduleConfig

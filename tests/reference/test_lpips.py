@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from softvq import hub
+from softvq import files
 from softvq.pretrained.lpips import LINEAR, LPIPS
 
 
@@ -39,4 +39,4 @@ def test_the_linear_layers_are_the_packages():
     weights = torch.load(Path(lpips.__file__).parent / "weights/v0.1/vgg.pth", weights_only=True, map_location="cpu")
     for stage in range(5):
         expected = weights[f"lin{stage}.model.1.weight"].flatten()
-        assert torch.equal(hub.read_tensors(LINEAR)[f"lin{stage}"], expected)
+        assert torch.equal(files.read_tensors(LINEAR)[f"lin{stage}"], expected)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from softvq import Tokenizer, hub
 from softvq.cli.main import main
-from softvq.config import ConfigError
 from softvq.data.latents import Latents
+from softvq.errors import ConfigError
 from softvq.generators.denoising import SiTConfig
 from softvq.generators.transformer import TransformerConfig
 from softvq.layers import ViTConfig

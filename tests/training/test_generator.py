@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from softvq import hub
+from softvq import files
 from softvq.cli.main import main
-from softvq.config import ConfigError
 from softvq.data.latents import LatentIndex, Latents
+from softvq.errors import ConfigError
+from softvq.files import write_tensors
 from softvq.generators.all import load_generator
 from softvq.generators.denoising import DiTConfig, SiTConfig
 from softvq.generators.mar import MARConfig, MARNetworkConfig
 from softvq.generators.transformer import TransformerConfig
-from softvq.hub import write_tensors
 from softvq.optim import AdamWConfig
 from softvq.recipes import all as recipes
 from softvq.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ def run(chosen: GeneratorRecipe, out: Path, **more) -> Path:
 
 
 def same(a: Path, b: Path) -> bool:
-    first, second = (hub.read_tensors(folder / "model.safetensors") for folder in (a, b))
+    first, second = (files.read_tensors(folder / "model.safetensors") for folder in (a, b))
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -97,8 +97,8 @@ def test_it_learns(kind: str, latents: Path, tmp_path: Path):
 @pytest.mark.parametrize("kind", ["sit", "dit"])
 def test_parts_of_a_batch_add_up(kind: str, latents: Path, tmp_path: Path):
     chosen = recipe(kind, latents, steps=2)
-    whole = hub.read_tensors(run(chosen, tmp_path / "whole") / "model.safetensors")
-    parts = hub.read_tensors(run(replace(chosen, accumulate=4), tmp_path / "parts") / "model.safetensors")
+    whole = files.read_tensors(run(chosen, tmp_path / "whole") / "model.safetensors")
+    parts = files.read_tensors(run(replace(chosen, accumulate=4), tmp_path / "parts") / "model.safetensors")
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, atol=1e-4, rtol=1e-3)
 

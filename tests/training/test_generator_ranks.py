@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from softvq.hub import read_tensors
+from softvq.files import read_tensors
 from softvq.training.state import PARTS
 from tests.training.test_generator import latents  # noqa: F401
 from tests.training.test_ranks import assert_same, begin, complete

@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from softvq import Tokenizer
-from softvq.config import ConfigError
-from softvq.hub import ModelError
+from softvq.errors import ConfigError, ModelError
 from softvq.layers import resample_positions
 from softvq.quantizers.compose import ProductConfig
 from softvq.quantizers.soft import SoftVQConfig

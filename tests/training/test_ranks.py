@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from softvq.hub import read_json, read_tensors
+from softvq.files import read_json, read_tensors
 from softvq.training.state import PARTS
 
 STEPS = 10

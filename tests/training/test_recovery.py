@@ -8,12 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from softvq import Tokenizer, hub
-from softvq.config import ConfigError
-from softvq.hub import ModelError
+from softvq import Tokenizer, files, hub
+from softvq.errors import ConfigError, ModelError, TrainingError
 from softvq.optim import AdamWConfig, MuonConfig
 from softvq.quantizers.hard import VQConfig
-from softvq.training.loop import Hook, TrainingError
+from softvq.training.loop import Hook
 from softvq.training.state import Checkpoints
 from tests.training.test_run import lines, pictures, run, tiny_recipe  # noqa: F401 (a fixture)
 
@@ -31,7 +30,7 @@ def test_only_damaged_checkpoints_are_a_sentence(pictures: Path, tmp_path: Path)
     recipe = tiny_recipe(data=str(pictures))
     run(recipe, tmp_path / "run")
     for folder in Checkpoints(tmp_path / "run" / "checkpoints").all():
-        hub.write_tensors(folder / "optimizer.safetensors", {})
+        files.write_tensors(folder / "optimizer.safetensors", {})
     with pytest.raises(ModelError, match=r"no checkpoint can be read: .*step-0000007 \(the optimizer's state of"):
         run(recipe, tmp_path / "run")
 
@@ -138,7 +137,7 @@ def test_too_many_bad_files_stop_the_run_and_it_is_saved(pictures: Path, tmp_pat
     for number in range(3):
         (pictures / "class0" / f"bad{number}.png").write_bytes(b"no image")
     recipe = tiny_recipe(data=str(pictures), steps=50)
-    with pytest.raises(TrainingError, match=r"files cannot be read, more than the share of --most-bad"):
+    with pytest.raises(TrainingError, match=r"files cannot be read, more than the share that may be"):
         run(recipe, tmp_path / "run", most_bad=0.1)
     assert Checkpoints(tmp_path / "run" / "checkpoints").all()
     assert run(recipe, tmp_path / "all", most_bad=0.3).is_dir()

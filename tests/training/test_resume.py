@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from softvq import hub
+from softvq import files
+from softvq.errors import ModelError
 from softvq.quantizers.gaussian import KLConfig
 from softvq.training.state import Checkpoints
 from tests.training.test_step import START, Run, copied, moved, recipe_of
@@ -46,7 +47,7 @@ def test_a_checkpoint_without_the_other_player_is_refused(tmp_path: Path, part: 
     run = Run(recipe_of())
     run.step()
     folder = Checkpoints(tmp_path).save(run.state, {})
-    tensors = hub.read_tensors(folder / f"{part}.safetensors")
-    hub.write_tensors(folder / f"{part}.safetensors", dict(list(tensors.items())[:-4]))
-    with pytest.raises(hub.ModelError, match="no checkpoint can be read"):
+    tensors = files.read_tensors(folder / f"{part}.safetensors")
+    files.write_tensors(folder / f"{part}.safetensors", dict(list(tensors.items())[:-4]))
+    with pytest.raises(ModelError, match="no checkpoint can be read"):
         Checkpoints(tmp_path).load(Run(run.recipe).state)

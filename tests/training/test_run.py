@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from softvq import Tokenizer, hub
-from softvq.config import ConfigError
+from softvq import Tokenizer, files, hub
 from softvq.data.images import Augment
 from softvq.data.loader import ordered_batches
 from softvq.data.sources import open_listed
+from softvq.errors import ConfigError, Interrupted, ModelError, TrainingError
 from softvq.layers import VisionTransformer, ViTConfig
 from softvq.losses.reconstruction import reconstruction
 from softvq.losses.total import total
@@ -26,7 +26,7 @@ from softvq.quantizers.gaussian import AEConfig, KLConfig
 from softvq.quantizers.hard import VQConfig
 from softvq.quantizers.soft import SoftVQConfig
 from softvq.tokenizer import TokenizerConfig
-from softvq.training.loop import Hook, Interrupted, Intervals, TrainingError
+from softvq.training.loop import Hook, Intervals
 from softvq.training.recipe import AlignmentConfig, PublishedRecipe, TokenizerRecipe
 from softvq.training.state import PARTS, Checkpoints
 from softvq.training.step import Frozen, latent_noise
@@ -173,11 +173,12 @@ def test_weights_of_other_terms_are_refused_before_anything_is_written(pictures:
     assert not (tmp_path / "run").exists()
 
 
-def test_it_learns(pictures: Path, tmp_path: Path):
-    recipe = tiny_recipe(data=str(pictures), steps=60, optimizer=MuonConfig(rest=AdamWConfig(lr=2e-3, warmup_steps=5)))
-    run(recipe, tmp_path / "run", checkpoint=60)
+def test_it_learns(tmp_path: Path):
+    """On real pictures: in noise there is nothing to learn. Means over steps: a batch of four says little."""
+    optimizer = MuonConfig(rest=AdamWConfig(lr=2e-3, warmup_steps=5))
+    run(tiny_recipe(data="emoji-dev", steps=40, optimizer=optimizer), tmp_path / "run", checkpoint=40)
     losses = [line["loss/reconstruction"] for line in lines(tmp_path / "run")]
-    assert losses[-1] < 0.8 * losses[0]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
 def test_nan_stops_the_run_with_the_last_good_state_kept(pictures: Path, tmp_path: Path):
@@ -185,7 +186,7 @@ def test_nan_stops_the_run_with_the_last_good_state_kept(pictures: Path, tmp_pat
     with pytest.raises(TrainingError, match=r"step \d+: .* is (nan|inf|-inf) on the images class\d/\d\.png"):
         run(recipe, tmp_path / "run", checkpoint=1)
     for path in Checkpoints(tmp_path / "run" / "checkpoints").all():
-        tensors = hub.read_tensors(path / "model.safetensors")
+        tensors = files.read_tensors(path / "model.safetensors")
         assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
@@ -265,13 +266,13 @@ def test_the_projector_is_in_the_checkpoints_and_not_in_the_model_the_teacher_in
     folder = run(recipe, tmp_path / "run")
     checkpoint = Checkpoints(tmp_path / "run" / "checkpoints").all()[-1]
     parts = {
-        part: hub.read_tensors(checkpoint / f"{part}.safetensors") for part in ("model", "ema", "heads", "optimizer")
+        part: files.read_tensors(checkpoint / f"{part}.safetensors") for part in ("model", "ema", "heads", "optimizer")
     }
     layers = [f"projector.layers.{i}.{kind}" for i in (0, 2, 4) for kind in ("bias", "weight")]
     assert sorted(parts["heads"]) == layers
     assert {f"heads.{name}/exp_avg" for name in layers} <= parts["optimizer"].keys()
     tokenizer = Tokenizer(recipe.tokenizer)
-    for tensors in (parts["model"], parts["ema"], hub.read_tensors(folder / hub.WEIGHTS)):
+    for tensors in (parts["model"], parts["ema"], files.read_tensors(folder / hub.WEIGHTS)):
         assert tensors.keys() == tokenizer.state_dict().keys()
     trained = sum(p.numel() for p in tokenizer.parameters()) + sum(t.numel() for t in parts["heads"].values())
     assert sum(t.numel() for name, t in parts["optimizer"].items() if name.endswith("/exp_avg")) == trained
@@ -289,7 +290,7 @@ def test_pretrained_weights_may_come_from_files(pictures: Path, tmp_path: Path):
     known = describe(name)
     side = known.image_size // known.architecture.patch_size
     vit = VisionTransformer(known.architecture, (side, side))
-    hub.write_tensors(tmp_path / "vit.safetensors", vit.state_dict())
+    files.write_tensors(tmp_path / "vit.safetensors", vit.state_dict())
     config = replace(tiny_recipe().tokenizer, encoder=replace(known.architecture, patch_size=8))
     recipe = tiny_recipe(data=str(pictures), encoder_weights=name, **ALIGNED)
     recipe = replace(recipe, tokenizer=config)
@@ -297,5 +298,5 @@ def test_pretrained_weights_may_come_from_files(pictures: Path, tmp_path: Path):
     assert torch.equal(started.blocks[0].attn.qkv.weight, vit.blocks[0].attn.qkv.weight)
     teacher = Frozen.of(recipe, CPU, {name: tmp_path / "vit.safetensors"}).teacher
     assert torch.equal(teacher.vit.blocks[0].attn.qkv.weight, vit.blocks[0].attn.qkv.weight)
-    with pytest.raises(hub.ModelError, match=r"nowhere\.safetensors does not exist"):
+    with pytest.raises(ModelError, match=r"nowhere\.safetensors does not exist"):
         new_tokenizer(recipe, {name: tmp_path / "nowhere.safetensors"})

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from softvq import hub
+from softvq import files
 from softvq.cli.main import main
-from softvq.config import ConfigError
+from softvq.errors import ConfigError
 from softvq.generators.denoising import DiTConfig, SiTConfig
 from softvq.training.generator import new_generator
 from softvq.training.step import Frozen
@@ -59,9 +59,9 @@ def test_the_recipe_says_if_the_average_warms_up(latents, tmp_path):
     """With a constant decay next to 1 the model of a short run is where it started."""
     slow = replace(recipe("sit", latents, ema_warmup=False), ema_decay=0.9999)
     start = new_generator(slow).state_dict()
-    for name, tensor in hub.read_tensors(run(slow, tmp_path / "slow") / "model.safetensors").items():
+    for name, tensor in files.read_tensors(run(slow, tmp_path / "slow") / "model.safetensors").items():
         torch.testing.assert_close(tensor, start[name], rtol=0, atol=2e-5)
-    warm = hub.read_tensors(run(replace(slow, ema_warmup=True), tmp_path / "warm") / "model.safetensors")
+    warm = files.read_tensors(run(replace(slow, ema_warmup=True), tmp_path / "warm") / "model.safetensors")
     assert any((warm[name] - start[name]).abs().max() > 1e-3 for name in start)
 
 
@@ -71,7 +71,7 @@ def test_a_generator_goes_on_from_another(kind: str, latents, tmp_path):
     chosen = recipe(kind, latents, init=str(first), seed=1)
     assert new_generator(chosen).fingerprint == new_generator(replace(chosen, seed=5)).fingerprint
     for name, tensor in new_generator(chosen).state_dict().items():
-        assert torch.equal(tensor, hub.read_tensors(first / "model.safetensors")[name])
+        assert torch.equal(tensor, files.read_tensors(first / "model.safetensors")[name])
     second = run(chosen, tmp_path / "second")
     assert not same(first, second)
     again = run(chosen, tmp_path / "second")  # the run is finished: nothing is done, init is not read

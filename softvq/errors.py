@@ -1,0 +1,53 @@
+"""What can go wrong, as exceptions whose message is one sentence for the user.
+
+`except SoftVQError` catches all that this library raises on purpose; anything else is a bug, or Python's own.
+"""
+
+
+class SoftVQError(Exception):
+    """The base of all of them. A message is in the library's words; `setting` names the argument that would change the
+    outcome (`out`, `workers`), which the command line adds as its option."""
+
+    def __init__(self, *args: object, setting: str | None = None):
+        super().__init__(*args)
+        self.setting = setting
+
+
+class ConfigError(SoftVQError, ValueError):
+    """A configuration or a setting that cannot be used."""
+
+
+class DataError(SoftVQError, ValueError):
+    """Data that cannot be used."""
+
+
+class ImageError(SoftVQError, ValueError):
+    """An image that cannot be read; the message names it."""
+
+
+class ModelError(SoftVQError, ValueError):
+    """A model that cannot be loaded, saved or shared."""
+
+
+class MetricError(SoftVQError, ValueError):
+    """Something that cannot be measured."""
+
+
+class TrainingError(SoftVQError, RuntimeError):
+    """A run that cannot go on."""
+
+
+class Interrupted(SoftVQError, RuntimeError):
+    """A run that was asked to stop, after its checkpoint was written. `signal` is the signal's number."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.signal = number
+
+
+class LogError(SoftVQError, RuntimeError):
+    """A place to log to that cannot be used."""
+
+
+class StorageError(SoftVQError, OSError):
+    """A file that cannot be written: no room for it, or no permission."""

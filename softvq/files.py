@@ -1,0 +1,137 @@
+"""Files, written whole or not at all: the only place that writes any.
+
+    with atomic(path) as temporary: ...      # a file beside `path`, which takes its place when the block ends well
+    write_json(path, data); write_tensors(path, tensors)
+
+New files have the modes that the umask gives; what would not fit on the disk is refused before it is written.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from softvq.errors import ModelError, StorageError
+
+_MARGIN = 2**20  # bytes that are left free
+
+
+@contextmanager
+def atomic(path: Path, size: int = 0) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well, and is removed when it does not.
+    `size`: the bytes that it will have, where they are known; `StorageError` when there is no room for them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    need_room(path, size)
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}")
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the umask takes its part
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written ({error.strerror}).") from error
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path, size: int = 0) -> Iterator[Path]:
+    """The same for a folder: what was at `path` before is replaced by the new one as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    need_room(path, size)
+    temporary = path.with_name(f".writing-{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def need_room(path: Path, size: int) -> None:
+    """`StorageError` when `size` bytes do not fit on the disk where `path` is to be."""
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if size and size + _MARGIN > free:
+        raise StorageError(f"there is no room for {path}: it needs {_megabytes(size)}, {_megabytes(free)} are free.")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def size_of(tensors: Mapping[str, Tensor]) -> int:
+    """How many bytes tensors have, in memory and about as many in a file."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8) atomically."""
+    with atomic(path, len(text)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically, readable by people."""
+    write_text(path, json_text(data))
+
+
+def json_text(data: Mapping[str, Any]) -> str:
+    """A JSON object as it is written to files."""
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path} does not exist.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not readable JSON ({error}).") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} must hold a JSON object.")
+    return data
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic(path, size_of(plain)) as temporary:
+        temporary.write_bytes(to_bytes(plain, metadata=dict(metadata) if metadata else None))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file's tensors on the CPU."""
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
+        raise ModelError(f"{path} is truncated or not a safetensors file ({first_line(error)}).") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The text that a safetensors file carries beside its tensors."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, its kind where it has none."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
