@@ -5,7 +5,7 @@ Several processes are started by torchrun; each gets an equal share of every bat
 
 import os
 import warnings
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -17,24 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 Parallel = Literal["ddp", "fsdp"]
 
 
-_apart = False
-
-
 def active() -> bool:
-    """Whether a process group is up (and this is no `apart` block)."""
-    return not _apart and dist.is_available() and dist.is_initialized()
-
-
-@contextmanager
-def apart():
-    """A block in which this process is alone: what ranks do a different number of times must not wait for the others
-    (a quantizer's statistics are means over ranks)."""
-    global _apart
-    before, _apart = _apart, True
-    try:
-        yield
-    finally:
-        _apart = before
+    """Return if a process group is up."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:

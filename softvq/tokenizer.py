@@ -23,7 +23,7 @@ from softvq import config as configs
 from softvq import hub, released
 from softvq.errors import ModelError
 from softvq.layers import Refinement, Trunk, VisionTransformer, ViTConfig, init_linear
-from softvq.quantizers.base import Quantized
+from softvq.quantizers.base import Quantized, Reduce, identity, quantize
 from softvq.quantizers.compose import ProductConfig, QuantizerConfig, check_split, count_codebooks
 from softvq.quantizers.soft import SoftVQConfig
 
@@ -160,18 +160,20 @@ class Tokenizer(nn.Module):
         images: Float[Tensor, "B 3 H W"],
         noise: Float[Tensor, "B L D"] | None = None,
         disturb: Callable[[Float[Tensor, "B L D"]], Float[Tensor, "B L D"]] | None = None,
+        reduce: Reduce = identity,
     ) -> Reconstruction:
-        """Encode, quantize and decode. `noise` is what a KL quantizer samples with (see `KL`); `disturb` is done to the
-        latents on their way to the decoder (`training.step`'s latent noise)."""
+        """Encode, quantize and decode, all in this process. `noise` is what a KL quantizer samples with (see `KL`);
+        training passes in what is done to the latents on their way to the decoder, `disturb`, and the mean over ranks,
+        `reduce`."""
         encoded = self._encoded(images)
-        quantized = self.quantizer(encoded, noise)
+        quantized = quantize(self.quantizer, encoded, noise, reduce)
         latent = quantized.latent if disturb is None else disturb(quantized.latent)
         decoded = self._decoded(latent, (images.shape[2], images.shape[3]))
         return Reconstruction(decoded, encoded, quantized)
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L D"]:
         """Latents of zero mean and unit variance (once statistics are fitted). For KL: of the posterior's mean."""
-        return (self._quantize(images).latent - self.latent_mean) / self.latent_std
+        return (self.quantizer.latent(*self._to_quantize(images)) - self.latent_mean) / self.latent_std
 
     def decode(self, latents: Float[Tensor, "B L D"], size: tuple[int, int] | None = None) -> Float[Tensor, "B 3 H W"]:
         """Images of (height, width) `size` (default: the model's own), not clamped; undoes `encode`'s normalisation."""
@@ -186,7 +188,7 @@ class Tokenizer(nn.Module):
         """The codewords' indices, for quantizers whose indices determine the latent: VQ, Product and Residual of it."""
         if not self.quantizer.discrete:
             raise ValueError(f"{type(self.quantizer).__name__} latents are continuous: use encode instead of indices.")
-        return self._quantize(images).indices
+        return self.quantizer(*self._to_quantize(images)).indices
 
     def decode_indices(
         self, indices: Int[Tensor, "B L *G"], size: tuple[int, int] | None = None
@@ -279,11 +281,11 @@ class Tokenizer(nn.Module):
         )
         return hub.card(f"softvq {name}", summary, usage, self.about)
 
-    def _quantize(self, images: Tensor) -> Quantized:
+    def _to_quantize(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         noise = None
         if self.training:  # encode gives the posterior's mean, whatever the mode
             noise = images.new_zeros(len(images), self.config.tokens, self.config.latent_dim)
-        return self.quantizer(self._encoded(images), noise)
+        return self._encoded(images), noise
 
     def _encoded(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():

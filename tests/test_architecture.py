@@ -28,7 +28,7 @@ ALLOWED = {
     "hub": {"errors", "files"},
     "memory": set(),
     "randomness": set(),
-    "quantizers": {"config", "distributed"},
+    "quantizers": {"config"},
     "pretrained": {"layers", "hub", "errors", "files"},
     "data": {"distributed", "randomness", "errors", "files"},
     "released": {"config", "layers", "quantizers"},

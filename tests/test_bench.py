@@ -302,7 +302,7 @@ def test_the_same_command_has_one_file_and_another_its_own(tmp_path: Path):
         (["cost", "--batch", "-2"], 2, "must be at least 1"),
         (["cost", "sit-xl-64", "--model", "emoji-sit"], 2, "--model goes without rows"),
         (["cost", "--model", "nowhere"], 1, "no model folder 'nowhere'"),
-        (["cost", "--model", "emoji-sit", "--device", "tpu"], 2, "--device tpu cannot be used here"),
+        (["cost", "--model", "emoji-sit", "--device", "tpu"], 2, "the device 'tpu' cannot be used here"),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(tmp_path: Path, monkeypatch, words, code: int, message: str):

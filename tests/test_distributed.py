@@ -22,7 +22,7 @@ def answer(name: str, rows: slice) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     quantizer = CONFIGS[name].build(3).double()
     z = torch.randn(4, 4, 3, dtype=torch.float64)
-    result = quantizer(z[rows])
+    result = quantizer(z[rows], None, distributed.mean)
     (sum(result.losses.values()) + result.latent.square().mean()).backward()
     gradient = torch.cat([p.grad.flatten() for p in quantizer.parameters()])
     kl = {"kl": result.losses["kl"].detach()} if "kl" in result.losses else {}

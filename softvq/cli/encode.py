@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     )
 
     def latents_of(images):
-        with autocast(device, precision), distributed.apart():
+        with autocast(device, precision):
             return tokenizer.encode(images.to(device)).float().cpu()
 
     index = encode(latents_of, listing(options.data), options.out, encoding, options.batch, options.workers)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softvq import distributed
 from softvq.cli.evaluating import Bench, DataImages, is_emoji, none_readable, notes_of, patch_of, write_result
 from softvq.cli.main import Usage
 from softvq.cli.models import load_tokenizer
@@ -65,7 +64,7 @@ def _part(tokenizer: Any, bench: Bench, images: DataImages, numbers: range, done
     for batch in images.tensors(numbers, bad):
         digest.update(as_bytes(batch).contiguous().numpy())
         batch = batch.to(bench.device)
-        with autocast(bench.device, bench.precision), distributed.apart():
+        with autocast(bench.device, bench.precision):
             output = tokenizer(batch).images.float().clamp(-1, 1)
         row = {"psnr": psnr(output.cpu(), batch.cpu()), "ssim": ssim(output.cpu(), batch.cpu())}
         if judge is not None:

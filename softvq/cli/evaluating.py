@@ -211,9 +211,8 @@ class DrawnImages(Images):
         self.title = f"guidance {sampler.sampling.guidance.scale:g}, seed {sampler.seed}"
 
     def batches(self, numbers: range, bad: dict[str, str]) -> Iterator[Tensor]:
-        with distributed.apart():
-            for first in range(numbers.start, numbers.stop, self.batch):
-                yield self.sampler.images(list(range(first, min(numbers.stop, first + self.batch))))
+        for first in range(numbers.start, numbers.stop, self.batch):
+            yield self.sampler.images(list(range(first, min(numbers.stop, first + self.batch))))
 
 
 def look_for(reference: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softvq import distributed
 from softvq.cli.main import Failure
 from softvq.data.latents import INDEX, Latents
 from softvq.data.loader import NoneReadable, listing, ordered_batches
@@ -71,7 +70,7 @@ def represented(side: Side, represent: Represent, folder: Path, device: torch.de
         try:
             for inputs, labels, positions, unreadable in side.read(numbers):
                 bad |= unreadable
-                with autocast(device, precision), distributed.apart():
+                with autocast(device, precision):
                     found = represent(inputs.to(device), positions)
                 rows.append({**{name: tensor.float().cpu() for name, tensor in found.items()}, "labels": labels.cpu()})
                 done(len(labels))

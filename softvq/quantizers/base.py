@@ -1,6 +1,7 @@
 """What every quantizer is, gives and reports."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -8,15 +9,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from softvq import distributed
+Reduce = Callable[[Tensor], Tensor]  # a tensor -> its mean over all ranks, with gradients
+
+
+def identity(x: Tensor) -> Tensor:
+    """The mean over the one process that there is."""
+    return x
 
 
 @dataclass(frozen=True)
 class Assignment:
     """How a batch of tokens spread over K codewords: the source of the KL term and of all statistics.
 
-    `entropy` is the mean over tokens of H(q), `mean` is E q over the tokens of all ranks (both with gradients),
-    `used` says which codewords were some token's most likely one, `largest` is the mean largest weight.
+    `entropy` is the mean over tokens of H(q), `mean` is E q (with gradients; over the tokens of all ranks where the
+    quantizer was given their reduction), `used` says which codewords were some token's most likely one, `largest` is
+    the mean largest weight.
     """
 
     entropy: Float[Tensor, ""]
@@ -60,6 +67,9 @@ class Quantizer(nn.Module):
 
     `in_dim` is the width it wants from the encoder. `discrete` says whether indices alone determine z, so that
     `lookup` inverts them. `noise` is the reparametrisation noise (B, L, dim) of those that sample; others ignore it.
+
+    A quantizer knows no ranks: E q in the KL term is not linear in the batch, so training on several passes in
+    `reduce`, the mean over ranks. One of your own whose `forward` does not take it is called without (`quantize`).
     """
 
     dim: int
@@ -67,9 +77,18 @@ class Quantizer(nn.Module):
     discrete: bool = False
 
     def forward(
-        self, z: Float[Tensor, "B L {self.in_dim}"], noise: Float[Tensor, "B L {self.dim}"] | None = None
+        self,
+        z: Float[Tensor, "B L {self.in_dim}"],
+        noise: Float[Tensor, "B L {self.dim}"] | None = None,
+        reduce: Reduce = identity,
     ) -> Quantized:
         raise NotImplementedError
+
+    def latent(
+        self, z: Float[Tensor, "B L {self.in_dim}"], noise: Float[Tensor, "B L {self.dim}"] | None = None
+    ) -> Float[Tensor, "B L {self.dim}"]:
+        """The latents alone, for inference."""
+        return self(z, noise).latent
 
     def lookup(self, indices: Int[Tensor, "B L *G"]) -> Float[Tensor, "B L {self.dim}"]:
         """The latents of these indices, where indices determine them."""
@@ -83,23 +102,29 @@ def entropy(q: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
     return -(q * q.clamp_min(torch.finfo(q.dtype).tiny).log()).sum(-1)
 
 
-def assign(log_q: Float[Tensor, "B L K"], indices: Int[Tensor, "B L"]) -> Assignment:
-    """Summarise a posterior given by its logarithm, over the tokens of all ranks."""
+def quantize(quantizer: nn.Module, z: Tensor, noise: Tensor | None, reduce: Reduce) -> Quantized:
+    """Call a quantizer with the reduction over ranks, if its `forward` takes one."""
+    if "reduce" in inspect.signature(type(quantizer).forward).parameters:
+        return quantizer(z, noise, reduce)
+    return quantizer(z, noise)
+
+
+def assign(log_q: Float[Tensor, "B L K"], indices: Int[Tensor, "B L"], reduce: Reduce = identity) -> Assignment:
+    """Summarise a posterior given by its logarithm."""
     q = log_q.exp()
     used = torch.zeros(q.shape[-1], device=q.device, dtype=q.dtype)
     used[indices.flatten()] = 1.0
     return Assignment(
-        entropy=distributed.mean(-(q * log_q).sum(-1).mean()),
-        mean=distributed.mean(q.mean((0, 1))),
-        used=distributed.maximum(used),
-        largest=distributed.mean(q.detach().amax(-1).mean()),
+        entropy=reduce(-(q * log_q).sum(-1).mean()),
+        mean=reduce(q.mean((0, 1))),
+        used=(reduce(used) > 0).to(q.dtype),
+        largest=reduce(q.detach().amax(-1).mean()),
     )
 
 
-def assign_hard(indices: Int[Tensor, "B L"], codebook_size: int) -> Assignment:
+def assign_hard(indices: Int[Tensor, "B L"], codebook_size: int, reduce: Reduce = identity) -> Assignment:
     """The same summary of a one-hot posterior (Eq. 2)."""
-    counts = torch.bincount(indices.flatten(), minlength=codebook_size).float()
-    counts = distributed.total(counts)
+    counts = reduce(torch.bincount(indices.flatten(), minlength=codebook_size).float())
     zero = counts.new_zeros(())
     return Assignment(entropy=zero, mean=counts / counts.sum(), used=(counts > 0).float(), largest=zero + 1)
 

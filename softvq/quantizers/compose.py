@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from softvq import config as configs
-from softvq.quantizers.base import Quantized, Quantizer, pooled
+from softvq.quantizers.base import Quantized, Quantizer, Reduce, identity, pooled, quantize
 from softvq.quantizers.gaussian import AEConfig, KLConfig
 from softvq.quantizers.hard import VQConfig
 from softvq.quantizers.soft import GMMVQConfig, SoftVQConfig
@@ -60,9 +60,14 @@ class Product(Quantizer):
                 f"Product's kl 'pooled' needs soft posteriors, which {type(self.inner[0]).__name__} has not."
             )
 
-    def forward(self, z: Float[Tensor, "B L D_in"], noise: Float[Tensor, "B L D"] | None = None) -> Quantized:
+    def forward(
+        self, z: Float[Tensor, "B L D_in"], noise: Float[Tensor, "B L D"] | None = None, reduce: Reduce = identity
+    ) -> Quantized:
         noises = [None] * len(self.inner) if noise is None else self._split(noise)
-        parts = [inner(z_g, n_g) for inner, z_g, n_g in zip(self.inner, self._split(z), noises, strict=True)]
+        parts = [
+            quantize(inner, z_g, n_g, reduce)
+            for inner, z_g, n_g in zip(self.inner, self._split(z), noises, strict=True)
+        ]
         losses = average([part.losses for part in parts])
         assignments = [part.assignment for part in parts if part.assignment is not None]
         assignment = pooled(assignments) if assignments else None
@@ -75,6 +80,11 @@ class Product(Quantizer):
             average([part.statistics for part in parts]),
             assignment,
         )
+
+    def latent(self, z: Float[Tensor, "B L D_in"], noise: Float[Tensor, "B L D"] | None = None) -> Tensor:
+        noises = [None] * len(self.inner) if noise is None else self._split(noise)
+        triples = zip(self.inner, self._split(z), noises, strict=True)
+        return torch.cat([inner.latent(z_g, n_g) for inner, z_g, n_g in triples], dim=self.split_axis)
 
     def lookup(self, indices: Int[Tensor, "B L *G"]) -> Float[Tensor, "B L D"]:
         parts = self._split(indices) if self.config.axis == "token" else self._split_channels(indices)
@@ -137,10 +147,12 @@ class Residual(Quantizer):
                 f"takes {self.in_dim} numbers a token and gives {dim}."
             )
 
-    def forward(self, z: Float[Tensor, "B L D"], noise: Float[Tensor, "B L D"] | None = None) -> Quantized:
+    def forward(
+        self, z: Float[Tensor, "B L D"], noise: Float[Tensor, "B L D"] | None = None, reduce: Reduce = identity
+    ) -> Quantized:
         residual, layers = F.normalize(z, dim=-1) if self.config.normalise else z, []
         for inner in self.inner:
-            layers.append(inner(residual, noise))
+            layers.append(quantize(inner, residual, noise, reduce))
             residual = residual - layers[-1].latent
         assignments = [layer.assignment for layer in layers if layer.assignment is not None]
         return Quantized(

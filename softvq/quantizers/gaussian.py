@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softvq.quantizers.base import Quantized, Quantizer, full_precision
+from softvq.quantizers.base import Quantized, Quantizer, Reduce, full_precision, identity
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class KL(Quantizer):
         super().__init__()
         self.dim, self.in_dim = dim, 2 * dim
 
-    def forward(self, z: Float[Tensor, "B L D_in"], noise: Float[Tensor, "B L D"] | None = None) -> Quantized:
+    def forward(
+        self, z: Float[Tensor, "B L D_in"], noise: Float[Tensor, "B L D"] | None = None, reduce: Reduce = identity
+    ) -> Quantized:
         with full_precision(z) as z:
             mean, log_var = z.chunk(2, dim=-1)
             log_var = log_var.clamp(-30.0, 20.0)
@@ -56,5 +58,7 @@ class AE(Quantizer):
         super().__init__()
         self.dim, self.in_dim = dim, dim
 
-    def forward(self, z: Float[Tensor, "B L D"], noise: Float[Tensor, "B L D"] | None = None) -> Quantized:
+    def forward(
+        self, z: Float[Tensor, "B L D"], noise: Float[Tensor, "B L D"] | None = None, reduce: Reduce = identity
+    ) -> Quantized:
         return Quantized(z)

@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from softvq.quantizers.base import Quantized, Quantizer, assign_hard, distances, full_precision, new_codebook
+from softvq.quantizers.base import (
+    Quantized,
+    Quantizer,
+    Reduce,
+    assign_hard,
+    distances,
+    full_precision,
+    identity,
+    new_codebook,
+)
 
 
 @dataclass(frozen=True)
@@ -44,14 +53,16 @@ class VQ(Quantizer):
     def codewords(self) -> Float[Tensor, "K D"]:
         return F.normalize(self.codebook, dim=-1) if self.config.distance == "cosine" else self.codebook
 
-    def forward(self, z: Float[Tensor, "B L D"], noise: Float[Tensor, "B L D"] | None = None) -> Quantized:
+    def forward(
+        self, z: Float[Tensor, "B L D"], noise: Float[Tensor, "B L D"] | None = None, reduce: Reduce = identity
+    ) -> Quantized:
         with full_precision(z) as z:
             z = F.normalize(z, dim=-1) if self.config.distance == "cosine" else z
             with torch.no_grad():
                 indices = distances(z, self.codewords.to(z.dtype)).argmin(-1)
             codes = F.embedding(indices, self.codewords).to(z.dtype)
             losses = {"codebook": F.mse_loss(codes, z.detach()), "commitment": F.mse_loss(z, codes.detach())}
-            assignment = assign_hard(indices, len(self.codebook))
+            assignment = assign_hard(indices, len(self.codebook), reduce)
             latent = codes.detach() + (z - z.detach())  # the value of c to the bit, the gradient of ẑ
         return Quantized(latent, indices, losses, assignment.statistics, assignment)
 

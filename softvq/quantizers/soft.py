@@ -10,7 +10,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from softvq import config as configs
-from softvq.quantizers.base import Assignment, Quantized, Quantizer, assign, distances, full_precision, new_codebook
+from softvq.quantizers.base import (
+    Assignment,
+    Quantized,
+    Quantizer,
+    Reduce,
+    assign,
+    distances,
+    full_precision,
+    identity,
+    new_codebook,
+)
 
 TAU = 0.07  # Section 3.2, "set to 0.07 by ablation"
 
@@ -73,16 +83,25 @@ class SoftVQ(Quantizer):
         """C as it is mixed: of unit length with the cosine."""
         return F.normalize(self.codebook, dim=-1) if self.config.distance == "cosine" else self.codebook
 
-    def forward(self, z: Float[Tensor, "B L D"], noise: Float[Tensor, "B L D"] | None = None) -> Quantized:
+    def forward(
+        self, z: Float[Tensor, "B L D"], noise: Float[Tensor, "B L D"] | None = None, reduce: Reduce = identity
+    ) -> Quantized:
         with full_precision(z) as z:
             similarities = self.similarities(z)
             log_q = F.log_softmax(similarities / self.tau, dim=-1)
             latent = log_q.exp() @ self.codewords.to(z.dtype)
             indices = log_q.detach().argmax(-1)
-            assignment = assign(log_q, indices)
+            assignment = assign(log_q, indices, reduce)
             kl_tau = self.config.kl_tau
-            kl_assignment = assignment if kl_tau is None else assign(F.log_softmax(similarities / kl_tau, -1), indices)
+            kl_assignment = (
+                assignment if kl_tau is None else assign(F.log_softmax(similarities / kl_tau, -1), indices, reduce)
+            )
         return soft_result(latent, indices, assignment, kl_assignment)
+
+    def latent(self, z: Float[Tensor, "B L D"], noise: Float[Tensor, "B L D"] | None = None) -> Tensor:
+        """The mixture alone: no KL term, whose posterior may be another, and no statistics."""
+        with full_precision(z) as z:
+            return F.log_softmax(self.similarities(z) / self.tau, dim=-1).exp() @ self.codewords.to(z.dtype)
 
 
 @dataclass(frozen=True)
@@ -120,7 +139,9 @@ class GMMVQ(Quantizer):
         self.in_dim = dim + (1 if config.weights == "token" else config.codebook_size)
         self.codebook = new_codebook(config.codebook_size, dim)
 
-    def forward(self, z: Float[Tensor, "B L D_in"], noise: Float[Tensor, "B L D"] | None = None) -> Quantized:
+    def forward(
+        self, z: Float[Tensor, "B L D_in"], noise: Float[Tensor, "B L D"] | None = None, reduce: Reduce = identity
+    ) -> Quantized:
         with full_precision(z) as z:
             z, raw = z[..., : self.dim], z[..., self.dim :]
             # Positive, and 1/0.07 where the encoder says 0: softplus(log(e − 1)) = 1.
@@ -135,7 +156,7 @@ class GMMVQ(Quantizer):
                 if noise is not None:
                     latent = latent + self.config.component_std * q.square().sum(-1, keepdim=True).sqrt() * noise
             indices = log_q.detach().argmax(-1)
-            assignment = assign(log_q, indices)
+            assignment = assign(log_q, indices, reduce)
         return soft_result(latent, indices, assignment, assignment)
 
 

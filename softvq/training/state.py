@@ -172,7 +172,7 @@ class Student(nn.Module):
         def disturb(latent: Tensor) -> Tensor:
             return latent + disturbance.to(latent.dtype) * deviation(latent).to(latent.dtype)
 
-        output = self.model(images, noise, None if disturbance is None else disturb)
+        output = self.model(images, noise, None if disturbance is None else disturb, distributed.mean)
         latent = output.quantized.latent
         projected = self.heads["projector"](latent) if "projector" in self.heads else None
         return output.images, output.quantized.losses, output.quantized.statistics, projected

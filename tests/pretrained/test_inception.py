@@ -76,5 +76,8 @@ def test_what_is_missing_or_another_is_a_sentence(tmp_path: Path, monkeypatch: p
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(ModelError, match=r"cannot be downloaded .* \(no network\); give the file with --pretrained"):
+    with pytest.raises(
+        ModelError, match=r"cannot be downloaded .* \(no network\); give the file of inception-2015-12-05\.$"
+    ) as error:
         Inception.load()
+    assert error.value.setting == "pretrained"

@@ -106,7 +106,7 @@ def test_every_stand_in_is_the_same_each_time(name: str):
 def test_weights_come_from_timms_repository_when_no_file_is_given(small: PretrainedViT, tmp_path: Path, monkeypatch):
     asked = []
 
-    def download(name: str, files: tuple[str, ...], instead: str) -> Path:
+    def download(name: str, files: tuple[str, ...], instead: str, setting: str) -> Path:
         asked.append((name, files))
         save_file(weights(small), tmp_path / "model.safetensors")
         return tmp_path

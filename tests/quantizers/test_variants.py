@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from softvq import config as configs
-from softvq.quantizers.compose import ResidualConfig
+from softvq.quantizers.base import Quantized, Quantizer, quantize
+from softvq.quantizers.compose import ProductConfig, ResidualConfig
+from softvq.quantizers.gaussian import KLConfig
+from softvq.quantizers.hard import VQConfig
 from softvq.quantizers.soft import GMMVQConfig, SoftVQConfig
 from softvq.tokenizer import TokenizerConfig
 
@@ -99,3 +102,45 @@ def test_new_fields_leave_the_identity_of_old_configurations():
     found = configs.identity(changed)["quantizer"]
     assert found["normalise"] is True
     assert found["inner"]["component_std"] == 0.1
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SoftVQConfig(K, learn_tau=True),
+        SoftVQConfig.released(K),
+        GMMVQConfig(K),
+        VQConfig(K),
+        KLConfig(),
+        ProductConfig(SoftVQConfig.released(K), 2, "token", "pooled"),
+        ProductConfig(KLConfig(), 3, "channel"),
+        ResidualConfig(SoftVQConfig(K), 2),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+@pytest.mark.parametrize("with_noise", [True, False])
+def test_latent_alone_is_that_of_the_whole_answer(config, with_noise: bool):
+    """To the bit, in both modes: `encode` stores it."""
+    quantizer = config.build(D).eval()
+    z, noise = draw(2, 4, quantizer.in_dim).float(), draw(2, 4, D).float() if with_noise else None
+    assert torch.equal(quantizer.latent(z, noise), quantizer(z, noise).latent)
+
+
+def test_a_quantizer_whose_forward_takes_no_reduction_is_called_without():
+    class Round(Quantizer):
+        def __init__(self):
+            super().__init__()
+            self.dim = self.in_dim = D
+
+        def forward(self, z, noise=None):
+            return Quantized(z.round())
+
+    def fails(x):
+        raise AssertionError("a quantizer that takes no reduction was given one")
+
+    z = draw(2, 4, D)
+    assert torch.equal(quantize(Round(), z, None, fails).latent, z.round())
+    assert torch.equal(Round().latent(z), z.round())
+    seen = []
+    quantize(SoftVQConfig(K).build(D).double(), z, None, lambda x: seen.append(x) or x)
+    assert len(seen) == 4  # entropy, E q, which were used, largest weight

@@ -10,6 +10,7 @@ from softvq.losses import adversarial
 from softvq.losses.alignment import alignment
 from softvq.losses.augment import augmented, viewed
 from softvq.losses.total import ScheduleConfig, total, weights_at
+from softvq.randomness import Stream
 from softvq.recipes.all import find
 from softvq.training import step as steps
 from softvq.training.step import looks, make_step, tokenizer_terms
@@ -67,7 +68,7 @@ def test_missing_and_extra_names_are_errors():
 def test_every_term_is_what_its_name_says(augment: float):
     run = Run(recipe_of(judged={"discriminator": PATCHGAN, "augment": augment}))
     batch, net = batch_of([0, 1]), run.state.judge["discriminator"]
-    ((draws, _),) = looks(run.recipe, batch, (steps._GENERATOR,))
+    ((draws, _),) = looks(run.recipe, batch, (Stream.GENERATOR_FAKE,))
     with torch.no_grad():
         terms, outputs, _ = tokenizer_terms(run.state, run.recipe, "float32", run.frozen, batch, True)
         *_, projected = run.state.trained(batch.images, torch.zeros(2, 8, 4))
@@ -94,7 +95,7 @@ def test_the_discriminators_loss_is_of_appendix_c1(loss: str, augment: float):
             parameter.mul_(3)
         lecam.real.fill_(0.4)
         lecam.fake.fill_(-0.6)
-        streams = (steps._FAKE, steps._REAL, steps._STRONG_FAKE, steps._STRONG_REAL)
+        streams = (Stream.FAKE, Stream.REAL, Stream.STRONG_FAKE, Stream.STRONG_REAL)
         shown = zip((fakes, batch.images) * 2, looks(run.recipe, batch, streams), strict=True)
         fake, real, *strong = (net([augmented(images, draws)]) for images, (draws, _) in shown)
     weights = {"adversarial": 0.2}
@@ -126,7 +127,7 @@ def test_without_consistency_no_stronger_view_is_taken():
 def test_the_dino_discriminator_reads_augmented_images_at_its_own_size():
     run = Run(recipe_of(judged={"augment": 1.0}))
     batch, net = batch_of(list(range(8))), run.state.judge["discriminator"].eval()
-    ((draws, views),) = looks(run.recipe, batch, (steps._GENERATOR,))
+    ((draws, views),) = looks(run.recipe, batch, (Stream.GENERATOR_FAKE,))
     assert {True, False} == set(views.cropped.tolist())
     with torch.no_grad():
         terms, outputs, _ = tokenizer_terms(run.state, run.recipe, "float32", run.frozen, batch, True)
@@ -138,7 +139,7 @@ def test_the_dino_discriminator_reads_augmented_images_at_its_own_size():
 
 def test_each_look_has_numbers_of_its_own_and_the_strong_ones_all_of_diffaug():
     recipe, batch = recipe_of(judged={"augment": 0.0}), batch_of(list(range(32)))
-    streams = (steps._GENERATOR, steps._FAKE, steps._REAL, steps._STRONG_FAKE, steps._STRONG_REAL)
+    streams = (Stream.GENERATOR_FAKE, Stream.FAKE, Stream.REAL, Stream.STRONG_FAKE, Stream.STRONG_REAL)
     found = looks(recipe, batch, streams)
     for draws, _ in found[:3]:
         assert draws.kept.all()

@@ -31,7 +31,7 @@ def test_a_spike_is_left_out_reported_and_all_but_forgotten():
         "tokenizer": first["optimizer/gradient_norm"],
         "discriminator": first["optimizer/discriminator_gradient_norm"],
     }
-    assert run.state.norms == norms
+    assert run.state.norms == pytest.approx(norms, rel=1e-12)  # 0.99 x + 0.01 x
     assert first["optimizer/tokenizer_skipped"] == first["optimizer/discriminator_skipped"] == 0
     run.state.norms = {"tokenizer": 1e-9, "discriminator": norms["discriminator"]}
     before = copied(run.state)
