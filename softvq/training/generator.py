@@ -120,6 +120,9 @@ def _difference(start: Generator, generator: Generator) -> str | None:
         theirs, ours = getattr(start.config, name, None), getattr(generator.config, name, None)
         if theirs != ours:
             return f"its {name} is {theirs!r}, the recipe's {ours!r}"
+    heads = start.config.network.heads, generator.config.network.heads
+    if heads[0] != heads[1]:  # weights of the same shapes, but another function
+        return f"it has {heads[0]} heads, the recipe's {heads[1]}"
     given, own = start.state_dict(), generator.state_dict()
     if differing := sorted(own.keys() ^ given.keys()):
         return f"{differing[0]} is not in both"

@@ -22,6 +22,10 @@ def model_start(tokenizer: Tokenizer, other: Tokenizer) -> None:
     """Start as another tokenizer: fine-tuning. Positions are resampled to this one's image size, latent tokens to its
     number of tokens; a refinement that the other has not starts as the identity; all else must have the same shapes, or
     `ValueError` names the first that has not."""
+    for side in ("encoder", "decoder"):
+        mine, theirs = (getattr(t.config, side).heads for t in (tokenizer, other))
+        if mine != theirs:  # weights of the same shapes, but another function
+            raise ValueError(f"the tokenizer to start from has {theirs} heads in its {side}, this recipe's has {mine}")
     own, given = tokenizer.state_dict(), other.state_dict()
     for name in own.keys() & given.keys():
         if name.endswith("vit.pos_embed"):

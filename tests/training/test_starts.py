@@ -42,6 +42,16 @@ def test_projections_of_another_start_are_refused():
         tiny_recipe(init="local", projections="default")
 
 
+def test_a_tokenizer_with_other_heads_is_no_start(tmp_path):
+    """Its weights have the same shapes, and would be another function."""
+    new_tokenizer(tiny_recipe()).save_pretrained(tmp_path)
+    base = tiny_recipe(init=str(tmp_path))
+    new_tokenizer(base)
+    other = replace(base, tokenizer=replace(base.tokenizer, decoder=replace(base.tokenizer.decoder, heads=2)))
+    with pytest.raises(ConfigError, match="has 1 heads in its decoder, this recipe's has 2"):
+        new_tokenizer(other)
+
+
 @pytest.mark.parametrize(("warmup", "decays"), [(True, [1 / 10, 2 / 11, 3 / 12]), (False, [0.9, 0.9, 0.9])])
 def test_the_averages_warm_up_against_its_definition(warmup: bool, decays: list[float]):
     state = new_state(tiny_recipe(), Frozen(), RunOptions(Path("unused"), CPU))
@@ -92,6 +102,7 @@ def test_a_resumed_run_does_not_read_its_start_again(latents, tmp_path):
         (DiTConfig(NETWORK), "it is a SiT, not a DiT"),
         (SiTConfig(replace(NETWORK, depth=2)), "network.blocks.1.* is not in both"),
         (SiTConfig(replace(NETWORK, width=32)), r"has the shape \(.*16.*\), the recipe's \(.*32.*\)"),
+        (SiTConfig(replace(NETWORK, heads=1)), "it has 2 heads, the recipe's 1"),
         (SiTConfig(NETWORK, path="linear"), "its path is 'cosine', the recipe's 'linear'"),
         (SiTConfig(NETWORK, predict="noise"), "its predict is 'velocity', the recipe's 'noise'"),
     ],
