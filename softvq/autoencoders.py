@@ -123,7 +123,7 @@ class FoldedAutoencoder(nn.Module):
 
     @property
     def latent_fingerprint(self) -> str:
-        """Which model latents are of: the whole of it."""
+        """The fingerprint of what makes latents: that of the whole model."""
         return self.fingerprint
 
     def makes(self, fingerprint: str) -> bool:

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -38,7 +39,10 @@ def main() -> int:
     parser.add_argument("--log", type=Path, help="append what is said to this file (default: standard error)")
     parser.add_argument("--dry-run", action="store_true", help="say what is missing, and stop")
     options = parser.parse_args()
-    runs = json.loads(options.list.read_text(encoding="utf-8"))["runs"]
+    try:
+        runs = json.loads(options.list.read_text(encoding="utf-8"))["runs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f"{options.list} is no list of runs ({error})")
     if unknown := set(options.only) - {run["name"] for run in runs}:
         parser.error(f"{options.list} has no run {', '.join(sorted(unknown))}")
     missing = [run for run in runs if not is_done(run, options) and (not options.only or run["name"] in options.only)]
@@ -56,7 +60,7 @@ def main() -> int:
 
 
 def is_done(run: dict, options: argparse.Namespace) -> bool:
-    """Return if the run has left its model (or, where it leaves none, its last file)."""
+    """Return if the run has left its model or, where its list says so, another `result`."""
     if "result" in run:
         return Path(filled(run["result"], run, options)).exists()
     return (options.handovers / run["name"] / "config.json").is_file()
@@ -83,10 +87,10 @@ def stage(run: dict, options: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / "output.log"
     began = said = time.monotonic()
-    with output.open("ab") as file:
+    with output.open("ab") as file, ExitStack() as handlers:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: process.terminate())
+        for number in (signal.SIGINT, signal.SIGTERM):  # passed on while the stage runs, obeyed between stages
+            handlers.callback(signal.signal, number, signal.signal(number, lambda *_: process.terminate()))
         stopped = False
         while process.poll() is None:
             time.sleep(0.2)

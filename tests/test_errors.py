@@ -31,7 +31,7 @@ def test_one_except_catches_them_all_and_the_former_bases_too():
         (errors.TrainingError("too many", setting="most_bad"), "too many (--most-bad).", 1),
         (errors.Interrupted(15, "stopped."), "stopped.", 143),
         (errors.StorageError("there is no room."), "there is no room.", 1),
-        (PermissionError(13, "Permission denied", "/root/x"), "/root/x: Permission denied.", 1),
+        (PermissionError(13, "Permission denied", "folder/x"), "folder/x: Permission denied.", 1),
     ],
 )
 def test_what_the_command_line_prints(error: Exception, printed: str, code: int):

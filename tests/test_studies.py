@@ -123,6 +123,7 @@ def test_a_dry_run_says_what_is_missing_and_an_unknown_name_is_refused(tmp_path:
     told = run(tmp_path, list_, "--dry-run").stdout.read().splitlines()
     assert [line.split()[:2] for line in told] == [["one", "done"], ["two", "missing"]]
     assert run(tmp_path, list_, "--only", "three", wait=False).wait(60) == 2
+    assert run(tmp_path, tmp_path / "none.json", wait=False).wait(60) == 2
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.json")), ids=lambda path: path.name)

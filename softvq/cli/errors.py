@@ -9,8 +9,8 @@ def is_for_users(error: Exception) -> bool:
 
 
 def sentence(error: Exception) -> str:
-    """What is printed: the message, with the option that changes the outcome, where there is one; for the operating
-    system's errors the file and the reason."""
+    """Return what is printed: the message, with the option that changes the outcome, where there is one; for the
+    operating system's errors the file and the reason."""
     if isinstance(error, SoftVQError):
         if error.setting is None:
             return str(error)

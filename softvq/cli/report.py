@@ -198,7 +198,7 @@ def _reconstruction(results: list[Result], out: Path, figures: list[Path]) -> li
 
 
 def _appearance(group: list[Result]) -> dict[str, list[str | None]]:
-    """What people see, as columns."""
+    """Return the columns of what people see (`evaluation.appearance`)."""
     blank = [r["scores"].get("nearly_blank") for r in group]
     return {
         "blockiness": _scores(group, "blockiness", 2),

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -75,6 +76,11 @@ class Quantizer(nn.Module):
     dim: int
     in_dim: int
     discrete: bool = False
+    takes_reduction: bool = True  # if `forward` has the argument `reduce`; found out when the class is made
+
+    def __init_subclass__(cls, **arguments: Any):
+        super().__init_subclass__(**arguments)
+        cls.takes_reduction = "reduce" in inspect.signature(cls.forward).parameters
 
     def forward(
         self,
@@ -102,11 +108,9 @@ def entropy(q: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
     return -(q * q.clamp_min(torch.finfo(q.dtype).tiny).log()).sum(-1)
 
 
-def quantize(quantizer: nn.Module, z: Tensor, noise: Tensor | None, reduce: Reduce) -> Quantized:
+def quantize(quantizer: Quantizer, z: Tensor, noise: Tensor | None, reduce: Reduce) -> Quantized:
     """Call a quantizer with the reduction over ranks, if its `forward` takes one."""
-    if "reduce" in inspect.signature(type(quantizer).forward).parameters:
-        return quantizer(z, noise, reduce)
-    return quantizer(z, noise)
+    return quantizer(z, noise, reduce) if quantizer.takes_reduction else quantizer(z, noise)
 
 
 def assign(log_q: Float[Tensor, "B L K"], indices: Int[Tensor, "B L"], reduce: Reduce = identity) -> Assignment:

@@ -113,7 +113,7 @@ def new_generator(recipe: GeneratorRecipe, *, started: bool = True) -> Generator
 
 
 def _difference(start: Generator, generator: Generator) -> str | None:
-    """Why the weights of the one are not for the other; None where they are."""
+    """Say why the weights of the one are not for the other; None where they are."""
     if type(start) is not type(generator):
         return f"it is a {type(start).__name__}, not a {type(generator).__name__}"
     for name in ("path", "predict", "betas"):  # what the network's output means

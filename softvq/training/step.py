@@ -128,7 +128,7 @@ def tokenizer_terms(
 ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
     """Every term of Eq. 7 for these images, their reconstructions, and the quantizer's statistics."""
     images = batch.images
-    noise = latent_noise(recipe, batch.positions).to(images.device)
+    noise = posterior_noise(recipe, batch.positions).to(images.device)
     disturbance = disturbances(recipe, batch.positions)
     disturbance = None if disturbance is None else disturbance.to(images.device)
     with autocast(images.device, precision):
@@ -217,7 +217,7 @@ def balance(state: TrainState, terms: Mapping[str, Tensor], weights: Mapping[str
     return adversarial.adaptive_weight(pixels, terms["adversarial"], state.model.decoder.last_weight)
 
 
-def latent_noise(recipe: TokenizerRecipe, positions: list[int]) -> Float[Tensor, "B L D"]:
+def posterior_noise(recipe: TokenizerRecipe, positions: list[int]) -> Float[Tensor, "B L D"]:
     """The reparametrisation noise of these sample numbers (KL samples with it), whatever rank they are on."""
     shape = (recipe.tokenizer.tokens, recipe.tokenizer.latent_dim)
     draws = [rng(recipe.seed, Stream.POSTERIOR, p).standard_normal(shape, dtype=np.float32) for p in positions]

@@ -17,7 +17,7 @@ from softvq.quantizers.gaussian import AEConfig, KLConfig
 from softvq.training.loop import Hook
 from softvq.training.recipe import TokenizerRecipe
 from softvq.training.state import TrainState, deviation
-from softvq.training.step import Frozen, disturbances, latent_noise, tokenizer_terms
+from softvq.training.step import Frozen, disturbances, posterior_noise, tokenizer_terms
 from softvq.training.tokenizer import RunOptions, new_state, new_tokenizer
 from tests.training.test_run import ALIGNED, CPU, pictures, run, tiny_recipe  # noqa: F401 (a fixture)
 
@@ -170,7 +170,7 @@ def test_it_is_a_function_of_seed_and_sample_number_alone():
     assert torch.equal(disturbances(other, [3, 4, 5]), whole)
     assert not torch.isclose(disturbances(replace(WIDE, seed=1), [3, 4, 5]), whole).all(2).any()
     torch.testing.assert_close(disturbances(replace(WIDE, latent_noise=0.8), [3, 4, 5]), 2 * whole)
-    posterior = latent_noise(WIDE, [3, 4, 5])
+    posterior = posterior_noise(WIDE, [3, 4, 5])
     assert abs(np.corrcoef(numbers(posterior).ravel(), numbers(whole).ravel())[0, 1]) < 0.06
 
 

@@ -29,7 +29,7 @@ from softvq.tokenizer import TokenizerConfig
 from softvq.training.loop import Hook, Intervals
 from softvq.training.recipe import AlignmentConfig, PublishedRecipe, TokenizerRecipe
 from softvq.training.state import PARTS, Checkpoints
-from softvq.training.step import Frozen, latent_noise
+from softvq.training.step import Frozen, posterior_noise
 from softvq.training.tokenizer import (
     RunOptions,
     fit_statistics,
@@ -200,10 +200,10 @@ def test_a_bad_file_is_named_counted_and_skipped(pictures: Path, tmp_path: Path,
 
 def test_noise_is_a_function_of_the_sample_number():
     recipe = tiny_recipe()
-    together = latent_noise(recipe, [5, 6, 7])
-    assert torch.equal(together[1:], latent_noise(recipe, [6, 7]))
+    together = posterior_noise(recipe, [5, 6, 7])
+    assert torch.equal(together[1:], posterior_noise(recipe, [6, 7]))
     assert not torch.equal(together[0], together[1])
-    assert not torch.equal(latent_noise(replace(recipe, seed=1), [5]), together[:1])
+    assert not torch.equal(posterior_noise(replace(recipe, seed=1), [5]), together[:1])
 
 
 def test_the_total_is_weighted_and_strict():
