@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from softvq import hub
-from softvq.generators.all import load_generator
+from softvq.generators.base import Generator
 
 RESULTS = Path(__file__).parent / "results" / "generators.json"
 
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file that generators.py wrote")
     parser.add_argument("--into", type=Path, default=hub.BUNDLED, help="where the model's folder goes")
     options = parser.parse_args()
-    generator = load_generator(options.run)
+    generator = Generator.from_pretrained(options.run)
     measured = json.loads(options.results.read_text())
     figures = {k: measured[options.run][k] for k in ("images", "balanced_accuracy", "nearest", "frechet")}
     held = {f"validation_{k}": measured["validation images"][k] for k in figures}

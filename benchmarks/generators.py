@@ -25,16 +25,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softvq.cli.hooks import save_picture
 from softvq.cli.main import common_options
-from softvq.cli.sample import configure
-from softvq.cli.sampling import Sampler
+from softvq.cli.sample import configure, pipeline_of
 from softvq.data.loader import ordered_batches
 from softvq.data.sources import open_listed
 from softvq.evaluation.distribution import nearest_distances
 from softvq.evaluation.frechet import frechet_distance, moments_of
 from softvq.evaluation.metrics import as_bytes
-from softvq.evaluation.pictures import enlarge, grid
+from softvq.figures import enlarge, grid, save_picture
+from softvq.pipeline import Pipeline, Request
 from softvq.pretrained.features import FeatureNetwork
 
 
@@ -62,10 +61,12 @@ def judged(classifier, found: Tensor, labels: Tensor, train: Tensor) -> dict[str
     }
 
 
-def sampler_of(model: str, words: list[str]) -> Sampler:
+def asked_of(model: str, words: list[str]) -> tuple[Pipeline, Request]:
+    """Return the pipeline of a model, and what `softvq sample` with these options would ask of it."""
     parser = argparse.ArgumentParser(parents=[common_options()])
     configure(parser)
-    return Sampler(parser.parse_args(["--model", model, "--seed", "0", *words]))
+    pipeline, asked = pipeline_of(parser.parse_args(["--model", model, "--seed", "0", *words]))
+    return pipeline, pipeline.request(**asked)
 
 
 def main() -> None:
@@ -88,33 +89,33 @@ def main() -> None:
     classifier.fit(known.numpy(), labels.repeat(2).numpy())
     held = features(val, net)
     rows = {"validation images": judged(classifier, held, val_labels, known)}
-    tokenizer = sampler_of(options.models[0].split(":")[0], []).tokenizer
+    tokenizer = asked_of(options.models[0].split(":")[0], [])[0].tokenizer
     with torch.no_grad():
         again = torch.cat([tokenizer(part).images.clamp(-1, 1) for part in val.split(70)])
     rows["their reconstructions"] = judged(classifier, features(again, net), val_labels, known)
     for model in options.models:
         name, *words = model.split(":")
-        sampler = sampler_of(name, words)
-        count = options.each * sampler.generator.classes
+        pipeline, request = asked_of(name, words)
+        count = options.each * pipeline.generator.classes
         numbers, began = list(range(count)), time.monotonic()
-        images = torch.cat([sampler.images(numbers[at : at + 60]) for at in range(0, count, 60)])
+        images = torch.cat([pipeline.images(request, numbers[at : at + 60]) for at in range(0, count, 60)])
         seconds = time.monotonic() - began
         found = features(images.float() / 127.5 - 1, net)
-        wanted = torch.tensor(sampler.labels(numbers))
-        recipe = sampler.generator.about.get("recipe", {})
+        wanted = torch.tensor(pipeline.labels(request, numbers))
+        recipe = pipeline.generator.about.get("recipe", {})
         rows[model] = {
             "recipe": recipe.get("name"),
             "steps": recipe.get("steps"),
-            "parameters": sum(p.numel() for p in sampler.generator.parameters()),
-            "sampling": {k: v for k, v in sampler.settings().items() if k not in ("model", "tokenizer")},
+            "parameters": sum(p.numel() for p in pipeline.generator.parameters()),
+            "sampling": {k: v for k, v in pipeline.settings(request).items() if k not in ("model", "tokenizer")},
             "seconds_an_image": seconds / count,
             **judged(classifier, found, wanted, known),
         }
-        shown = images[: 8 * sampler.generator.classes]
-        order = torch.arange(len(shown)).view(-1, sampler.generator.classes).T.flatten()  # a row a class
+        shown = images[: 8 * pipeline.generator.classes]
+        order = torch.arange(len(shown)).view(-1, pipeline.generator.classes).T.flatten()  # a row a class
         stem = recipe.get("name") or Path(name).name
         save_picture(
-            grid([enlarge(shown[order])], ("",), rows=sampler.generator.classes), options.out.with_name(f"{stem}.png")
+            grid([enlarge(shown[order])], ("",), rows=pipeline.generator.classes), options.out.with_name(f"{stem}.png")
         )
         print(json.dumps({model: rows[model]}, indent=1), flush=True)
     print(json.dumps({name: row for name, row in rows.items() if "recipe" not in row}, indent=1))

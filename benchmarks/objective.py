@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softvq import Tokenizer
-from softvq.cli.hooks import evaluate, save_picture, spread
+from softvq.cli.hooks import evaluate, spread
 from softvq.data.images import to_bytes
 from softvq.data.loader import ordered_batches
 from softvq.data.sources import open_listed
 from softvq.evaluation.frechet import frechet_distance, moments_of
-from softvq.evaluation.pictures import enlarge, grid
+from softvq.figures import enlarge, grid, save_picture
 from softvq.losses.discriminators import PatchGANDiscriminatorConfig
 from softvq.losses.total import ScheduleConfig
 from softvq.optim import AdamWConfig

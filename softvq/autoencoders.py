@@ -117,9 +117,19 @@ class FoldedAutoencoder(nn.Module):
         return Reconstruction(self.decode(latents), latents, Quantized(latents))
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return next(self.model.parameters()).dtype
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits of the configuration and every weight."""
-        return hub.fingerprint(asdict(self.config), self.state_dict())
+        return files.fingerprint(asdict(self.config), self.state_dict())
 
     @property
     def latent_fingerprint(self) -> str:

@@ -2,21 +2,109 @@
 
 Every model and every recipe is described by frozen dataclasses. This module turns them into plain JSON and back.
 An unknown key, a missing key, a value of the wrong type or an unknown variant is a `ConfigError`: one sentence that
-says where it stands and which values are valid. A field whose type is a union of dataclasses is stored with the key
-`"type"`: the class name without its `Config` suffix (`{"type": "SoftVQ", "codebook_size": 8192, ...}`).
+says where it stands and which values are valid.
+
+A field may be of a family: `QuantizerConfig`, `GeneratorConfig`, `DiscriminatorConfig`, `OptimizerConfig`, `Source`.
+Its value is then any class that is registered in the family, and is stored with the key `"type"`, the class's name
+without its `Config` suffix (`{"type": "SoftVQ", "codebook_size": 8192, ...}`):
+
+    @register
+    @dataclass(frozen=True)
+    class RoundConfig(QuantizerConfig): ...        # known as "Round" from here on
 """
 
 import dataclasses
 import difflib
+import inspect
 import json
 import math
+import sys
 import types
 import typing
+from pathlib import Path
 from typing import Any, TypeVar
 
-from softvq.errors import ConfigError
+from softvq import plugins
+from softvq.errors import ConfigError, PluginError, UnknownVariant
 
 T = TypeVar("T")
+C = TypeVar("C", bound=type)
+
+_FAMILIES: dict[type, dict[str, type]] = {}  # base class -> its registered classes by name
+
+
+def family(base: C) -> C:
+    """Make a class the base of a family, whose derived classes can be registered."""
+    _FAMILIES[base] = {}
+    return base
+
+
+def register(cls: C) -> C:
+    """Make a frozen dataclass known by name in the family that it is derived from.
+
+    The same class again (a notebook's cell that is run twice) takes its own place; another class of the same name is
+    refused with a `PluginError`, as is one that is in no family."""
+    name = variant_name(cls)
+    if not ("__dataclass_params__" in vars(cls) and cls.__dataclass_params__.frozen):
+        raise PluginError(f"{cls.__name__} must be a frozen dataclass: put @dataclass(frozen=True) below @register.")
+    if inspect.isabstract(cls):
+        raise PluginError(f"{cls.__name__} lacks {', '.join(sorted(cls.__abstractmethods__))}.")
+    bases = [base for base in _FAMILIES if issubclass(cls, base)]
+    if not bases:
+        known = ", ".join(base.__name__ for base in _FAMILIES)
+        raise PluginError(f"{cls.__name__} is derived from none of the families that can be registered in ({known}).")
+    for base in bases:
+        lacking = [one for one in getattr(base, "required", ()) if one not in _fields(cls) and not hasattr(cls, one)]
+        if lacking:
+            raise PluginError(f"{cls.__name__} lacks {', '.join(lacking)}, which every {base.__name__} has.")
+        old = _FAMILIES[base].get(name)
+        if old is not None and _origin(old) != _origin(cls):
+            raise PluginError(
+                f"{cls.__name__} cannot be registered as {name!r}, which is {old.__module__}.{old.__qualname__} "
+                "already; give it another name."
+            )
+        _FAMILIES[base][name] = cls
+    return cls
+
+
+def _fields(cls: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def _origin(cls: type) -> tuple[str, str]:
+    """Return where a class was written, the same for two imports of one file."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return cls.__qualname__, str(Path(file).resolve()) if file else cls.__module__
+
+
+def variants(base: type) -> dict[str, type]:
+    """Return the registered classes of a family by name, those of installed plugins too."""
+    plugins.load_installed()
+    return dict(_FAMILIES[base])
+
+
+def variant_name(cls: type) -> str:
+    """Return the name by which a class is known: its own without the suffix `Config`."""
+    return cls.__name__.removesuffix("Config")
+
+
+def tagged(config: Any) -> dict[str, Any]:
+    """Return a family's configuration as JSON-ready values, with its `type` first."""
+    cls, name = type(config), variant_name(type(config))
+    registered = [classes[name] for base, classes in _FAMILIES.items() if isinstance(config, base) and name in classes]
+    if not any(_origin(other) == _origin(cls) for other in registered):
+        raise ConfigError(f"{cls.__name__} is not registered: put @softvq.register above its @dataclass.")
+    return {"type": name, **to_dict(config)}
+
+
+def lookup(table: dict[str, T], name: str, what: str) -> T:
+    """Return what a dictionary of functions holds under a name, those of installed plugins too; `UnknownVariant`
+    lists what there is. `what` says what the names are of: "path"."""
+    if name not in table:
+        plugins.load_installed()
+    if name not in table:
+        raise UnknownVariant(name, f"there is no {what} {name!r}{nearest(name, list(table))}")
+    return table[name]
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -56,7 +144,7 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
     values = {}
     for name, field in fields.items():
         if name in data:
-            values[name] = _parse(hints[name], data[name], f"{where}.{name}")
+            values[name] = _parse(hints[name], _with_type(field, hints[name], data[name]), f"{where}.{name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where} lacks the key {name!r}.")
     try:
@@ -65,6 +153,14 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
         raise
     except ValueError as error:  # a dataclass's own __post_init__ check
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _with_type(field: dataclasses.Field, hint: Any, value: Any) -> Any:
+    """Return the value of a family's field with its `type`: without one it is that of the field's default."""
+    if not _is_family(hint) or not isinstance(value, dict) or "type" in value:
+        return value
+    made = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    return value if made is dataclasses.MISSING else {"type": variant_name(type(made)), **value}
 
 
 class UnknownField(ConfigError):
@@ -115,33 +211,23 @@ def _walk(node: dict, prefix: str = "") -> list[str]:
     return names
 
 
-def _variant_name(cls: type) -> str:
-    return cls.__name__.removesuffix("Config")
-
-
-def _variants(hint: Any) -> dict[str, type]:
-    """The dataclasses of a union by name; empty when the hint is not a union of several dataclasses."""
-    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
-        return {}
-    classes = [arg for arg in typing.get_args(hint) if dataclasses.is_dataclass(arg)]
-    return {_variant_name(cls): cls for cls in classes} if len(classes) > 1 else {}
-
-
 def _plain(value: Any, hint: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        plain = to_dict(value)
-        return {"type": _variant_name(type(value)), **plain} if _variants(hint) else plain
+        return tagged(value) if _is_family(hint) or _is_family(_optional(hint)) else to_dict(value)
+    if isinstance(value, Path):
+        return str(value)
+    items = [arg for arg in typing.get_args(hint) if arg is not Ellipsis and arg is not type(None)]
     if isinstance(value, tuple | list):
-        return [_plain(item, None) for item in value]
+        return [_plain(item, items[min(n, len(items) - 1)] if items else None) for n, item in enumerate(value)]
     if isinstance(value, dict):
-        return {key: _plain(item, None) for key, item in value.items()}
+        return {key: _plain(item, items[-1] if items else None) for key, item in value.items()}
     return value
 
 
 def _parse(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if variants := _variants(hint):
-        return _parse_variant(variants, value, where)
+    if _is_family(hint):
+        return parse(hint, value, where)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)
     if origin in (typing.Union, types.UnionType):  # X | None
@@ -154,12 +240,16 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin is tuple:
         return _parse_tuple(args, value, where)
+    if origin is list:
+        return list(_parse_tuple((args[0], Ellipsis), value, where))
     if origin is dict:
         if not isinstance(value, dict):
             raise ConfigError(f"{where} must be an object, not {_show(value)}.")
         return {str(key): _parse(args[1], item, f"{where}.{key}") for key, item in value.items()}
     if hint is Any:
         return value
+    if hint is Path and isinstance(value, str):
+        return Path(value).expanduser()
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**1023 else math.inf
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
@@ -169,14 +259,30 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _parse_variant(variants: dict[str, type], value: Any, where: str) -> Any:
+def parse(base: type, value: Any, where: str) -> Any:
+    """Build the configuration of a family from what `tagged` gave, or from a name alone; `UnknownVariant` where the
+    name is not registered."""
     if isinstance(value, str):
         value = {"type": value}
     if not isinstance(value, dict) or "type" not in value:
-        raise ConfigError(f"{where} must be an object whose 'type' is one of {', '.join(variants)}.")
-    if not isinstance(value["type"], str) or value["type"] not in variants:
-        raise ConfigError(f"{where}.type must be one of {', '.join(variants)}, not {_show(value['type'])}.")
-    return from_dict(variants[value["type"]], {k: v for k, v in value.items() if k != "type"}, where)
+        raise ConfigError(f"{where} must be an object whose 'type' is one of {', '.join(variants(base))}.")
+    name = value["type"]
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}.type must be one of {', '.join(variants(base))}, not {_show(name)}.")
+    if name not in _FAMILIES[base] and name not in variants(base):
+        known = ", ".join(variants(base))
+        raise UnknownVariant(name, f"{where}.type must be one of {known}, not {_show(name)}.")
+    return from_dict(_FAMILIES[base][name], {k: v for k, v in value.items() if k != "type"}, where)
+
+
+def _is_family(hint: Any) -> bool:
+    return isinstance(hint, type) and hint in _FAMILIES
+
+
+def _optional(hint: Any) -> Any:
+    """Return X of `X | None`, else None."""
+    args = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+    return args[0] if len(args) == 1 and typing.get_origin(hint) in (typing.Union, types.UnionType) else None
 
 
 def _parse_tuple(args: tuple, value: Any, where: str) -> tuple:

@@ -17,6 +17,22 @@ class ConfigError(SoftVQError, ValueError):
     """A configuration or a setting that cannot be used."""
 
 
+class UnknownVariant(ConfigError):
+    """A configuration that names a class which nothing has registered; `name` is that name."""
+
+    def __init__(self, name: str, message: str):
+        super().__init__(message)
+        self.name = name
+
+
+class PluginError(ConfigError):
+    """A user's own file that cannot be loaded, or that registers what it may not."""
+
+
+class Notice(UserWarning):
+    """Something that was done otherwise than a reader might think, and is no error: said once, on standard error."""
+
+
 class DataError(SoftVQError, ValueError):
     """Data that cannot be used."""
 

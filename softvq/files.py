@@ -6,6 +6,7 @@
 New files have the modes that the umask gives; what would not fit on the disk is refused before it is written.
 """
 
+import hashlib
 import json
 import os
 import secrets
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from softvq.errors import ModelError, StorageError
 
+AGAIN = "delete it, and make or download it again"
 _MARGIN = 2**20  # bytes that are left free
 
 
@@ -103,7 +106,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist.") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not readable JSON ({error}).") from error
+        raise ModelError(f"{path} is not readable JSON ({first_line(error)}); {AGAIN}{_stored_as(path)}.") from error
     if not isinstance(data, dict):
         raise ModelError(f"{path} must hold a JSON object.")
     return data
@@ -123,7 +126,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
-        raise ModelError(f"{path} is truncated or not a safetensors file ({first_line(error)}).") from error
+        raise ModelError(
+            f"{path} is truncated or not a safetensors file ({first_line(error)}); {AGAIN}{_stored_as(path)}."
+        ) from error
+
+
+def _stored_as(path: Path) -> str:
+    """Return which file to delete, where the path is a link to it, as in the hub's cache."""
+    return f" (the file is {path.resolve()})" if path.is_symlink() else ""
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -135,3 +145,12 @@ def read_metadata(path: Path) -> dict[str, str]:
 def first_line(error: Exception) -> str:
     """The first line of an error's message, its kind where it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return 16 hex digits of a configuration and every tensor, whatever type and file they are stored in."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().flatten().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

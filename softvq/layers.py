@@ -94,8 +94,8 @@ class Rotary:
     def of_grid(cls, grid: tuple[int, int], dim: int, first: int, device: torch.device) -> "Rotary":
         """EVA-02's: half of a head's `dim` channels turn with the row, half with the column; whatever its size, a
         grid is stretched over the 16 × 16 places of pretraining."""
-        bands = 10_000.0 ** -(torch.arange(dim // 4, device=device) / (dim // 4))
-        rows, columns = (torch.arange(n, device=device) * (16 / n) for n in grid)
+        bands = 10_000.0 ** -(torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4))
+        rows, columns = (torch.arange(n, dtype=torch.float32, device=device) * (16 / n) for n in grid)
         places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).view(-1, 2, 1)
         angles = (places * bands).flatten(1).repeat_interleave(2, dim=1)  # N dim: each angle for a pair of channels
         return cls(angles.sin(), angles.cos(), first)

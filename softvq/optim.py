@@ -1,18 +1,43 @@
 """Optimizers (LAMB is our own: PyTorch has none), their parameter groups and learning-rate schedules."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import nn
+
+from softvq.config import family, register
 
 # Not decayed, as usual for ViTs: biases, norms and scales (1-D), and learned tokens, positions and codebooks.
 _NO_DECAY = ("cls_token", "reg_token", "mask_token", "latent_tokens", "pos_embed", "codebook")
 
 
+@family
+class OptimizerConfig(ABC):
+    """The base of the optimizers' configurations. One of your own is a frozen dataclass with the field `lr`, derived
+    from this, with `@softvq.register` above it, and `build`."""
+
+    required: ClassVar = ("lr",)
+    grad_clip: float | None = None  # the largest norm of the gradient; None: no clipping
+    sharded: ClassVar[bool] = False  # if it works on parameters that are split over ranks (FSDP2)
+
+    @abstractmethod
+    def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
+        """Return the optimizers of all trainable parameters; each group keeps its peak learning rate as `peak`. A model
+        may say in `undecayed` which of its modules have no decay, and in `blocks` where its matrices are. `ValueError`
+        where nothing can be trained."""
+
+    def factor_at(self, step: int, steps: int) -> float:
+        """Return the share of the peak learning rate at a step from 0 on, of a run of `steps`. Here constant."""
+        return 1.0
+
+
+@register
 @dataclass(frozen=True)
-class AdamWConfig:
+class AdamWConfig(OptimizerConfig):
     """AdamW with a linear warm-up and a cosine decay (appendix C.1 by default).
 
     `lr` is the peak; `min_lr` the floor of the cosine, as a fraction of the peak; `grad_clip` the largest norm of the
@@ -26,6 +51,8 @@ class AdamWConfig:
     min_lr: float = 0.0
     grad_clip: float | None = 1.0
 
+    sharded = True
+
     def __post_init__(self):
         if self.lr <= 0 or self.weight_decay < 0 or self.warmup_steps < 0:
             raise ValueError("lr must be positive, weight_decay and warmup_steps not negative")
@@ -35,8 +62,6 @@ class AdamWConfig:
             raise ValueError(f"grad_clip must be positive or null, not {self.grad_clip}")
 
     def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
-        """The optimizers of all trainable parameters; each group keeps its peak learning rate as `peak`. A model may
-        say in `undecayed` which of its modules have no decay. `ValueError` where nothing can be trained."""
         return [self.build_for(model.named_parameters(), undecayed(model))]
 
     def build_for(
@@ -57,8 +82,9 @@ class AdamWConfig:
         return self.min_lr + (1 - self.min_lr) * cosine
 
 
+@register
 @dataclass(frozen=True)
-class MuonConfig:
+class MuonConfig(OptimizerConfig):
     """Muon (Jordan et al. 2024; `torch.optim.Muon`, PyTorch 2.9 or newer) for the matrices inside the model's `blocks`,
     AdamW for all else. Not the paper's: on the emoji it is 3 dB ahead of AdamW after 300 steps (benchmarks/README.md).
 
@@ -100,9 +126,6 @@ class MuonConfig:
     def factor_at(self, step: int, steps: int) -> float:
         """As `AdamWConfig.factor_at`."""
         return self.rest.factor_at(step, steps)
-
-
-OptimizerConfig = AdamWConfig | MuonConfig
 
 
 class LAMB(torch.optim.Optimizer):

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from softvq import config as configs
 from softvq.layers import VITS
-from softvq.quantizers.compose import MOST_CODEBOOKS, ProductConfig
+from softvq.quantizers.base import MOST_CODEBOOKS
+from softvq.quantizers.compose import ProductConfig
 from softvq.quantizers.gaussian import AEConfig, KLConfig
 from softvq.quantizers.hard import VQConfig
 from softvq.quantizers.soft import SoftVQConfig

@@ -9,23 +9,27 @@ the decoder reads N mask tokens and the latents and regresses the pixels of each
 """
 
 import json
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor, nn
 
 from softvq import config as configs
-from softvq import hub, released
-from softvq.errors import ModelError
+from softvq import released
+from softvq.data.images import Fit, fit, open_image, to_bytes, to_rgb, to_tensor
+from softvq.errors import ImageError, ModelError
+from softvq.files import fingerprint
 from softvq.layers import Refinement, Trunk, VisionTransformer, ViTConfig, init_linear
-from softvq.quantizers.base import Quantized, Reduce, identity, quantize
-from softvq.quantizers.compose import ProductConfig, QuantizerConfig, check_split, count_codebooks
+from softvq.quantizers.base import Quantized, QuantizerConfig, Reduce, check_quantizer, identity, quantize
+from softvq.quantizers.compose import ProductConfig
 from softvq.quantizers.soft import SoftVQConfig
+from softvq.saving import Saved
 
 _SMALL, _BASE, _LARGE = (ViTConfig.named(f"vit_{size}_patch14_dinov2") for size in ("small", "base", "large"))
 _TINY = ViTConfig(width=64, depth=2, heads=2)
@@ -67,7 +71,7 @@ class TokenizerConfig:
             patch = getattr(self, name).patch_size
             if self.image_size % patch:
                 raise ValueError(f"image_size {self.image_size} is not a multiple of the {name}'s patch size {patch}")
-        check_split(self.quantizer, self.tokens)
+        check_quantizer(self.quantizer, self.tokens)
 
     @classmethod
     def of_size(cls, size: str, **fields: Any) -> "TokenizerConfig":
@@ -134,7 +138,7 @@ class Decoder(nn.Module):
         return self.refine(pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, h * P, w * P))
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(Saved):
     """Images (B, 3, H, W) in [-1, 1] ↔ latents (B, L, D).
 
     `latent_mean`, `latent_std` (D,) are the statistics that `encode` divides out and `decode` puts back; they are 0
@@ -142,16 +146,17 @@ class Tokenizer(nn.Module):
     """
 
     kind = "tokenizer"
+    translate = staticmethod(released.tokenizer)
 
     def __init__(self, config: TokenizerConfig, about: dict[str, Any] | None = None):
-        super().__init__()
-        self.config, self.about = config, about or {}
+        super().__init__(config, about)
         self.encoder = Encoder(config)
         self.quantizer = config.quantizer.build(config.latent_dim)
         self.to_quantizer = nn.Linear(config.encoder.width, self.quantizer.in_dim)
         self.from_quantizer = nn.Linear(config.latent_dim, config.decoder.width)
         self.decoder = Decoder(config)
-        self.apply(init_linear)
+        for part in (self.encoder, self.to_quantizer, self.from_quantizer, self.decoder):
+            part.apply(init_linear)  # a quantizer starts as it wants to
         self.register_buffer("latent_mean", torch.zeros(config.latent_dim))
         self.register_buffer("latent_std", torch.ones(config.latent_dim))
 
@@ -172,17 +177,22 @@ class Tokenizer(nn.Module):
         return Reconstruction(decoded, encoded, quantized)
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L D"]:
-        """Latents of zero mean and unit variance (once statistics are fitted). For KL: of the posterior's mean."""
-        return (self.quantizer.latent(*self._to_quantize(images)) - self.latent_mean) / self.latent_std
+        """Return latents of zero mean and unit variance (once statistics are fitted). For KL: of the posterior's mean.
+
+        Images of another size than the model's are encoded as they are (positions interpolate); `prepare` and
+        `reconstruct` fit PIL images and files to its size."""
+        latents = self.quantizer.latent(*self._to_quantize(images)).to(self.latent_mean.dtype)
+        return (latents - self.latent_mean) / self.latent_std
 
     def decode(self, latents: Float[Tensor, "B L D"], size: tuple[int, int] | None = None) -> Float[Tensor, "B 3 H W"]:
-        """Images of (height, width) `size` (default: the model's own), not clamped; undoes `encode`'s normalisation."""
+        """Return images of (height, width) `size` (default: the model's own), not clamped; undoes `encode`'s
+        normalisation."""
         if latents.shape[1:] != (self.config.tokens, self.config.latent_dim):
             raise ValueError(
                 f"latents have shape {tuple(latents.shape)}, but this model's are "
                 f"(B, {self.config.tokens}, {self.config.latent_dim})."
             )
-        return self._decoded(latents * self.latent_std + self.latent_mean, size)
+        return self._decoded(latents.to(self.latent_mean) * self.latent_std + self.latent_mean, size)
 
     def encode_indices(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L *G"]:
         """The codewords' indices, for quantizers whose indices determine the latent: VQ, Product and Residual of it."""
@@ -202,17 +212,12 @@ class Tokenizer(nn.Module):
         return [*self.encoder.vit.blocks, *self.decoder.vit.blocks]
 
     @property
-    def fingerprint(self) -> str:
-        """16 hex digits of the configuration and every weight: which model this is."""
-        return hub.fingerprint(configs.identity(self.config), self.state_dict())
-
-    @property
     def latent_fingerprint(self) -> str:
         """16 hex digits of all that latents are a function of: encoder, quantizer and latent statistics. Tokenizers
         that differ in their decoders alone share it, and each other's latents and generators."""
         config = {k: v for k, v in configs.identity(self.config).items() if k not in ("decoder", "refine")}
         decoding = ("decoder.", "from_quantizer.")
-        return hub.fingerprint(config, {k: v for k, v in self.state_dict().items() if not k.startswith(decoding)})
+        return fingerprint(config, {k: v for k, v in self.state_dict().items() if not k.startswith(decoding)})
 
     def makes(self, fingerprint: str) -> bool:
         """Say whether latents recorded with this fingerprint are this tokenizer's. (Earlier versions recorded that of
@@ -227,50 +232,70 @@ class Tokenizer(nn.Module):
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write `config.json`, `model.safetensors` and a model card into `folder`, atomically. `torch.float16` halves
-        the file; it is loaded as float32 again."""
-        self._save(folder, dtype, "FOLDER OR OWNER/NAME")
+    def prepare(self, images: "Any | Sequence[Any]", fit: Fit = "crop") -> Float[Tensor, "B 3 S S"]:
+        """Return images as `encode` takes them, in [-1, 1] and of the model's size, where the model is.
 
-    def _save(self, folder: str | Path, dtype: torch.dtype, name: str) -> None:
-        if not dtype.is_floating_point:
-            raise ValueError(f"weights are stored in a floating-point type, not {dtype}.")
-        tensors = {name: p.to(dtype) for name, p in self.named_parameters()}
-        config = {"kind": self.kind, "config": configs.to_dict(self.config), "about": self.about}
-        hub.save(folder, config, {**self.state_dict(), **tensors}, self._card(name))
+        `images`: a PIL image, a path, an array or tensor, or a sequence of these. Arrays are 8-bit (H, W, 3), tensors
+        (3, H, W) in [-1, 1] or 8-bit; a tensor with a batch axis is a sequence. `fit`: how an image becomes the square
+        that the model knows: `crop` (ADM's centre crop), `resize` (stretched) or `pad` (with white). `ImageError` names
+        what cannot be read."""
+        many = images if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4 else [images]
+        if not len(many):
+            raise ImageError("there are no images to prepare.")
+        return torch.stack([self._fitted(image, fit) for image in many]).to(self.device)
+
+    @torch.no_grad()
+    def reconstruct(self, images: "Any | Sequence[Any]", fit: Fit = "crop") -> Image.Image | list[Image.Image]:
+        """Return a PIL image encoded and decoded, of the model's size; of a sequence a list. See `prepare` for what may
+        be given."""
+        alone = not isinstance(images, list | tuple) and getattr(images, "ndim", 0) != 4
+        decoded = self.decode(self.encode(self.prepare(images, fit)))
+        found = [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in to_bytes(decoded.float().cpu())]
+        return found[0] if alone else found
+
+    def _fitted(self, image: Any, how: Fit) -> Float[Tensor, "3 S S"]:
+        size = self.config.image_size
+        if isinstance(image, str | Path):
+            image = open_image(image)
+        elif isinstance(image, Tensor):
+            if image.ndim != 3 or image.shape[0] != 3:
+                raise ImageError(f"a tensor must be an image (3, H, W), or a batch of them, not {tuple(image.shape)}.")
+            if image.is_floating_point():
+                if not (image.isfinite().all() and image.abs().max() <= 1 + 1e-3):
+                    raise ImageError(
+                        "a tensor of floats must be in [-1, 1]: give x / 127.5 - 1 for pixels of 0 to 255."
+                    )
+                if image.shape[1:] == (size, size):
+                    return image.float().cpu()
+                image = to_bytes(image[None].float().cpu())[0]
+            image = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+        elif isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise ImageError(f"an array must be 8-bit (H, W, 3), not {image.dtype} of {image.shape}.")
+            image = Image.fromarray(image)
+        elif not isinstance(image, Image.Image):
+            raise ImageError(f"an image must be a PIL image, a path, an array or a tensor, not {_a(image)}.")
+        return to_tensor(fit(to_rgb(image), size, how))
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path) -> "Tokenizer":
-        """A tokenizer in evaluation mode: from a folder, of those bundled with the package (`softvq-emoji-64`), or
-        from the hub. Also reads the authors' own format, so that `SoftVQVAE/softvq-l-64` is a name.
+    def read_config(cls, config: Any, about: dict[str, Any]) -> tuple[Callable[[], "Tokenizer"], int]:
+        parsed = configs.from_dict(TokenizerConfig, config, "config")
+        return lambda: cls(parsed, about), parsed.encoder.depth + parsed.decoder.depth + parsed.quantizer.codebooks
 
-        `ModelError` or `ConfigError`, one sentence, when something is missing, damaged or unknown.
-        """
-        saved = hub.load(name_or_folder, cls.kind, released.tokenizer)
-        try:
-            config = configs.from_dict(TokenizerConfig, saved.config, "config")
-        except RecursionError:
-            raise configs.ConfigError(f"{saved.file.parent / hub.CONFIG} nests quantizers too deeply.") from None
-        parts = config.encoder.depth + config.decoder.depth + count_codebooks(config.quantizer)
-        if "source" in saved.about and not Path(name_or_folder).is_dir():
-            saved.about["source"] = str(name_or_folder)
-        model = hub.build(lambda: cls(config, saved.about), parts, saved)
-        if not (model.latent_std > 0).all():
-            raise ModelError(f"{saved.file}: latent_std must be positive.")
-        return model.eval()
+    def stored_config(self) -> dict[str, Any]:
+        return configs.to_dict(self.config)
 
-    def push_to_hub(self, name: str, *, private: bool = False, dtype: torch.dtype = torch.float32) -> str:
-        """Share the model on the hub as `owner/name`: configuration, weights and model card; gives its address.
+    def named(self, name: str, is_folder: bool) -> None:
+        if "source" in self.about and not is_folder:
+            self.about["source"] = name
 
-        Needs a hub account (`hf auth login`, or the variable HF_TOKEN)."""
-        with tempfile.TemporaryDirectory() as folder:
-            self._save(folder, dtype, name)
-            return hub.push(Path(folder), name, private)
+    def check_loaded(self, file: Path) -> None:
+        if not (self.latent_std > 0).all():
+            raise ModelError(f"{file}: latent_std must be positive.")
 
-    def _card(self, loaded_as: str) -> str:
+    def described(self, loaded_as: str) -> tuple[str, str]:
         c = self.config
         parameters = sum(p.numel() for p in self.parameters()) / 1e6
-        name = self.about.get("recipe", {}).get("name", "tokenizer")
         summary = (
             f"A SoftVQ image tokenizer: {c.image_size}×{c.image_size} images ↔ {c.tokens} tokens of {c.latent_dim} "
             f"numbers; {parameters:.2f}M parameters. Quantizer: {json.dumps(configs.to_dict(c)['quantizer'])}."
@@ -279,7 +304,7 @@ class Tokenizer(nn.Module):
             f'from softvq import Tokenizer\n\ntokenizer = Tokenizer.from_pretrained("{loaded_as}")\n'
             "latents = tokenizer.encode(images)  # images (B, 3, H, W) in [-1, 1]\nimages = tokenizer.decode(latents)"
         )
-        return hub.card(f"softvq {name}", summary, usage, self.about)
+        return summary, usage
 
     def _to_quantize(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         noise = None
@@ -288,17 +313,28 @@ class Tokenizer(nn.Module):
         return self._encoded(images), noise
 
     def _encoded(self, images: Tensor) -> Tensor:
+        if not isinstance(images, Tensor):
+            raise ImageError(
+                f"encode takes a batch of images as a tensor (B, 3, H, W) in [-1, 1], not {_a(images)}: "
+                "tokenizer.prepare(image) makes one of PIL images and files, and tokenizer.reconstruct(image) gives "
+                "the reconstruction at once."
+            )
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(
                 f"images must be floats in [-1, 1] of shape (B, 3, H, W), not {images.dtype} of {tuple(images.shape)}."
             )
         _check_size(images.shape[2:], self.config.encoder.patch_size)
-        return self.to_quantizer(self.encoder(images))
+        return self.to_quantizer(self.encoder(images.to(self.dtype)))
 
     def _decoded(self, latents: Tensor, size: tuple[int, int] | None) -> Tensor:
         size = size or (self.config.image_size, self.config.image_size)
         _check_size(size, self.config.decoder.patch_size)
-        return self.decoder(self.from_quantizer(latents), size)
+        return self.decoder(self.from_quantizer(latents.to(self.dtype)), size)
+
+
+def _a(value: Any) -> str:
+    name = f"{type(value).__module__.partition('.')[0]} {type(value).__name__}"
+    return "a PIL image" if isinstance(value, Image.Image) else f"a {name.removeprefix('builtins ')}"
 
 
 def _check_size(size: tuple[int, ...], patch_size: int) -> None:

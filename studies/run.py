@@ -5,16 +5,19 @@
 The list is JSON: `{"runs": [{"name": …, "command": […], "hours": …}, …]}`. A command is the words behind `softvq`; in
 them {run} is the run's own folder and {handovers} the folder of the models that runs leave to those behind them. A run
 ends with its model in half precision in {handovers}/NAME; from then on it is done, also in another clone that holds
-that folder. So a lost machine costs at most the stage that was running.
+that folder.
 
 While it goes, a line a minute in the log says where it stands (--every). A stage that takes longer than --hours is
-stopped (it saves itself) and left for the next call. Ctrl-C and SIGTERM stop the stage in the same way.
+stopped (it saves itself) and left for the next call, which resumes it; Ctrl-C and SIGTERM stop it in the same way.
+A stage that was stopped also leaves the average of its weights in {handovers}/NAME-part: where its run is lost with the
+machine, the next call begins from there, for the steps that are left (its optimizers and learning rate begin anew).
 """
 
 import argparse
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,9 +55,11 @@ def main() -> int:
     if options.dry_run:
         return 0
     for run in missing:
-        if code := stage(run, options):
+        code = stage(run, options)
+        if "result" not in run:
+            hand_over(run, options, unfinished=bool(code))
+        if code:
             return code
-        hand_over(run, options)
     say(options, "nothing is missing")
     return 0
 
@@ -74,17 +79,27 @@ def filled(word: str, run: dict, options: argparse.Namespace) -> str:
 
 
 def words(run: dict, options: argparse.Namespace) -> list[str]:
-    return [filled(word, run, options) for word in run["command"]]
+    """Return the run's command: as it was begun where there is something to resume, else from a part that was handed
+    over, else from the start."""
+    begun, part = options.runs / run["name"] / "begun.json", options.handovers / f"{run['name']}-part" / "config.json"
+    if begun.is_file() and any((options.runs / run["name"] / "checkpoints").glob("step-*")):
+        return json.loads(begun.read_text(encoding="utf-8"))
+    command = [filled(word, run, options) for word in run["command"]]
+    if part.is_file():
+        about = json.loads(part.read_text(encoding="utf-8"))["about"]
+        command += ["--init", str(part.parent), "--steps", str(about["recipe"]["steps"] - about["step"])]
+    return command
 
 
 def stage(run: dict, options: argparse.Namespace) -> int:
     """Run one command to its end; 0, or why it did not come to it (a command's exit code)."""
     threads = str(options.threads)
     environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), threads)}
-    command = [sys.executable, "-m", "softvq", *words(run, options)]
-    say(options, f"{run['name']}: softvq {shlex.join(words(run, options))}")
-    folder = options.runs / run["name"]
+    folder, own = options.runs / run["name"], words(run, options)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "begun.json").write_text(json.dumps(own), encoding="utf-8")
+    command = [sys.executable, "-m", "softvq", *own]
+    say(options, f"{run['name']}: softvq {shlex.join(own)}")
     output = folder / "output.log"
     began = said = time.monotonic()
     with output.open("ab") as file, ExitStack() as handlers:
@@ -113,20 +128,23 @@ def last_line(path: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output yet")
 
 
-def hand_over(run: dict, options: argparse.Namespace) -> None:
-    """Keep the run's model in half precision, for the runs behind it and for other machines."""
-    if "result" in run:
+def hand_over(run: dict, options: argparse.Namespace, unfinished: bool) -> None:
+    """Keep the run's model in half precision, for the runs behind it and for other machines; of a run that was stopped
+    the average of its last checkpoint, as NAME-part, where there is one."""
+    folder, part = options.runs / run["name"], options.handovers / f"{run['name']}-part"
+    if unfinished and not any((folder / "checkpoints").glob("step-*")):
         return
     import torch
 
     from softvq import Tokenizer
     from softvq.generators.base import Generator
+    from softvq.saving import kind_of
 
-    model = options.runs / run["name"] / "model"
-    kind = json.loads((model / "config.json").read_text(encoding="utf-8"))["kind"]
-    loaded = (Tokenizer if kind == Tokenizer.kind else Generator).from_pretrained(model)
-    target = options.handovers / run["name"]
+    loaded = (Tokenizer if kind_of(folder) == Tokenizer.kind else Generator).from_pretrained(folder)
+    target = part if unfinished else options.handovers / run["name"]
     loaded.save_pretrained(target, torch.float16)
+    if not unfinished:
+        shutil.rmtree(part, ignore_errors=True)
     size = (target / "model.safetensors").stat().st_size
     say(options, f"{run['name']}: {size / 1e6:.1f} MB in {target}")
     if size > LARGEST:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from softvq import Generator, Tokenizer, files, hub
 from softvq.data.sources import open_listed
-from softvq.generators.denoising import SiTConfig
+from softvq.generators.sit import SiTConfig
 from softvq.generators.transformer import TransformerConfig
 
 ROOT = Path(__file__).parent.parent

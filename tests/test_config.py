@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -12,20 +13,27 @@ from softvq.recipes.all import RECIPES
 from softvq.training.recipe import TokenizerRecipe
 
 
+@configs.family
+class ShapeConfig:
+    """The base of shapes."""
+
+
+@configs.register
 @dataclass(frozen=True)
-class CircleConfig:
+class CircleConfig(ShapeConfig):
     radius: float = 1.0
 
 
+@configs.register
 @dataclass(frozen=True)
-class SquareConfig:
+class SquareConfig(ShapeConfig):
     side: float
-    inner: "CircleConfig | SquareConfig | None" = None
+    inner: ShapeConfig | None = None
 
 
 @dataclass(frozen=True)
 class Drawing:
-    shape: CircleConfig | SquareConfig
+    shape: ShapeConfig
     count: int = 1
     title: str | None = None
     mode: Literal["fill", "line"] = "fill"
@@ -102,6 +110,30 @@ def test_another_variant_can_be_chosen_and_then_set():
 @pytest.mark.parametrize(("text", "title"), [("2024", "2024"), ("true", "true"), ("[", "["), ("null", None)])
 def test_a_string_stays_what_was_typed(text: str, title: str | None):
     assert configs.override(DRAWING, {"title": text}).title == title
+
+
+@dataclass(frozen=True)
+class Album:
+    cover: ShapeConfig = field(default_factory=CircleConfig)
+    pages: tuple[ShapeConfig, ...] = ()
+    named: dict[str, ShapeConfig] = field(default_factory=dict)
+    numbers: list[int] = field(default_factory=list)
+    folder: Path = Path("here")
+
+
+def test_families_inside_other_fields_keep_their_types():
+    album = Album(SquareConfig(1.0), (CircleConfig(2.0), SquareConfig(3.0)), {"a": CircleConfig()}, [1, 2], Path("x"))
+    data = json.loads(json.dumps(configs.to_dict(album)))
+    assert [page["type"] for page in data["pages"]] == ["Circle", "Square"]
+    assert configs.from_dict(Album, data) == album
+    with pytest.raises(ConfigError, match=r"config\.numbers\[1\] must be a whole number"):
+        configs.from_dict(Album, {"numbers": [1, "a"]})
+
+
+def test_without_a_type_a_value_is_of_the_defaults():
+    assert configs.from_dict(Album, {"cover": {"radius": 4}}).cover == CircleConfig(4.0)
+    with pytest.raises(ConfigError, match="has the unknown key 'side'"):
+        configs.from_dict(Album, {"cover": {"side": 4}})
 
 
 def test_override_names_the_nearest_field():

@@ -16,7 +16,6 @@ from PIL import Image
 from softvq import Tokenizer
 from softvq.cli import evaluate_reconstruction, evaluating
 from softvq.cli.main import main
-from softvq.cli.sampling import Sampler
 from softvq.data.images import fit, open_image
 from softvq.data.loader import ordered_batches
 from softvq.data.sources import Folder, open_listed
@@ -26,6 +25,7 @@ from softvq.evaluation.metrics import as_bytes
 from softvq.evaluation.parts import Parts
 from softvq.evaluation.protocol import Protocol
 from softvq.evaluation.reconstruction import score
+from softvq.pipeline import Pipeline
 from softvq.pretrained import inception, lpips
 from softvq.pretrained.features import FeatureNetwork
 
@@ -292,22 +292,22 @@ def test_the_batch_changes_no_figure_of_a_generator(reference: Path, tmp_path: P
 
 def test_a_stopped_generation_goes_on_where_it_was(reference: Path, tmp_path: Path, drawn, monkeypatch):
     asked: list[int] = []
-    images = Sampler.images
+    images = Pipeline.images
 
-    def stopping(self: Sampler, numbers: list[int], progress: Any = None) -> torch.Tensor:
-        if numbers == [9]:
+    def stopping(self: Pipeline, request: Any, numbers: range) -> torch.Tensor:
+        if list(numbers) == [9]:
             raise KeyboardInterrupt
         asked.extend(numbers)
-        return images(self, numbers, progress)
+        return images(self, request, numbers)
 
     words = (*DRAWN, "--reference", reference, "--batch", 4)  # of parts of 5: 4 and 1, 4 and 1, 1
     with monkeypatch.context() as patch:
-        patch.setattr(Sampler, "images", stopping)
+        patch.setattr(Pipeline, "images", stopping)
         code, _, errors = run(tmp_path, *words)
     assert code == 130
     assert errors.splitlines()[-1] == "softvq: stopped."
     again: list[int] = []
-    monkeypatch.setattr(Sampler, "images", lambda self, n, p=None: again.extend(n) or images(self, n, p))
+    monkeypatch.setattr(Pipeline, "images", lambda self, r, n: again.extend(n) or images(self, r, n))
     found = done(tmp_path, *words)
     assert (asked, again) == (list(range(9)), list(range(5, 11)))  # the part that was begun is made again
     close(found["scores"], drawn["scores"])

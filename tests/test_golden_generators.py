@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from softvq.generators.all import load_generator
-from softvq.generators.denoising import DiT, SiT, SiTConfig
+from softvq.generators.base import Generator
+from softvq.generators.dit import DiT
+from softvq.generators.sit import SiT, SiTConfig
 from softvq.generators.transformer import TransformerConfig
 from softvq.transports import samplers
 from softvq.transports.guidance import Guidance
@@ -49,7 +50,7 @@ def dit(tmp_path_factory) -> Golden:
 
 def on(golden: Golden, **change: str) -> SiT | DiT:
     """The released network, with another path or other betas: of those the weights know nothing."""
-    model = load_generator(golden.folder)
+    model = Generator.from_pretrained(golden.folder)
     other = replace(model.config, **change).build().eval()
     other.load_state_dict(model.state_dict())
     return other
@@ -62,7 +63,7 @@ def assert_near(actual: Tensor, expected: Tensor, absolute: float, relative: flo
 @pytest.mark.parametrize("case", ["sit", "dit"])
 def test_the_configuration_and_every_tensor_are_understood(case, request):
     golden = request.getfixturevalue(case)
-    model = load_generator(golden.folder)
+    model = Generator.from_pretrained(golden.folder)
     assert isinstance(model, SiT if case == "sit" else DiT)
     assert model.config.network == TransformerConfig(16, 8, 10, 128, 4, 4)
     assert model.config.dropout == 0.1
@@ -90,7 +91,7 @@ def test_our_own_positions_are_the_published_ones(case, request):
 def test_sits_velocity(sit: Golden):
     e = sit.expected
     assert e["y"].max() == 10  # the null class is among them
-    assert_near(load_generator(sit.folder)(e["x"], e["t"], e["y"]), e["velocity"], 1e-4)
+    assert_near(Generator.from_pretrained(sit.folder)(e["x"], e["t"], e["y"]), e["velocity"], 1e-4)
 
 
 @pytest.mark.parametrize("path", ["linear", "cosine"])
@@ -106,7 +107,7 @@ def test_sits_loss(sit: Golden, path: str):
 @torch.no_grad()
 def test_sits_samples(sit: Golden, path: str, scale: int):
     e, x = sit.expected, sit.expected["sample.noise"].double()
-    field = on(sit, path=path).velocity(e["sample.y"], Guidance(scale, (0.0, 0.7)))
+    field = on(sit, path=path).field(e["sample.y"], Guidance(scale, (0.0, 0.7)))
     found = {
         "euler8": samplers.euler(field, x, 8),
         "heun8": samplers.heun(field, x, 8),
@@ -122,7 +123,7 @@ def test_sits_samples(sit: Golden, path: str, scale: int):
 @torch.no_grad()
 def test_dits_noise_and_variance(dit: Golden):
     e = dit.expected
-    assert_near(load_generator(dit.folder)(e["x"], e["t"], e["y"]), e["output"], 1e-4)
+    assert_near(Generator.from_pretrained(dit.folder)(e["x"], e["t"], e["y"]), e["output"], 1e-4)
 
 
 @pytest.mark.parametrize("betas", ["linear", "cosine"])
@@ -147,7 +148,7 @@ def test_dits_losses(dit: Golden, betas: str):
 @torch.no_grad()
 def test_dits_samples(dit: Golden, betas: str, scale: int):
     e, model = dit.expected, on(dit, betas=betas)
-    field, x = model.noise_field(e["sample.y"], Guidance(scale)), dit.expected["sample.noise"]
+    field, x = model.field(e["sample.y"], Guidance(scale)), dit.expected["sample.noise"]
     chain = model.diffusion.respaced(10)
     found = {
         "ddim10": samplers.ddim(field, x, chain),
@@ -167,20 +168,20 @@ def test_an_unset_path_is_the_papers_and_says_so(sit: Golden, tmp_path: Path):
     for path in ({"path_type": "edm"}, {}):
         plain = {key: value for key, value in config.items() if key != "path_type"} | path
         (tmp_path / "config.json").write_text(json.dumps(plain))
-        model = load_generator(tmp_path)
+        model = Generator.from_pretrained(tmp_path)
         assert model.config.path == "cosine"
         assert "edm" in model.about["path"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "path" not in load_generator(tmp_path).about
+    assert "path" not in Generator.from_pretrained(tmp_path).about
 
 
 @pytest.mark.parametrize("case", ["sit", "dit"])
 @torch.no_grad()
 def test_saved_in_our_format_it_is_the_same(case, request, tmp_path: Path):
     golden = request.getfixturevalue(case)
-    model = load_generator(golden.folder)
+    model = Generator.from_pretrained(golden.folder)
     model.save_pretrained(tmp_path / "ours")
-    again = load_generator(tmp_path / "ours")
+    again = Generator.from_pretrained(tmp_path / "ours")
     assert again.config == model.config
     assert again.about == model.about
     assert again.state_dict().keys() == model.state_dict().keys()

@@ -138,7 +138,7 @@ def test_what_is_not_installed_is_said_before_the_work_begins(
     capsys, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ):
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr("softvq.cli.models.load_tokenizer", lambda name: pytest.fail("the tokenizer was loaded"))
+    monkeypatch.setattr("softvq.pipeline.load_tokenizer", lambda name: pytest.fail("the tokenizer was loaded"))
     code, out, err = softvq(capsys, "latents", "--data", pictures, "--out", tmp_path / "out")
     assert (code, out) == (1, "")
     assert err.startswith("softvq: ")

@@ -19,7 +19,7 @@ from softvq.evaluation import probe
 from softvq.evaluation.parts import Parts
 from softvq.evaluation.probe import Labelled
 from softvq.generators.base import Noise
-from softvq.generators.denoising import DiTConfig
+from softvq.generators.dit import DiTConfig
 from softvq.generators.mar import MARConfig, MARNetworkConfig
 from softvq.generators.transformer import TransformerConfig
 from softvq.layers import ViTConfig

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import pytest
 from torch import nn
 
-from softvq.cli import plots
+from softvq import figures as plots
 from softvq.cli.evaluating import write_result
 from softvq.cli.main import main
 from softvq.evaluation.protocol import Protocol

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from softvq import Tokenizer
-from softvq.cli.train import field_changes
+from softvq.cli.runs import field_changes
 from softvq.config import override
 from softvq.recipes import all as recipes
 
@@ -99,14 +100,23 @@ def test_a_stopped_stage_goes_on_and_ends_as_if_it_had_not_been_stopped(tmp_path
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
-    assert not (stopped / "handovers").exists()
+    part = stopped / "handovers" / "one-part"
+    step = max(int(path.name[5:]) for path in checkpoints.glob("step-*"))
+    assert json.loads((part / "config.json").read_text())["about"]["step"] == step
+    lost = tmp_path / "lost"  # another machine, which has the part alone
+    shutil.copytree(stopped / "handovers", lost / "handovers")
     told = (stopped / "log").read_text()
     assert "one: ended with 143: " in told
     assert "the run is saved" in told
     run(stopped, stopped / "list.json")
+    assert not part.exists()
     run(straight, write_list(straight, runs))
     found, wanted = weights(stopped / "handovers" / "one"), weights(straight / "handovers" / "one")
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    run(lost, write_list(lost, runs))
+    assert {path.name for path in (lost / "handovers").iterdir()} == {"one"}
+    recipe = json.loads((lost / "handovers" / "one" / "config.json").read_text())["about"]["recipe"]
+    assert (recipe["init"], recipe["steps"]) == (str(lost / "handovers" / "one-part"), 12 - step)
 
 
 def test_a_stage_that_takes_too_long_is_stopped_and_says_where_it_stands(tmp_path: Path):

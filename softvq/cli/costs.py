@@ -1,7 +1,6 @@
 """The rows of `softvq bench cost`: which networks, and what each of them costs."""
 
 import argparse
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +9,14 @@ import torch
 from torch import nn
 
 from softvq.autoencoders import FoldedAutoencoder
-from softvq.cli.models import open_model, tokenizer_of
 from softvq.evaluation.cost import call_memory, grouped, macs, timed
 from softvq.generators.base import Generator
-from softvq.generators.denoising import DiTConfig, SiTConfig
-from softvq.generators.mar import MAR, MARConfig, MARNetworkConfig, unmasking
+from softvq.generators.dit import DiTConfig
+from softvq.generators.mar import MARConfig, MARNetworkConfig
+from softvq.generators.sit import SiTConfig
 from softvq.generators.transformer import TransformerConfig
 from softvq.memory import without_contents
+from softvq.pipeline import open_model, tokenizer_of
 from softvq.runtime import autocast
 from softvq.tokenizer import Tokenizer, TokenizerConfig
 
@@ -179,7 +179,7 @@ def _inputs(model: nn.Module, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _generating(row: CostRow, times: argparse.Namespace, options: argparse.Namespace) -> dict[str, Any]:
     with without_contents():
         model = row.generator().eval()
-        counts = _evaluation_macs(model)
+        counts = macs(model, model.one_evaluation())
     found: dict[str, Any] = {
         "parameters": _parameters(model),
         "gmacs": sum(counts.values()) / 1e9,
@@ -188,17 +188,11 @@ def _generating(row: CostRow, times: argparse.Namespace, options: argparse.Names
     if options.no_time:
         return found
     model = row.generator().to(times.device).eval()
-    guided = times.batch * (2 if options.guidance != 1 else 1)
-    calls = _mar_calls(model, guided, options.steps) if isinstance(model, MAR) else _denoiser_calls(model, guided)
-    seconds = {name: _milliseconds(call, times) * times.batch / 1000 for name, call in calls.items()}
-    found["memory_gb"] = _gigabytes(model, calls["evaluation"], times)
-    found["evaluation_ms"] = seconds["evaluation"] * 1000 / times.batch
-    if isinstance(model, MAR):
-        steps = min(options.steps, model.shape[0])
-        found["head_ms"] = seconds["head"] * 1000 / times.batch
-        found["seconds"] = steps * (seconds["evaluation"] + model.config.head_steps * seconds["head"])
-    else:
-        found["seconds"] = options.steps * seconds["evaluation"]
+    parts = model.parts(times.batch, options.steps, options.guidance != 1)
+    seconds = {name: _milliseconds(part.call, times) * times.batch / 1000 for name, part in parts.items()}
+    found["memory_gb"] = _gigabytes(model, parts["evaluation"].call, times)
+    found |= {f"{name}_ms": value * 1000 / times.batch for name, value in seconds.items()}
+    found["seconds"] = sum(part.times * seconds[name] for name, part in parts.items())
     return found
 
 
@@ -211,44 +205,6 @@ def _milliseconds(call: Callable[[], Any], times: argparse.Namespace) -> float:
 def _gigabytes(model: nn.Module, call: Callable[[], Any], times: argparse.Namespace) -> float:
     with autocast(times.device, times.precision):
         return call_memory(model, call) / 1e9
-
-
-def _denoiser_calls(model: Any, rows: int) -> dict[str, Callable[[], Any]]:
-    device = next(model.parameters()).device
-    x, t = torch.zeros(rows, *model.shape, device=device), torch.zeros(rows, device=device)
-    labels = torch.zeros(rows, dtype=torch.long, device=device)
-    return {"evaluation": lambda: model.network(x, t, labels)}
-
-
-def _mar_calls(model: MAR, rows: int, steps: int) -> dict[str, Callable[[], Any]]:
-    """The encoder and decoder with the mean number of hidden tokens, and the head for a step's share of the tokens."""
-    device = next(model.parameters()).device
-    tokens, channels = model.shape
-    left = [tokens, *unmasking(tokens, steps)[:-1]]
-    masked = (torch.arange(tokens, device=device) < round(sum(left) / len(left))).expand(rows, -1)
-    latents = torch.zeros(rows, tokens, channels, device=device)
-    labels = torch.zeros(rows, dtype=torch.long, device=device)
-    many = math.ceil(rows * tokens / len(left))
-    x, t = torch.zeros(many, channels, device=device), torch.zeros(many, device=device)
-    z = torch.zeros(many, model.config.network.width, device=device)
-    return {"evaluation": lambda: model.places(latents, masked, labels), "head": lambda: model.head(x, t, z)}
-
-
-def _evaluation_macs(model: Generator) -> dict[str, int]:
-    """Of one image, one evaluation. Of a MAR: all image tokens hidden, the decoder once, the head once a token."""
-    tokens, channels = model.shape
-    x, one = torch.zeros(1, tokens, channels), torch.zeros(1)
-    if not isinstance(model, MAR):
-        return macs(model, lambda: model.network(x, one, torch.zeros(1, dtype=torch.long)))
-    network = model.config.network
-
-    def call() -> None:
-        model.token_embedder(x)
-        seen = model.decoder_embed(model.through(model.encoder, torch.zeros(1, network.buffer, network.width)))
-        places = model.through(model.decoder, torch.cat([seen, torch.zeros(1, tokens, network.width)], 1))
-        model.head(x[0], torch.zeros(tokens), places[0, network.buffer :])
-
-    return macs(model, call)
 
 
 def _parameters(model: nn.Module) -> float:

@@ -21,10 +21,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from softvq.cli.hooks import save_picture
     from softvq.cli.main import Failure, Usage
     from softvq.cli.models import Runner
     from softvq.data.images import to_image
+    from softvq.figures import save_picture
     from softvq.files import read_metadata, read_tensors
 
     if options.batch_size < 1:

@@ -29,12 +29,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from softvq.cli.hooks import comparison, save_picture, spread
+    from softvq.cli.hooks import spread
     from softvq.cli.models import Runner
     from softvq.data.loader import ordered_batches
     from softvq.data.sources import open_listed
     from softvq.evaluation.metrics import CONVENTION
     from softvq.evaluation.reconstruction import score
+    from softvq.figures import comparison, save_picture
 
     if options.steps is not None and not options.train:
         raise Usage("--steps goes with --train")

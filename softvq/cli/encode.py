@@ -28,9 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq import distributed
-    from softvq.cli.models import load_tokenizer
     from softvq.data.encode import Encoding, encode
     from softvq.data.loader import listing
+    from softvq.pipeline import load_tokenizer
     from softvq.runtime import autocast, pick_device, pick_precision
 
     if min(options.batch, options.shard) < 1 or options.workers < 0:

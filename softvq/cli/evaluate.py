@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
             name,
             help=summary,
             description=__doc__,
-            parents=[common_options()],
+            parents=[common_options(inside=True)],
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 

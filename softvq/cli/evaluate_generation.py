@@ -22,13 +22,13 @@ from softvq.cli.evaluating import (
     write_result,
 )
 from softvq.cli.main import Usage
-from softvq.cli.plots import pyplot, save_figure
-from softvq.cli.sampling import Sampler
+from softvq.cli.sample import pipeline_of
 from softvq.data.arrays import STATISTICS, write_arrays
 from softvq.data.loader import ordered_batches
 from softvq.evaluation.appearance import periods_for
 from softvq.evaluation.generation import MOST, Reference, chosen, generation_scores, spread
 from softvq.evaluation.metrics import as_bytes
+from softvq.figures import pyplot, save_figure
 from softvq.generators.base import Sampling
 
 
@@ -37,45 +37,46 @@ def generation(options: argparse.Namespace) -> dict[str, Any]:
     _check(options)
     if options.samples is not None:
         return _of_samples(options)
-    options.seeds, options.seed = options.seed, options.seed[0]
-    sampler = Sampler(options)
-    swept = cells(options, sampler)
+    seeds = options.seed
+    pipeline, asked = pipeline_of(options)
+    request = pipeline.request(**asked, num=options.num, seed=seeds[0])
+    swept = cells(options, request.sampling)
     if swept:
         pyplot()  # what is missing is said before the work begins
-    emoji = is_emoji(sampler.tokenizer)
+    emoji = is_emoji(pipeline.tokenizer)
     count = options.num or (900 if emoji else 50_000)
-    named = options.reference or sampler.generator.about.get("data")
+    named = options.reference or pipeline.generator.about.get("data")
     if named is None:
         raise Usage(f"{options.model} does not say which images it learned; give --reference")
     look_for(named)
-    bench = Bench(options, emoji, patch=patch_of(sampler.tokenizer))
-    model = {"name": str(options.model), "fingerprint": sampler.generator.fingerprint}
-    stem = f"generation-{Path(options.model).name}-{bench.stem(model, sampler.settings(), count, named, options.seeds)}"
-    size = sampler.tokenizer.config.image_size
+    bench = Bench(options, emoji, patch=patch_of(pipeline.tokenizer))
+    model = {"name": str(options.model), "fingerprint": pipeline.generator.fingerprint}
+    stem = f"generation-{Path(options.model).name}-{bench.stem(model, pipeline.settings(request), count, named, seeds)}"
+    size = pipeline.image_size
     reference, compared = reference_of(bench, named, size)
 
-    def measured(name: str) -> dict[str, Any]:
+    def measured(name: str, sampling: Sampling) -> dict[str, Any]:
         found = []
-        for seed in options.seeds:
-            sampler.seed = seed
-            parts = bench.parts(DrawnImages(sampler, count, options.batch), f"{stem}/{name}-seed{seed}")
+        for seed in seeds:
+            drawn = DrawnImages(pipeline, replace(request, num=count, seed=seed, sampling=sampling))
+            parts = bench.parts(drawn, f"{stem}/{name}-seed{seed}")
             periods = periods_for(size, bench.patch)
             found.append(generation_scores(parts, reference, bench.network.logits, size, periods))
         return bench.named(spread(found), "g")
 
-    recipe = sampler.generator.about.get("recipe", {})
+    recipe = pipeline.generator.about.get("recipe", {})
     result = {
         "model": {**model, "recipe": recipe.get("name"), "steps": recipe.get("steps")},
-        "tokenizer": sampler.generator.about.get("tokenizer", {}).get("name"),
+        "tokenizer": pipeline.generator.about.get("tokenizer", {}).get("name"),
         "protocol": bench.protocol(count, size, "none", compared).to_dict(),
-        "sampling": {**sampler.settings(), "seed": options.seeds},
-        "scores": measured("own"),
+        "sampling": {**pipeline.settings(request), "seed": seeds},
+        "scores": measured("own", request.sampling),
     }
     if swept:
         result["sweep"] = []
         for cell in swept:
-            sampler.sampling, g = cell, cell.guidance
-            found = measured(f"scale{g.scale!r}-{g.interval[0]!r}-{g.interval[1]!r}")
+            g = cell.guidance
+            found = measured(f"scale{g.scale!r}-{g.interval[0]!r}-{g.interval[1]!r}", cell)
             result["sweep"].append({"guidance": g.scale, "interval": list(g.interval), "scores": found})
         result["picture"] = str(draw_sweep(result["sweep"], options.out / f"{stem}.png", count))
     result |= {"unreadable": bench.unreadable, "notes": notes_of(result["scores"], bench, options)}
@@ -145,9 +146,9 @@ def _check(options: argparse.Namespace) -> None:
         raise Usage("--seed: a deviation needs seeds that differ")
 
 
-def cells(options: argparse.Namespace, sampler: Sampler) -> list[Sampling]:
+def cells(options: argparse.Namespace, sampling: Sampling) -> list[Sampling]:
     """The sampler's settings with each guidance scale in each interval."""
-    own = sampler.sampling.guidance
+    own = sampling.guidance
     try:
         intervals = [own.interval]
         if options.within:
@@ -155,7 +156,7 @@ def cells(options: argparse.Namespace, sampler: Sampler) -> list[Sampling]:
         wanted = [replace(own, scale=scale, interval=one) for one in intervals for scale in options.scale or ()]
     except (ValueError, TypeError) as error:
         raise Usage(f"--scale or --within: {error}; an interval is LOW:HIGH, from 0 (data) to 1 (noise)") from None
-    return [replace(sampler.sampling, guidance=guidance) for guidance in wanted]
+    return [replace(sampling, guidance=guidance) for guidance in wanted]
 
 
 def draw_sweep(sweep: list[dict[str, Any]], path: Path, count: int) -> Path:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from softvq.cli.evaluating import Bench, DataImages, is_emoji, none_readable, notes_of, patch_of, write_result
 from softvq.cli.main import Usage
-from softvq.cli.models import load_tokenizer
 from softvq.cli.representing import CodebookCounts
 from softvq.evaluation.appearance import appearance, appearance_scores, periods_for
 from softvq.evaluation.frechet import frechet_distance
@@ -18,6 +17,7 @@ from softvq.evaluation.generation import appearance_of, moments
 from softvq.evaluation.latent_space import codebook_scores
 from softvq.evaluation.metrics import as_bytes, psnr, ssim
 from softvq.evaluation.parts import Part, Parts
+from softvq.pipeline import load_tokenizer
 from softvq.pretrained import lpips as perceptual
 from softvq.runtime import autocast
 
@@ -57,7 +57,7 @@ def reconstruction(options: argparse.Namespace) -> dict[str, Any]:
 
 @torch.no_grad()
 def _part(tokenizer: Any, bench: Bench, images: DataImages, numbers: range, done: Any, judge: Any) -> Part:
-    counts = CodebookCounts(getattr(tokenizer, "quantizer", nn.Identity()))
+    counts = CodebookCounts(getattr(tokenizer, "quantizer", None))
     rows: list[dict[str, Tensor]] = []
     bad: dict[str, str] = {}
     digest = hashlib.sha256()

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from softvq import __version__, distributed, files
-from softvq.cli.train import pretrained_files
+from softvq.cli.runs import pretrained_files
 from softvq.data.arrays import ArrayFile
 from softvq.data.images import open_image
 from softvq.data.loader import NoneReadable, listing, ordered_batches
-from softvq.data.sources import Listed, identity
+from softvq.data.sources import Source, identity
 from softvq.errors import DataError, ImageError, MetricError
 from softvq.evaluation.appearance import appearance, periods_for
 from softvq.evaluation.distribution import NEIGHBOURS
@@ -27,6 +27,7 @@ from softvq.evaluation.generation import MOST, Reference, appearance_of, chosen
 from softvq.evaluation.metrics import CONVENTION, as_bytes
 from softvq.evaluation.parts import Part, Parts
 from softvq.evaluation.protocol import Protocol
+from softvq.pipeline import Pipeline, Request
 from softvq.pretrained import inception, lite
 from softvq.pretrained.features import FeatureNetwork
 from softvq.runtime import autocast, pick_device, pick_precision
@@ -146,7 +147,7 @@ class DataImages(Images):
     """Of a data set, each cut to `size` (None: all are of one size already)."""
 
     def __init__(self, data: str, size: int | None, options: argparse.Namespace):
-        self.source: Listed = listing(data)
+        self.source: Source = listing(data)
         self.options, self.title = options, data
         self.how = "keep" if size is None else "crop"
         self.crop = "none" if size is None else _ADM_CROP
@@ -172,7 +173,7 @@ class DataImages(Images):
             bad.update(error.bad)
 
 
-def _side(source: Listed) -> int:
+def _side(source: Source) -> int:
     """Of the first image that can be read."""
     bad: dict[str, str] = {}
     for index, name in enumerate(source.names):
@@ -205,14 +206,15 @@ class ArrayImages(Images):
 class DrawnImages(Images):
     """Of a generator: image `number` with a seed."""
 
-    def __init__(self, sampler: Any, count: int, batch: int):
-        self.sampler, self.count, self.batch = sampler, count, batch
-        self.size, self.crop = sampler.tokenizer.config.image_size, "none"
-        self.title = f"guidance {sampler.sampling.guidance.scale:g}, seed {sampler.seed}"
+    def __init__(self, pipeline: Pipeline, request: Request):
+        self.pipeline, self.request, self.count = pipeline, request, request.num
+        self.size, self.crop = pipeline.image_size, "none"
+        self.title = f"guidance {request.sampling.guidance.scale:g}, seed {request.seed}"
 
     def batches(self, numbers: range, bad: dict[str, str]) -> Iterator[Tensor]:
-        for first in range(numbers.start, numbers.stop, self.batch):
-            yield self.sampler.images(list(range(first, min(numbers.stop, first + self.batch))))
+        batch = self.request.batch_size
+        for first in range(numbers.start, numbers.stop, batch):
+            yield self.pipeline.images(self.request, range(first, min(numbers.stop, first + batch)))
 
 
 def look_for(reference: str) -> None:

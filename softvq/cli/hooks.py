@@ -9,22 +9,18 @@ import numpy as np
 import torch
 
 from softvq import distributed
-from softvq.cli.models import AnyTokenizer
-from softvq.data.images import to_bytes
 from softvq.data.latents import Latents
 from softvq.data.loader import listing, ordered_batches
 from softvq.data.sources import Source
-from softvq.evaluation.pictures import enlarge, error_map, grid
 from softvq.evaluation.reconstruction import ReconstructionScores, first_percentile, score
-from softvq.files import atomic
-from softvq.generators.base import Generator, Noise, Sampling
+from softvq.figures import comparison, enlarge, grid, save_picture
+from softvq.pipeline import AnyTokenizer, Pipeline
 from softvq.tokenizer import Tokenizer
 from softvq.training.generator import GeneratorRecipe, validation_loss
 from softvq.training.logs import Log
 from softvq.training.loop import Hook
 from softvq.training.recipe import TokenizerRecipe
 from softvq.training.state import TrainState
-from softvq.transports.guidance import Guidance
 
 _SHOWN = 16  # images of a sample grid, evenly over the validation set
 
@@ -69,34 +65,21 @@ def generator_hooks(folder: Path, recipe: GeneratorRecipe, tokenizer: AnyTokeniz
 
     def sample(state: TrainState, log: Log) -> None:
         model = state.ema
-        device = next(model.parameters()).device
         if held_out is not None:
             loss = validation_loss(model, recipe, held_out)
             log.values(state.step, {"val/loss": loss})
             log.say(f"step {state.step}  val loss {loss:.4f}")
         if distributed.world_size() > 1 and any(hasattr(p, "placements") for p in model.parameters()):
             return  # a sharded model is sampled when it is whole: at the end
-        classes = max(1, model.classes)
-        labels = torch.arange(_SHOWN) % classes
-        noise = Noise(0, list(range(_SHOWN)), model.shape)
-        latents = model.eval().sample(labels.to(device), noise, quick_sampling(model))
-        with torch.no_grad():
-            pictures = tokenizer.decode(latents)
+        pipeline = Pipeline(model.eval(), tokenizer)
+        shown = pipeline.tensors(num=_SHOWN, sampling=model.quick_sampling, precision="float32", progress=False)
         path = folder / "samples" / f"step-{state.step:07d}.png"
-        picture = grid([enlarge(to_bytes(pictures).cpu())], ("samples",), rows=4)
+        picture = grid([enlarge(shown)], ("samples",), rows=4)
         if distributed.rank() == 0:
             save_picture(picture, path)
         log.picture(state.step, "samples", np.asarray(picture))
 
     return [Hook(every, sample)]
-
-
-def quick_sampling(model: Generator) -> Sampling:
-    """Good enough to look at, in few evaluations."""
-    guidance = Guidance(2.0, schedule="linear" if "mar" in model.samplers else "constant")
-    if "mar" in model.samplers:
-        return Sampling("mar", 16, guidance)
-    return Sampling("heun" if "heun" in model.samplers else "dpm", 20, guidance)
 
 
 _SCORES = {"psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 4), "lpips": ("LPIPS", 4), "rfid": ("rFID", 2)}
@@ -135,15 +118,3 @@ def spread(source: Source, size: int, count: int) -> torch.Tensor:
     last = len(source.names) - 1
     chosen = sorted({round(i * last / max(1, count - 1)) for i in range(count)})
     return torch.cat([b.images for b in ordered_batches(source, size=size, batch_size=count, chosen=chosen)])
-
-
-def comparison(images: torch.Tensor, outputs: torch.Tensor):
-    """original | reconstruction | error."""
-    columns = [enlarge(to_bytes(x)) for x in (images, outputs, error_map(outputs, images))]
-    return grid(columns, ("original", "reconstruction", "error x 4"))
-
-
-def save_picture(picture: Any, path: Path) -> None:
-    """Write an image file atomically; the extension says the format."""
-    with atomic(path) as temporary:
-        picture.save(temporary, format="JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG")

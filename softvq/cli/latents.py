@@ -30,8 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq import files
     from softvq.cli.evaluating import EVALUATION
-    from softvq.cli.plots import pyplot
     from softvq.evaluation.latent_space import change, channel_statistics, codebook_scores, nearest_cosines, umap_learn
+    from softvq.figures import pyplot
 
     if min(options.num, options.classes, options.batch) < 1 or options.workers < 0:
         raise Usage("--num, --classes and --batch must be at least 1, --workers not negative")
@@ -73,10 +73,9 @@ class _Seen:
         import torch
         from tqdm import tqdm
 
-        from softvq.cli.models import load_tokenizer
         from softvq.cli.representing import CodebookCounts
         from softvq.data.loader import listing, ordered_batches
-        from softvq.quantizers.compose import simple_quantizers
+        from softvq.pipeline import load_tokenizer
         from softvq.runtime import autocast, pick_device, pick_precision
 
         device = pick_device(options.device)
@@ -88,7 +87,7 @@ class _Seen:
             raise Failure(f"{options.data} holds no images of its first {options.classes} classes.")
         chosen = sorted({among[round(i * (len(among) - 1) / max(1, options.num - 1))] for i in range(options.num)})
         self.classes = source.classes
-        quantizer = getattr(self.tokenizer, "quantizer", torch.nn.Identity())
+        quantizer = getattr(self.tokenizer, "quantizer", None)  # diffusers' have none
         counts = CodebookCounts(quantizer)
         encoded, latents, labels = [], [], []
         batches = ordered_batches(
@@ -110,11 +109,12 @@ class _Seen:
         told = counts.tensors()
         self.counts = told["counts"][0] if told else None
         self.entropy = told["entropy"][0] if told else None
-        self.codebooks = [one.codebook for one in simple_quantizers(quantizer) if hasattr(one, "codebook")]
+        leaves = [] if quantizer is None else quantizer.leaves
+        self.codebooks = [one.codebook for one in leaves if hasattr(one, "codebook")]
 
 
 def _draw_channels(statistics: dict[str, Any], path: Path) -> str:
-    from softvq.cli.plots import pyplot, save_figure
+    from softvq.figures import pyplot, save_figure
 
     figure, axes = pyplot().subplots(figsize=(7, 3), layout="constrained")
     axes.errorbar(range(len(statistics["mean"])), statistics["mean"], statistics["std"], fmt="o", capsize=2)
@@ -125,7 +125,7 @@ def _draw_channels(statistics: dict[str, Any], path: Path) -> str:
 
 
 def _draw_codebooks(counts: Any, nearest: list[Any], path: Path) -> str:
-    from softvq.cli.plots import pyplot, save_figure
+    from softvq.figures import pyplot, save_figure
 
     figure, (usage, distances) = pyplot().subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for number, (row, cosines) in enumerate(zip(counts, nearest, strict=True)):
@@ -141,8 +141,8 @@ def _draw_codebooks(counts: Any, nearest: list[Any], path: Path) -> str:
 
 
 def _draw_umap(seen: _Seen, options: argparse.Namespace) -> str:
-    from softvq.cli.plots import pyplot, save_figure
     from softvq.evaluation.latent_space import umap
+    from softvq.figures import pyplot, save_figure
 
     panels = {"z: what the decoder gets": seen.latents}
     if seen.encoded is not None:

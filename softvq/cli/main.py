@@ -10,7 +10,9 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from softvq import __version__
@@ -53,8 +55,9 @@ class Parser(argparse.ArgumentParser):
         raise Usage(f"{message}; see {self.prog} --help")
 
 
-def common_options() -> argparse.ArgumentParser:
-    """The options that every command has."""
+def common_options(inside: bool = False) -> argparse.ArgumentParser:
+    """The options that every command has. `inside`: for a command's own sub-command, where what is left out must not
+    replace what stood before it."""
     common = argparse.ArgumentParser(add_help=False)
     group = common.add_argument_group("every command")
     group.add_argument("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
@@ -64,7 +67,17 @@ def common_options() -> argparse.ArgumentParser:
         default="auto",
         help="of the networks; auto is bfloat16 for training where the machine gains from it, else float32",
     )
+    group.add_argument(
+        "--plugin",
+        type=str,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a Python file of your own that registers quantizers, generators, data …; can be given several times",
+    )
     group.add_argument("--json", action="store_true", help="print the result as one JSON object on standard output")
+    for action in common._actions if inside else ():
+        action.default = argparse.SUPPRESS
     return common
 
 
@@ -73,7 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         options = _parse(arguments)
-        result = options.run(options)
+        if options.plugin:
+            from softvq import plugins
+
+            for file in options.plugin:
+                plugins.load(file)
+        with _notices():
+            result = options.run(options)
         if options.json and result is not None:
             print(json.dumps(result, indent=2, ensure_ascii=False))
         sys.stdout.flush()
@@ -134,6 +153,24 @@ def _explain(error: Exception) -> int:
     if isinstance(error, Failure) or is_for_users(error):
         return _say(sentence(error), exit_code_of(error))
     raise error
+
+
+@contextmanager
+def _notices() -> Iterator[None]:
+    """A block in which the library's notices are sentences on standard error."""
+    from softvq.errors import Notice
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, Notice):
+            print(f"softvq: {message}", file=sys.stderr)
+        else:
+            usual(message, category, *rest, **more)
+
+    usual = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Notice)
+        warnings.showwarning = show
+        yield
 
 
 def _say(message: Any, code: int) -> int:

@@ -101,7 +101,7 @@ class _Probed:
 
     def __init__(self, options: argparse.Namespace):
         from softvq import distributed
-        from softvq.cli.models import open_model, tokenizer_of
+        from softvq.pipeline import open_model, tokenizer_of
         from softvq.runtime import pick_device, pick_precision
 
         self.options = options

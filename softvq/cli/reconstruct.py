@@ -32,10 +32,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from tqdm import tqdm
 
-    from softvq.cli.hooks import comparison, save_picture
     from softvq.cli.main import Failure, Usage
     from softvq.cli.models import Runner, image_paths, read_images
     from softvq.evaluation.metrics import CONVENTION, psnr, ssim
+    from softvq.figures import comparison, save_picture
 
     if options.batch_size < 1 or options.shown < 1:
         raise Usage("--batch-size and --shown must be at least 1")

@@ -330,7 +330,7 @@ def _cost(results: list[Result], out: Path, figures: list[Path]) -> list[str]:
 
 def _bars(values: list[tuple[str, float | None]], title: str, path: Path, figures: list[Path]) -> list[str]:
     """A bar a name; nothing where there is nothing to draw, or matplotlib is not installed."""
-    from softvq.cli.plots import pyplot, save_figure
+    from softvq.figures import pyplot, save_figure
 
     known = [(name, value) for name, value in values if value is not None]
     if len(known) < 2:

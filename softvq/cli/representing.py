@@ -15,8 +15,7 @@ from softvq.data.latents import INDEX, Latents
 from softvq.data.loader import NoneReadable, listing, ordered_batches
 from softvq.data.sources import identity
 from softvq.evaluation.parts import Part, Parts
-from softvq.quantizers.base import Quantized
-from softvq.quantizers.compose import simple_quantizers
+from softvq.quantizers.base import Quantized, Quantizer
 from softvq.runtime import autocast
 
 Represent = Callable[[Tensor, list[int]], dict[str, Tensor]]  # latents (or images), their numbers → rows
@@ -86,16 +85,18 @@ class CodebookCounts:
     """How often each codeword of each codebook was a token's most likely one, and the tokens' posterior entropy, of
     all images that go through a quantizer."""
 
-    def __init__(self, quantizer: nn.Module):
+    def __init__(self, quantizer: Quantizer | None):
         self.counts: dict[int, Tensor] = {}
         self.entropy: list[Tensor] = []
         self.handles = [
             one.register_forward_hook(lambda module, _, result, number=number: self._add(number, module, result))
-            for number, one in enumerate(simple_quantizers(quantizer))
+            for number, one in enumerate([] if quantizer is None else quantizer.leaves)
             if hasattr(one, "codebook")
         ]
 
     def _add(self, number: int, module: nn.Module, result: Quantized) -> None:
+        if result.indices is None or "entropy" not in result.statistics:  # a quantizer of one's own, without them
+            return
         size = len(module.codebook)
         found = torch.bincount(result.indices.flatten().cpu(), minlength=size)
         self.counts[number] = self.counts.get(number, torch.zeros(size, dtype=torch.int64)) + found

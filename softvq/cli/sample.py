@@ -43,18 +43,40 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--no-ema", action="store_true", help="of a run's folder: the trained weights instead of their average")
 
 
+def pipeline_of(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """Return the pipeline and what is asked of it (but for the number of images and the seed), as the options say."""
+    from softvq import distributed
+    from softvq.pipeline import Pipeline
+    from softvq.runtime import pick_device
+
+    device = distributed.start(pick_device(options.device))
+    pipeline = Pipeline.from_pretrained(
+        options.model, tokenizer=options.tokenizer, device=device, average=not options.no_ema
+    )
+    asked = {
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "interval": options.interval,
+        "sampler": options.sampler,
+        "labels": options.labels,
+        "batch_size": options.batch,
+        "precision": options.precision,
+    }
+    return pipeline, {"classes": options.classes, **asked}
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq import distributed
-    from softvq.cli.sampling import Sampler, write_npz, write_picture
 
     if min(options.num, options.batch) < 1 or not 0 <= options.seed < 2**63:
         raise Usage("--num and --batch must be at least 1, --seed not negative and below 2^63")
-    sampler = Sampler(options)
-    settings = sampler.settings()
+    pipeline, asked = pipeline_of(options)
+    asked |= {"num": options.num, "seed": options.seed}
     if options.npz is None:
-        path = write_picture(sampler, options.num, options.batch, options.out, settings)
+        path = pipeline.write_picture(options.out, **asked)
     else:
-        path = write_npz(sampler, options.num, options.batch, options.npz, settings)
+        path = pipeline.write_npz(options.npz, **asked)
+    settings = pipeline.settings(pipeline.request(**asked))
     if distributed.rank() > 0:
         options.json = False
     elif not options.json:

@@ -5,15 +5,15 @@ from dataclasses import replace
 from typing import Any
 
 from softvq.cli.main import Usage
-from softvq.cli.train import changed, field_changes, run_folder, run_options, told
+from softvq.cli.runs import changed, field_changes, run_folder, run_options, told
 
 
 def run_generator(options: argparse.Namespace) -> dict[str, Any]:
     """Train on the latents in --data, which must be of the recipe's --tokenizer."""
     from softvq import distributed
     from softvq.cli.hooks import generator_hooks
-    from softvq.cli.models import load_tokenizer
     from softvq.data.latents import Latents
+    from softvq.pipeline import load_tokenizer
     from softvq.recipes import all as recipes
     from softvq.runtime import pick_device, pick_precision
     from softvq.training.generator import train

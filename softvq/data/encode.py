@@ -18,6 +18,7 @@ from softvq.data.latents import INDEX, LatentIndex, shard_path
 from softvq.data.sources import Source, identity
 from softvq.errors import DataError, ImageError
 from softvq.files import write_json, write_tensors
+from softvq.plugins import carried
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def encode(
 
 def _write_shard(path, latents_of, source, chosen, encoding, batch_size, workers, bar) -> None:
     loader = DataLoader(
-        _Cropped(source, encoding.size), batch_size, sampler=list(chosen), num_workers=workers, collate_fn=list
+        carried(_Cropped(source, encoding.size)), batch_size, sampler=list(chosen), num_workers=workers, collate_fn=list
     )
     found, labels, bad, place = [], [], {}, 0
     for samples in loader:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from softvq.errors import ImageError
 
+Fit = Literal["crop", "resize", "pad"]  # how an image becomes a square
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
@@ -112,12 +113,14 @@ def _short_side_to(image: Image.Image, size: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def fit(image: Image.Image, size: int, how: Literal["crop", "resize", "pad"] = "crop") -> Image.Image:
-    """A `size`×`size` image from any: `crop` is ADM's centre crop, `resize` stretches, `pad` adds white."""
+def fit(image: Image.Image, size: int, how: Fit = "crop") -> Image.Image:
+    """Return a `size`×`size` image from any: `crop` is ADM's centre crop, `resize` stretches, `pad` adds white."""
     if how == "crop":
         return center_crop(image, size)
     if how == "resize":
         return image.resize((size, size), Image.Resampling.LANCZOS)
+    if how != "pad":
+        raise ImageError(f"images are fitted by crop, resize or pad, not {how!r}.")
     return ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=(255, 255, 255))
 
 

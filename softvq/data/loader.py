@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from softvq import distributed
+from softvq import distributed, plugins
 from softvq.data.images import Augment, fit, open_image, to_tensor
-from softvq.data.sources import Listed, Source, open_listed
+from softvq.data.sources import Source, open_listed
 from softvq.data.stream import ShardStream, StreamOrder, open_stream
 from softvq.errors import DataError, ImageError
 from softvq.randomness import Stream, rng
@@ -80,7 +80,7 @@ def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
 
 
 @dataclass
-class _ListedOrder:
+class _SourceOrder:
     """Sample number → image for a source that lists its images."""
 
     source: Source
@@ -109,7 +109,7 @@ class _Samples(Dataset):
     Where none is readable the `DataError` is the sample: raised in a worker it would reach people as a traceback.
     """
 
-    def __init__(self, order: _ListedOrder | StreamOrder, size: int, augment: Augment, seed: int):
+    def __init__(self, order: _SourceOrder | StreamOrder, size: int, augment: Augment, seed: int):
         self.order, self.size, self.augment, self.seed = order, size, augment, seed
 
     def __getitem__(self, position: int):
@@ -160,10 +160,10 @@ def training_batches(
     if isinstance(source, ShardStream):
         order = source.order(batch_size, seed)
     else:
-        order = _ListedOrder(source, Order(len(source.names), seed))
+        order = _SourceOrder(source, Order(len(source.names), seed))
     with _workers_as_asked():
         loader = DataLoader(
-            _Samples(order, size, augment, seed),
+            plugins.carried(_Samples(order, size, augment, seed)),
             batch_sampler=_Steps(batch_size, start_step),
             num_workers=workers,
             collate_fn=_collate,
@@ -217,7 +217,9 @@ def ordered_batches(
     bad: dict[str, str] = {}
     dataset = _Fitted(source, size, how)
     with _workers_as_asked():
-        loader = iter(DataLoader(dataset, batch_size, sampler=list(chosen), num_workers=workers, collate_fn=list))
+        loader = iter(
+            DataLoader(plugins.carried(dataset), batch_size, sampler=list(chosen), num_workers=workers, collate_fn=list)
+        )
     for found in loader:
         if failed := [sample for sample in found if isinstance(sample, DataError)]:
             raise failed[0]
@@ -233,7 +235,7 @@ def ordered_batches(
         raise NoneReadable(bad)
 
 
-def open_source(data: str) -> Listed | ShardStream:
+def open_source(data: str) -> Source | ShardStream:
     """What `sources.open_listed` opens, or tar shards at an address, `https://host/train-{0000..1023}.tar`, which are
     streamed."""
     if "://" in data:
@@ -243,7 +245,7 @@ def open_source(data: str) -> Listed | ShardStream:
     return open_listed(data)
 
 
-def listing(data: str, images: int | None = None) -> Listed:
+def listing(data: str, images: int | None = None) -> Source:
     """The images as a list: all, or where they are streamed at least `images` of them."""
     source = open_source(data)
     return source.listing(images) if isinstance(source, ShardStream) else source

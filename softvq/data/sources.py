@@ -10,11 +10,13 @@ import json
 import os
 import re
 import tarfile
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import ClassVar
 
+from softvq.config import family, parse, register, variants
 from softvq.data.images import EXTENSIONS
 from softvq.errors import DataError
 
@@ -29,18 +31,24 @@ BUNDLED = {
 }
 
 
-@runtime_checkable
-class Source(Protocol):
-    """A list of encoded images with class labels."""
+@family
+class Source(ABC):
+    """A list of encoded images with class labels. One of your own is a frozen dataclass, derived from this, with
+    `@softvq.register` above it: it is then data by its name (`Stripes`, or `{"type": "Stripes", "count": 8}`).
 
+    `names` are unique and always the same; `labels` are numbers of `classes`."""
+
+    required: ClassVar = ("names", "labels", "classes")
     names: list[str]
     labels: list[int]
     classes: list[str]
 
-    def read(self, index: int) -> bytes: ...
+    @abstractmethod
+    def read(self, index: int) -> bytes:
+        """Return an image's bytes, as in a file of it; `OSError` or `ImageError` where it cannot be read."""
 
 
-class _ByFolder:
+class _ByFolder(Source):
     """Classes from names: the first folder of each is its class; names without a folder are one class."""
 
     names: list[str]
@@ -55,6 +63,7 @@ class _ByFolder:
         return [numbers[_class_of(name)] for name in self.names]
 
 
+@register
 @dataclass(frozen=True)
 class Folder(_ByFolder):
     """Images under a folder, sorted by path. Each sub-folder of `root` is a class; a flat folder is one class."""
@@ -120,8 +129,9 @@ class Entry:
     label: str
 
 
+@register
 @dataclass(frozen=True)
-class Shards:
+class Shards(Source):
     """Images in tar shards as webdataset writes them: `key.jpg` with its class in `key.cls` beside it, read in place by
     offset. Class numbers are kept as they are. Without `.cls` files, folders inside the shards are classes.
 
@@ -170,8 +180,9 @@ def shard_entries(path: Path, shard: str) -> list[Entry]:
     return found
 
 
+@register
 @dataclass(frozen=True)
-class HubDataset:
+class HubDataset(Source):
     """A split of a Hugging Face dataset, or local parquet files in its format: rows with an image, and a class where
     there is a column for it. Downloaded once by `datasets`, memory-mapped, read row by row."""
 
@@ -273,15 +284,18 @@ def expand(pattern: str) -> list[Path]:
     return found
 
 
-Listed = Folder | TarFile | Shards | HubDataset
-
-
-def open_listed(data: str) -> Listed:
-    """Images that can be listed: one of the bundled sets in `BUNDLED`, a folder, tar shards (`train.tar`,
-    `shards/*.tar`, `train-{0000..1023}.tar`), a Hugging Face dataset (`hf:OWNER/NAME`, `hf:OWNER/NAME:SPLIT`), or
-    parquet files of one (`part-*.parquet`)."""
+def open_listed(data: str) -> Source:
+    """Return images that can be listed: one of the bundled sets in `BUNDLED`, a folder, tar shards (`train.tar`,
+    `shards/*.tar`, `train-{0000..1023}.tar`), a Hugging Face dataset (`hf:OWNER/NAME`, `hf:OWNER/NAME:SPLIT`),
+    parquet files of one (`part-*.parquet`), or a registered source by name or as JSON (`{"type": NAME, …}`)."""
     if data in BUNDLED:
         return _bundled(data)
+    if data.startswith("{") and data.endswith("}") and '"type"' in data:
+        return _registered(data)
+    if data.isidentifier() and data in variants(Source):
+        if Path(data).exists():
+            raise DataError(f'{data!r} is a folder and a registered source; write ./{data}, or {{"type": "{data}"}}.')
+        return _registered(json.dumps({"type": data}))
     if data.startswith("hf:") and not data.startswith("hf://"):
         name, _, split = data[3:].partition(":")
         return HubDataset(name, split or "train")
@@ -291,6 +305,14 @@ def open_listed(data: str) -> Listed:
     if data.lower().endswith(".tar"):
         return Shards(tuple(expand(data)))
     return Folder(Path(data).expanduser())
+
+
+def _registered(data: str) -> Source:
+    try:
+        described = json.loads(data)
+    except ValueError as error:
+        raise DataError(f"{data!r} is no JSON ({error}).") from error
+    return parse(Source, described, "data")
 
 
 def _bundled(name: str) -> TarFile:

@@ -22,7 +22,7 @@ def periods_for(size: int, patch: int | None = None) -> tuple[int, ...]:
     return tuple(sorted(p for p in {*PERIODS, *(() if patch is None else (patch,))} if 1 < p < size))
 
 
-def appearance(images: UInt8[Tensor, "B 3 S S"], periods: Sequence[int]) -> dict[str, Float[Tensor, "B *P"]]:
+def appearance(images: UInt8[Tensor, "B 3 S S"], periods: Sequence[int]) -> dict[str, Float[Tensor, " B *P"]]:
     """One row an image: `difference`, the sum of absolute differences of neighbouring pixels, down and across, over all
     channels (pixels in [0, 1]); `borders`, how much of it lies across the borders of squares of each period;
     `gradient_energy`, the mean squared difference of luma, down + across (pixels in [-1, 1]); `ink`, the share of

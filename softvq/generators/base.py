@@ -1,12 +1,11 @@
-"""What DiT, SiT and MAR share: how they are trained, sampled, saved and found."""
+"""What every generator is: its configuration, how it is trained, sampled and saved."""
 
 import json
-import tempfile
-from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -14,20 +13,25 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from softvq import config as configs
-from softvq import hub
+from softvq import released
+from softvq.config import family, lookup
+from softvq.errors import ConfigError, ModelError
 from softvq.randomness import Stream, rng
+from softvq.saving import Saved
 from softvq.transports.guidance import Guidance
 
-SamplerName = Literal["euler", "heun", "dopri5", "sde", "dpm", "dpm-sde", "ddpm", "ddim", "mar"]
+Progress = Callable[[Sequence], Sequence] | None  # what goes through the steps: `tqdm`; None for nothing
+G = TypeVar("G", bound="GeneratorConfig")
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are made. `sampler`: `euler`, `heun` (two evaluations a step), `dopri5` (adaptive; `steps` is not
-    used), `sde` (Euler–Maruyama), `dpm` and `dpm-sde` (DPM-Solver++ 2M) for SiT; `ddpm`, `ddim`, `dpm`, `dpm-sde` for
-    DiT; `mar` for MAR, where `steps` are those of unmasking. The state is kept in `dtype`."""
+    """How images are made. `sampler`: one of the generator's `samplers`: `euler`, `heun` (two evaluations a step),
+    `dopri5` (adaptive; `steps` is not used), `sde` (Euler–Maruyama), `dpm` and `dpm-sde` (DPM-Solver++ 2M) for SiT;
+    `ddpm`, `ddim`, `dpm`, `dpm-sde` for DiT; `mar` for MAR, where `steps` are those of unmasking. The state is kept in
+    `dtype`."""
 
-    sampler: SamplerName
+    sampler: str
     steps: int = 50
     guidance: Guidance = field(default_factory=Guidance)
     dtype: Literal["float32", "float64"] = "float64"
@@ -51,7 +55,7 @@ class Noise:
         self.generators = [rng(seed, Stream.SAMPLE_NOISE, image) for image in images]
         self.shape = shape
 
-    def __call__(self, number: int = 0) -> Float[Tensor, "B *shape"]:
+    def __call__(self, number: int = 0) -> Float[Tensor, " B *shape"]:
         """The next ones, float64. `number` is the step's, which samplers say and which does not matter here."""
         return torch.from_numpy(np.stack([g.standard_normal(self.shape) for g in self.generators]))
 
@@ -60,109 +64,173 @@ class Noise:
         return torch.from_numpy(np.stack([g.random(count) for g in self.generators]))
 
 
-class Generator(nn.Module):
-    """A model of latents (B, T, C) given class labels; label `classes` is the null class.
+@family
+class GeneratorConfig(ABC):
+    """The base of the generators' configurations: a frozen dataclass with the fields `tokens`, `channels` and `classes`
+    (how many labels there are, 0 for none), or with a field `network` that has them. One of your own has
+    `@softvq.register` above it, `build`, and defaults for its fields, so that its name is enough in a recipe: training
+    sets the three to those of the latents (`classes` stays 0 where it is 0)."""
+
+    @abstractmethod
+    def build(self, about: dict[str, Any] | None = None) -> "Generator":
+        """Return the generator, its weights as they start."""
+
+    @property
+    def guidance(self) -> Guidance:
+        """The guidance that images are made with where nobody says otherwise."""
+        return Guidance()
+
+    @property
+    def depth(self) -> int:
+        """How many blocks the network has at least, where that is known: a damaged file must not ask for millions."""
+        return getattr(self.sizes, "depth", 0) if self.sizes is not self else 0
+
+    @property
+    def sizes(self) -> Any:
+        """What holds `tokens`, `channels` and `classes`: the field `network` where there is one, else this."""
+        return getattr(self, "network", self)
+
+    def fitted(self: G, tokens: int, channels: int, classes: int) -> G:
+        """Return the same for latents of another shape, or another number of classes."""
+        sizes = {"tokens": tokens, "channels": channels, "classes": classes}
+        if self.sizes is self:
+            return replace(self, **sizes)
+        return replace(self, network=replace(self.sizes, **sizes))
+
+    def same_meaning(self, other: "GeneratorConfig") -> str | None:
+        """Say why the weights of another configuration's network mean something else, if they do."""
+        heads = getattr(other.sizes, "heads", None), getattr(self.sizes, "heads", None)
+        if heads[0] != heads[1]:  # weights of the same shapes, but another function
+            return f"it has {heads[0]} heads, the recipe's {heads[1]}"
+        for name in self.meaning:
+            theirs, ours = getattr(other, name, None), getattr(self, name, None)
+            if theirs != ours:
+                return f"its {name} is {theirs!r}, the recipe's {ours!r}"
+        return None
+
+    meaning: ClassVar[tuple[str, ...]] = ()  # the fields that say what the network's output means
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of making a batch of images: what is called, how often, and what of it is once an evaluation."""
+
+    call: Callable[[], Any]
+    times: int
+
+
+class Generator(Saved):
+    """A model of latents (B, T, C) given class labels from 0 on; label `classes` is the null class.
+
+    One of your own is made by a `GeneratorConfig` and has `draw`, `loss`, `sample` and `samplers`:
+
+    - `draw` gives the random numbers of a training step as tensors with a row a sample, each a function of its own
+      generator alone, so that a run does not depend on how many processes share a batch;
+    - `loss` gives a loss a sample, and is a function of what it is given and of the weights alone;
+    - `sample` gives latents of the labels' batch by one of `samplers`, and takes its random numbers from `noise` alone,
+      so that an image is a function of its seed and number and not of the batch it is made in.
 
     `about` is free JSON that travels with a saved model: recipe, figures, `classes` (their names) and `tokenizer`.
     """
 
     kind = "generator"
-    samplers: tuple[str, ...] = ()
-
-    def __init__(self, config: Any, about: dict[str, Any] | None = None):
-        super().__init__()
-        self.config, self.about = config, about or {}
+    samplers: ClassVar[dict[str, Callable[..., Tensor]]] = {}  # by name; a file of one's own may add to them
+    translate = staticmethod(released.generator)
 
     @abstractmethod
     def draw(self, rngs: Sequence[np.random.Generator], shared: np.random.Generator) -> dict[str, Tensor]:
-        """The random numbers of a training step: of each sample by its own generator, of the batch by `shared`."""
+        """Return a training step's random numbers: each sample's by its own generator, the batch's by `shared`."""
 
     @abstractmethod
     def loss(
         self, latents: Float[Tensor, "B T C"], labels: Int[Tensor, " B"], draws: dict[str, Tensor]
     ) -> dict[str, Float[Tensor, " B"]]:
-        """The loss of each sample as `loss`, and what it consists of."""
+        """Return the loss of each sample as `loss`, and what it consists of."""
 
     @abstractmethod
     def sample(
-        self, labels: Int[Tensor, " B"], noise: Noise, sampling: Sampling, progress=None
+        self, labels: Int[Tensor, " B"], noise: Noise, sampling: Sampling, progress: Progress = None
     ) -> Float[Tensor, "B T C"]:
-        """New latents of these classes. `noise` holds one generator a label."""
+        """Return new latents of these classes, float32. `noise` holds one generator a label."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """(T, C) of the latents."""
-        return self.config.network.tokens, self.config.network.channels
+        return self.config.sizes.tokens, self.config.sizes.channels
 
     @property
     def classes(self) -> int:
         """How many classes there are, 0 for an unconditional model."""
-        return self.config.network.classes
+        return self.config.sizes.classes
 
     @property
-    @abstractmethod
     def default_sampling(self) -> Sampling:
         """How images are made where neither the user nor the recipe says so: few steps, the paper's guidance."""
+        if not self.samplers:
+            raise ModelError(f"{type(self).__name__} has no samplers: a dictionary of functions by name.")
+        return Sampling(next(iter(self.samplers)), 50, self.config.guidance)
 
     @property
-    @abstractmethod
+    def quick_sampling(self) -> Sampling:
+        """How images are made that are good enough to look at while training, in few evaluations."""
+        return replace(self.default_sampling, steps=20, guidance=Guidance(2.0))
+
+    @property
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks: the units that are sharded over ranks, and whose matrices Muon trains."""
+        return []
 
     @property
     def undecayed(self) -> list[nn.Module]:
         """The modules whose weights no optimizer decays."""
         return []
 
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits of the configuration and every weight."""
-        return hub.fingerprint(configs.identity(self.config), self.state_dict())
+    def one_evaluation(self) -> Callable[[], Any]:
+        """Return a call that does for one image what one step does: what operations are counted of. Here a whole image
+        in one step."""
+        return lambda: self.sample(*self._trial(1), replace(self.default_sampling, steps=1, guidance=Guidance()))
+
+    def parts(self, rows: int, steps: int, guided: bool) -> dict[str, Part]:
+        """Return what making `rows` images in so many steps consists of, by name: what is timed. Here all in one."""
+        guidance = Guidance(2.0) if guided and self.classes else Guidance()
+        sampling = replace(self.default_sampling, steps=steps, guidance=guidance)
+        return {"evaluation": Part(lambda: self.sample(*self._trial(rows), sampling), 1)}
+
+    def _trial(self, rows: int) -> tuple[Tensor, Noise]:
+        return torch.zeros(rows, dtype=torch.long, device=self.device), Noise(0, range(rows), self.shape)
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path) -> "Generator":
-        """A SiT, DiT or MAR in evaluation mode: from a folder, of those bundled with the package (`emoji-sit`), or from
-        the hub. Also reads the authors' own format, so that `SoftVQVAE/sit-xl_softvq-l-64` is a name.
+    def read_config(cls, config: Any, about: dict[str, Any]) -> tuple[Callable[[], "Generator"], int]:
+        parsed = configs.parse(GeneratorConfig, config, "config.model")
+        return lambda: parsed.build(about), parsed.depth
 
-        `ModelError` or `ConfigError`, one sentence, when something is missing, damaged or unknown.
-        """
-        from softvq.generators.all import load_generator  # which knows the models, which know this class
+    def stored_config(self) -> dict[str, Any]:
+        return configs.tagged(self.config)
 
-        return load_generator(name_or_folder)
+    def named(self, name: str, is_folder: bool) -> None:
+        """The authors' own say in their names which tokenizer they go with."""
+        if "source" in self.about:
+            own = Path(name).name if is_folder else name.rpartition("/")[2].partition("@")[0]
+            if (parts := own.partition("_"))[2]:
+                self.about["tokenizer"] = {"name": f"SoftVQVAE/{parts[2]}"}
 
     def check(self, sampling: Sampling) -> None:
-        """`ValueError` when this model cannot be sampled so."""
-        if sampling.sampler not in self.samplers:
-            raise ValueError(
+        """`ConfigError` when this model cannot be sampled so."""
+        try:
+            lookup(self.samplers, sampling.sampler, "sampler")
+        except ConfigError:
+            raise ConfigError(
                 f"a {type(self).__name__} is sampled with {', '.join(self.samplers)}, not {sampling.sampler!r}."
-            )
+            ) from None
 
     def dropped(self, labels: Int[Tensor, " B"], uniform: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
         """Labels with a share of `config.dropout` replaced by the null class, so that guidance has something to
         compare with; of an unconditional model all."""
         if not self.classes:
             return torch.zeros_like(labels)
-        return torch.where(uniform < self.config.dropout, self.classes, labels)
+        return torch.where(uniform < getattr(self.config, "dropout", 0.0), self.classes, labels)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write `config.json`, `model.safetensors` and a model card into `folder`, atomically."""
-        self._save(folder, dtype, "FOLDER OR OWNER/NAME")
-
-    def _save(self, folder: str | Path, dtype: torch.dtype, name: str) -> None:
-        if not dtype.is_floating_point:
-            raise ValueError(f"weights are stored in a floating-point type, not {dtype}.")
-        tensors = {name: p.to(dtype) for name, p in self.named_parameters()}
-        plain = {"type": type(self).__name__, **configs.to_dict(self.config)}
-        config = {"kind": self.kind, "config": plain, "about": self.about}
-        hub.save(folder, config, {**self.state_dict(), **tensors}, self._card(name))
-
-    def push_to_hub(self, name: str, *, private: bool = False, dtype: torch.dtype = torch.float32) -> str:
-        """Share the model on the hub as `owner/name`; gives its address. Needs a hub account (`hf auth login`)."""
-        with tempfile.TemporaryDirectory() as folder:
-            self._save(folder, dtype, name)
-            return hub.push(Path(folder), name, private)
-
-    def _card(self, loaded_as: str) -> str:
+    def described(self, loaded_as: str) -> tuple[str, str]:
         tokens, channels = self.shape
         parameters = sum(p.numel() for p in self.parameters()) / 1e6
         summary = (
@@ -171,7 +239,7 @@ class Generator(nn.Module):
             f"Configuration: {json.dumps(configs.to_dict(self.config))}."
         )
         usage = (
-            f'from softvq import Generator\n\ngenerator = Generator.from_pretrained("{loaded_as}")\n'
+            f'from softvq import Pipeline\n\nimages = Pipeline.from_pretrained("{loaded_as}")(num=16, seed=0)\n'
             f"# or, in a shell: softvq sample --model {loaded_as}"
         )
-        return hub.card(f"softvq {self.about.get('recipe', {}).get('name', 'generator')}", summary, usage, self.about)
+        return summary, usage

@@ -2,10 +2,10 @@
 what the decoder says of its place."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from softvq.generators.base import Generator, Noise, Sampling, check_share
+from softvq.config import register
+from softvq.generators.base import Generator, GeneratorConfig, Noise, Part, Progress, Sampling, check_share
 from softvq.generators.transformer import FinalLayer, TimeEmbedder, start_at_zero
 from softvq.transports import samplers
 from softvq.transports.diffusion import LEAST, STEPS, Diffusion
@@ -69,8 +70,9 @@ SIZES = {
 }
 
 
+@register
 @dataclass(frozen=True)
-class MARConfig:
+class MARConfig(GeneratorConfig):
     """`dropout`: the share of labels replaced by the null class; `hidden_dropout`: of activations, in the blocks;
     `repeats`: draws of noise and time for each token in a step; `head_steps`: of the head's chain when sampling."""
 
@@ -164,7 +166,7 @@ class Head(nn.Module):
 class MAR(Generator):
     """Tokens in a random order, several at a time, each from its own small diffusion."""
 
-    samplers = ("mar",)
+    samplers: ClassVar = {}  # filled below
 
     def __init__(self, config: MARConfig, about: dict[str, Any] | None = None):
         super().__init__(config, about)
@@ -195,6 +197,10 @@ class MAR(Generator):
         return Sampling("mar", 32, self.config.guidance)
 
     @property
+    def quick_sampling(self) -> Sampling:
+        return Sampling("mar", 16, Guidance(2.0, schedule="linear"))
+
+    @property
     def blocks(self) -> list[nn.Module]:
         return [*self.encoder, *self.decoder, *self.head.layers]
 
@@ -213,7 +219,7 @@ class MAR(Generator):
             "time": torch.from_numpy(uniform[:, 1:].reshape(-1, R, T)),
             "order": torch.from_numpy(np.stack([g.permutation(T) for g in rngs])),
             "noise": torch.from_numpy(np.stack([g.standard_normal((R, T, C), dtype=np.float32) for g in rngs])),
-            "masked": torch.tensor(math.ceil(T * ratio)),
+            "masked": torch.tensor(math.ceil(T * ratio), device="cpu"),
             "seed": torch.from_numpy(rngs[0].integers(0, 2**31, 1)),
         }
 
@@ -262,17 +268,23 @@ class MAR(Generator):
 
     @torch.no_grad()
     def sample(
-        self, labels: Int[Tensor, " B"], noise: Noise, sampling: Sampling, progress=None
+        self, labels: Int[Tensor, " B"], noise: Noise, sampling: Sampling, progress: Progress = None
     ) -> Float[Tensor, "B T C"]:
         self.check(sampling)
+        return self.samplers[sampling.sampler](self, labels, noise, sampling, progress or (lambda steps: steps))
+
+    def unmask(
+        self, labels: Int[Tensor, " B"], noise: Noise, sampling: Sampling, progress: Callable[[Sequence], Sequence]
+    ) -> Float[Tensor, "B T C"]:
+        """Return latents whose tokens are made in a random order, few at first and ever more at a time."""
         T, C = self.shape
         B, device = len(labels), labels.device
         rank = noise.uniform(T).argsort(1).argsort(1).to(device)  # when each token's turn comes, the last first
-        latents = torch.zeros(B, T, C, device=device)
+        latents = torch.zeros(B, T, C, dtype=torch.float32, device=device)
         hidden = T
         null = torch.full_like(labels, self.classes)
         plan = unmasking(T, sampling.steps)
-        for after in plan if progress is None else progress(plan):
+        for after in progress(plan):
             masked, chosen = rank < hidden, (rank < hidden) & (rank >= after)
             at = torch.full((B,), after / T, dtype=torch.float64, device=device)
             scale = float(sampling.guidance.at(at)[0])
@@ -281,6 +293,38 @@ class MAR(Generator):
             latents[chosen] = self._tokens(z, other, scale, chosen, noise, getattr(torch, sampling.dtype))
             hidden = after
         return latents
+
+    def one_evaluation(self) -> Callable[[], Any]:
+        """All image tokens hidden, the decoder once, the head once a token."""
+        tokens, channels = self.shape
+        network, device = self.config.network, self.device
+        x = torch.zeros(1, tokens, channels, device=device)
+
+        def call() -> None:
+            self.token_embedder(x)
+            buffer = torch.zeros(1, network.buffer, network.width, device=device)
+            seen = self.decoder_embed(self.through(self.encoder, buffer))
+            hidden = torch.zeros(1, tokens, network.width, device=device)
+            places = self.through(self.decoder, torch.cat([seen, hidden], 1))
+            self.head(x[0], torch.zeros(tokens, device=device), places[0, network.buffer :])
+
+        return call
+
+    def parts(self, rows: int, steps: int, guided: bool) -> dict[str, Part]:
+        """The encoder and decoder with the mean number of hidden tokens, and the head for a step's share of them."""
+        tokens, channels = self.shape
+        rows, device = rows * (2 if guided else 1), self.device
+        left = [tokens, *unmasking(tokens, steps)[:-1]]
+        masked = (torch.arange(tokens, device=device) < round(sum(left) / len(left))).expand(rows, -1)
+        latents = torch.zeros(rows, tokens, channels, device=device)
+        labels = torch.zeros(rows, dtype=torch.long, device=device)
+        many = math.ceil(rows * tokens / len(left))
+        x, t = torch.zeros(many, channels, device=device), torch.zeros(many, device=device)
+        z = torch.zeros(many, self.config.network.width, device=device)
+        return {
+            "evaluation": Part(lambda: self.places(latents, masked, labels), len(left)),
+            "head": Part(lambda: self.head(x, t, z), len(left) * self.config.head_steps),
+        }
 
     def _tokens(self, z: Tensor, other: Tensor, scale: float, chosen: Tensor, noise: Noise, dtype) -> Tensor:
         """The chosen tokens, by the head's own chain from noise."""
@@ -293,6 +337,9 @@ class MAR(Generator):
         mine = chosen.cpu()
         start = noise()[mine].to(z.device, dtype)
         return samplers.ddpm(field, start, chain, lambda number: noise()[mine]).float()
+
+
+MAR.samplers["mar"] = MAR.unmask
 
 
 def truncated_normal(rng: np.random.Generator) -> float:

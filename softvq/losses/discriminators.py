@@ -1,6 +1,7 @@
 """Discriminators: what is trained of them. A frozen backbone, where there is one, is given to the training step."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,10 +13,30 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from softvq import distributed
+from softvq.config import family, register
 
 
+@family
+class DiscriminatorConfig(ABC):
+    """The base of the discriminators' configurations. One of your own is a frozen dataclass, derived from this, with
+    `@softvq.register` above it, and `build`.
+
+    `backbone`: a frozen ViT of `pretrained.vit` whose tokens it reads, after the embedding and after the blocks in
+    `after`, of images of `image_size` px; None where it reads the images themselves."""
+
+    backbone: str | None = None
+    after: tuple[int, ...] = ()
+    image_size: int = 0
+
+    @abstractmethod
+    def build(self, width: int) -> nn.Module:
+        """Return what is trained: a module from a list of readouts (tokens B T C of a backbone of this `width`; without
+        one the images B 3 H W alone) to logits B M, high for real images."""
+
+
+@register
 @dataclass(frozen=True)
-class DinoDiscriminatorConfig:
+class DinoDiscriminatorConfig(DiscriminatorConfig):
     """Heads on a frozen DINO (Section 4.1; as in StyleGAN-T). `backbone` is a ViT of `pretrained.vit`; features are
     read after the embedding and after the blocks in `after`, of images of `image_size` px; `kernel` is the width of the
     convolution along the tokens."""
@@ -36,8 +57,9 @@ class DinoDiscriminatorConfig:
         return DinoHeads(1 + len(self.after), width, self.kernel)
 
 
+@register
 @dataclass(frozen=True)
-class PatchGANDiscriminatorConfig:
+class PatchGANDiscriminatorConfig(DiscriminatorConfig):
     """The convolutional discriminator of pix2pix (Isola et al. 2017): with 3 layers a logit sees 70 × 70 px."""
 
     width: int = 64
@@ -50,9 +72,6 @@ class PatchGANDiscriminatorConfig:
     def build(self, width: int) -> "PatchGAN":
         """The `width` of a backbone does not matter: it reads the images themselves."""
         return PatchGAN(self)
-
-
-DiscriminatorConfig = DinoDiscriminatorConfig | PatchGANDiscriminatorConfig
 
 
 class BatchNorm(nn.Module):

@@ -1,0 +1,6 @@
+"""Other people's networks, frozen: features, teachers and perceptual distances, by name."""
+
+from softvq.pretrained.features import NETWORKS, FeatureNetwork
+from softvq.pretrained.named import PERCEPTUAL, TEACHERS, Named
+
+__all__ = ["NETWORKS", "PERCEPTUAL", "TEACHERS", "FeatureNetwork", "Named"]

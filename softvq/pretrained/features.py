@@ -1,6 +1,8 @@
 """Networks whose features tell real from generated images, by name, each with its own way to resize: 8-bit images of
 one size in, features out. What a figure rests on besides its images is said by `FeatureNetwork.protocol`."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -9,12 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from softvq import hub
-from softvq.errors import ModelError
+from softvq import files
+from softvq.config import lookup
+from softvq.errors import ConfigError, ModelError
 from softvq.pretrained import inception, lite, vit
 
 DINOV2 = "vit_large_patch14_dinov2.lvd142m"  # Stein et al. 2023
-NAMES = (inception.NAME, DINOV2, *lite.NAMES)
 Resizing = Literal["tf1", "clean"]
 _RESIZING = {
     "tf1": "bilinear as TensorFlow 1, no antialiasing (torch-fidelity, ADM)",
@@ -23,8 +25,8 @@ _RESIZING = {
 
 
 class FeatureNetwork(nn.Module):
-    """A frozen network in evaluation mode. `resizing`: `tf1` is what FID is defined with, for Inception alone; `clean`
-    is clean-fid's, for any."""
+    """A frozen network in evaluation mode: of images of `side` px in [-1, 1] it makes `width` features each.
+    `resizing`: `tf1` is what FID is defined with, for Inception alone; `clean` is clean-fid's, for any."""
 
     def __init__(self, name: str, network: nn.Module, side: int, width: int, resizing: Resizing):
         super().__init__()
@@ -33,27 +35,26 @@ class FeatureNetwork(nn.Module):
 
     @classmethod
     def load(cls, name: str, resizing: Resizing | None = None, file: Path | None = None) -> "FeatureNetwork":
-        """One of `NAMES`, or any ViT of `vit.MODELS`; `file`: its weights, instead of a download.
+        """Return one of `NETWORKS`; `file`: its weights, instead of a download.
 
         `ModelError` when the name is unknown, the weights cannot be had, or the resizing is not the network's."""
-        if name in (inception.NAME, inception.TINY):
-            net = inception.Inception.load(name, file)
-            return cls(name, net, inception.SIDE, net.width, resizing or "tf1")
-        if resizing == "tf1":
-            raise ModelError(f"{name} has only the resizing 'clean'; 'tf1' is Inception's.")
-        if name in lite.NAMES:
-            net = lite.Lite(name)
-            return cls(name, net, lite.SIDE, net.width, "clean")
-        if name not in vit.MODELS:
-            raise ModelError(f"there is no feature network {name!r}; there are {', '.join(NAMES)} and other ViTs.")
-        net = vit.ClassToken.load(name, 224, file)
-        return cls(name, net, 224, net.width, "clean")
+        try:
+            make = lookup(NETWORKS, name, "feature network")
+        except ConfigError:
+            some = [known for known in NETWORKS if known not in vit.MODELS or known == DINOV2]
+            raise ModelError(
+                f"there is no feature network {name!r}; there are {', '.join(some)} and other ViTs."
+            ) from None
+        network = make(resizing, file)
+        if resizing not in (None, network.resizing):
+            raise ModelError(f"{name} has only the resizing {network.resizing!r}; {resizing!r} is Inception's.")
+        return network
 
     @property
     def protocol(self) -> dict[str, str]:
         """What features are a function of, besides the images: network, weights and resizing."""
         resizing = f"{self.side} px, {_RESIZING[self.resizing]}"
-        weights = hub.fingerprint({}, self.network.state_dict())
+        weights = files.fingerprint({}, self.network.state_dict())
         return {"features": self.name, "weights": weights, "resizing": resizing}
 
     @torch.no_grad()
@@ -81,3 +82,28 @@ class FeatureNetwork(nn.Module):
         images = images.float() if images.device.type == "mps" else images.double()
         size = (self.side, self.side)
         return F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 255).float()
+
+
+def _inception(name: str, resizing: Resizing | None, file: Path | None) -> FeatureNetwork:
+    net = inception.Inception.load(name, file)
+    return FeatureNetwork(name, net, inception.SIDE, net.width, resizing or "tf1")
+
+
+def _lite(name: str, resizing: Resizing | None, file: Path | None) -> FeatureNetwork:
+    net = lite.Lite(name)
+    return FeatureNetwork(name, net, lite.SIDE, net.width, "clean")
+
+
+def _vit(name: str, resizing: Resizing | None, file: Path | None) -> FeatureNetwork:
+    if resizing == "tf1":  # before a download
+        raise ModelError(f"{name} has only the resizing 'clean'; 'tf1' is Inception's.")
+    net = vit.ClassToken.load(name, 224, file)
+    return FeatureNetwork(name, net, 224, net.width, "clean")
+
+
+# Name -> (resizing, a file of weights) -> the network. A file of one's own may add to them.
+NETWORKS: dict[str, Callable[[Resizing | None, Path | None], FeatureNetwork]] = {
+    **{name: partial(_inception, name) for name in (inception.NAME, inception.TINY)},
+    **{name: partial(_lite, name) for name in lite.NAMES},
+    **{name: partial(_vit, name) for name in vit.MODELS},
+}

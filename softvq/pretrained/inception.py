@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from softvq import files, hub
+from softvq import files
 from softvq.errors import ModelError
+from softvq.saving import build
 
 NAME = "inception-2015-12-05"
 TINY = "tiny_inception"  # a stand-in with seeded random weights, an eighth as wide: for tests
@@ -186,7 +187,7 @@ class Inception(nn.Module):
         file = _downloaded() if file is None else file
         tensors = files.read_tensors(file) if file.suffix == ".safetensors" else _unpickled(file)
         tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
-        return hub.build(cls, 5, hub.SavedModel(file, {}, {}, tensors))
+        return build(cls, 5, file, tensors)
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
         """The features of the last pooling layer, of images resized as TensorFlow 1 did."""

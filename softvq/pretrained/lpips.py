@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from softvq import files, hub
 from softvq.errors import ModelError
+from softvq.saving import build
 
 NAME = "vgg16.tv_in1k"
 TINY = "tiny_vgg16"  # a stand-in, an eighth as wide, with seeded random weights: for tests and tiny twins of recipes
@@ -70,7 +71,7 @@ class LPIPS(nn.Module):
         if file is None:
             file = hub.download(f"timm/{NAME}", (hub.WEIGHTS,), f"the file of {NAME}", "pretrained") / hub.WEIGHTS
         tensors = {k: v for k, v in files.read_tensors(file).items() if k.startswith("features.")}
-        vgg = hub.build(VGG16, 13, hub.SavedModel(file, {}, {}, tensors))
+        vgg = build(VGG16, 13, file, tensors)
         return cls(vgg, files.read_tensors(LINEAR))
 
     @classmethod

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from softvq import files, hub
 from softvq.errors import ModelError
 from softvq.layers import VITS, VisionTransformer, ViTConfig, init_linear, resample_patches, resample_positions
+from softvq.saving import build
 
 Channels = tuple[float, float, float]
 _IMAGENET: tuple[Channels, Channels] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -84,8 +85,7 @@ def load(name: str, image_size: int, patch_size: int | None = None, file: Path |
     side = image_size // patch_size
     if "patch_embed.proj.weight" in tensors and "pos_embed" in tensors:
         tensors |= _resampled(tensors, known, file, patch_size, side)
-    saved = hub.SavedModel(file, {}, {}, tensors)
-    return hub.build(lambda: VisionTransformer(config, (side, side)), config.depth, saved)
+    return build(lambda: VisionTransformer(config, (side, side)), config.depth, file, tensors)
 
 
 def untrained(name: str, image_size: int, patch_size: int | None = None) -> VisionTransformer:

@@ -1,6 +1,7 @@
 """What every quantizer is, gives and reports."""
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from softvq.config import family
 
 Reduce = Callable[[Tensor], Tensor]  # a tensor -> its mean over all ranks, with gradients
 
@@ -63,11 +66,38 @@ class Quantized:
     assignment: Assignment | None = None
 
 
-class Quantizer(nn.Module):
+@family
+class QuantizerConfig(ABC):
+    """The base of the quantizers' configurations. One of your own is a frozen dataclass, derived from this, with
+    `@softvq.register` above it, and `build`; the rest has defaults."""
+
+    @abstractmethod
+    def build(self, dim: int) -> "Quantizer":
+        """Return the quantizer for latents of `dim` numbers a token."""
+
+    @property
+    def codebooks(self) -> int:
+        """How many codebooks there are; also those of the quantizers inside."""
+        return 1
+
+    def check(self, tokens: int) -> None:
+        """Raise a `ValueError` when so many tokens cannot be quantized."""
+
+    def as_printed(self) -> "QuantizerConfig":
+        """Return the form that the paper prints, where another was released."""
+        return self
+
+    def tiny(self) -> "QuantizerConfig":
+        """Return the same in small, for the tiny twins of recipes."""
+        return self
+
+
+class Quantizer(nn.Module, ABC):
     """The bottleneck: ẑ (B, L, in_dim) → `Quantized` with latents z (B, L, dim).
 
-    `in_dim` is the width it wants from the encoder. `discrete` says whether indices alone determine z, so that
-    `lookup` inverts them. `noise` is the reparametrisation noise (B, L, dim) of those that sample; others ignore it.
+    `in_dim` is the width it wants from the encoder. `discrete` says if indices alone determine z, so that `lookup`
+    inverts them; `soft` if its loss `kl` is that of its `assignment`, so that several can be taken as one. `noise` is
+    the reparametrisation noise (B, L, dim) of those that sample; others ignore it.
 
     A quantizer knows no ranks: E q in the KL term is not linear in the batch, so training on several passes in
     `reduce`, the mean over ranks. One of your own whose `forward` does not take it is called without (`quantize`).
@@ -76,19 +106,26 @@ class Quantizer(nn.Module):
     dim: int
     in_dim: int
     discrete: bool = False
+    soft: bool = False
     takes_reduction: bool = True  # if `forward` has the argument `reduce`; found out when the class is made
 
     def __init_subclass__(cls, **arguments: Any):
         super().__init_subclass__(**arguments)
         cls.takes_reduction = "reduce" in inspect.signature(cls.forward).parameters
 
+    @abstractmethod
     def forward(
         self,
         z: Float[Tensor, "B L {self.in_dim}"],
         noise: Float[Tensor, "B L {self.dim}"] | None = None,
         reduce: Reduce = identity,
     ) -> Quantized:
-        raise NotImplementedError
+        """Return the latents, and what training wants to know besides."""
+
+    @property
+    def leaves(self) -> "list[Quantizer]":
+        """The quantizers that a nested one holds, in order; itself where it holds none."""
+        return [self]
 
     def latent(
         self, z: Float[Tensor, "B L {self.in_dim}"], noise: Float[Tensor, "B L {self.dim}"] | None = None
@@ -106,6 +143,17 @@ class Quantizer(nn.Module):
 def entropy(q: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
     """H(q) = −Σ q log q in nats, with 0 log 0 = 0, and a finite gradient there: E q underflows to 0 at τ = 0.01."""
     return -(q * q.clamp_min(torch.finfo(q.dtype).tiny).log()).sum(-1)
+
+
+TINY = 64  # codewords of the tiny twins' codebooks
+MOST_CODEBOOKS = 1024  # far beyond use; a damaged file must not ask for millions
+
+
+def check_quantizer(config: QuantizerConfig, tokens: int) -> None:
+    """Raise a `ValueError` when so many tokens cannot be quantized, or there are too many codebooks."""
+    if config.codebooks > MOST_CODEBOOKS:
+        raise ValueError(f"the quantizer has {config.codebooks} codebooks, more than {MOST_CODEBOOKS}")
+    config.check(tokens)
 
 
 def quantize(quantizer: Quantizer, z: Tensor, noise: Tensor | None, reduce: Reduce) -> Quantized:

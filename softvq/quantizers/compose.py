@@ -1,6 +1,6 @@
 """Quantizers made of quantizers: Product (Eq. 12) and Residual (Eq. 13). They hold any quantizer, each other too."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -9,14 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from softvq import config as configs
-from softvq.quantizers.base import Quantized, Quantizer, Reduce, identity, pooled, quantize
-from softvq.quantizers.gaussian import AEConfig, KLConfig
-from softvq.quantizers.hard import VQConfig
-from softvq.quantizers.soft import GMMVQConfig, SoftVQConfig
+from softvq.quantizers.base import Quantized, Quantizer, QuantizerConfig, Reduce, identity, pooled, quantize
+from softvq.quantizers.soft import SoftVQConfig
 
 
+@configs.register
 @dataclass(frozen=True)
-class ProductConfig:
+class ProductConfig(QuantizerConfig):
     """Eq. 12: `groups` parts of the latent, each with a codebook of its own.
 
     `axis`: `token` splits the L tokens into runs of L/G as the released `num_codebooks` does; `channel` splits each
@@ -25,7 +24,7 @@ class ProductConfig:
     averaged over the parts.
     """
 
-    inner: "QuantizerConfig" = field(default_factory=SoftVQConfig)
+    inner: QuantizerConfig = field(default_factory=SoftVQConfig)
     groups: int = 4
     axis: Literal["token", "channel"] = "token"
     kl: Literal["group", "pooled"] = "group"
@@ -36,6 +35,21 @@ class ProductConfig:
 
     def build(self, dim: int) -> "Product":
         return Product(self, dim)
+
+    @property
+    def codebooks(self) -> int:
+        return self.groups * self.inner.codebooks
+
+    def check(self, tokens: int) -> None:
+        if self.axis == "token" and tokens % self.groups:
+            raise ValueError(f"{tokens} tokens cannot be split into the {self.groups} equal groups of Product")
+        self.inner.check(tokens // self.groups if self.axis == "token" else tokens)
+
+    def as_printed(self) -> "ProductConfig":
+        return ProductConfig(self.inner.as_printed(), self.groups, axis="channel")
+
+    def tiny(self) -> "ProductConfig":
+        return replace(self, inner=self.inner.tiny())
 
 
 class Product(Quantizer):
@@ -54,11 +68,15 @@ class Product(Quantizer):
         part = dim if config.axis == "token" else dim // G
         self.inner = nn.ModuleList(config.inner.build(part) for _ in range(G))
         self.in_dim = self.inner[0].in_dim * (1 if config.axis == "token" else G)
-        self.discrete = self.inner[0].discrete
-        if config.kl == "pooled" and isinstance(config.inner, VQConfig | KLConfig | AEConfig):
+        self.discrete, self.soft = self.inner[0].discrete, self.inner[0].soft
+        if config.kl == "pooled" and not self.soft:
             raise ValueError(
                 f"Product's kl 'pooled' needs soft posteriors, which {type(self.inner[0]).__name__} has not."
             )
+
+    @property
+    def leaves(self) -> list[Quantizer]:
+        return [leaf for inner in self.inner for leaf in inner.leaves]
 
     def forward(
         self, z: Float[Tensor, "B L D_in"], noise: Float[Tensor, "B L D"] | None = None, reduce: Reduce = identity
@@ -109,14 +127,15 @@ class Product(Quantizer):
         return indices.unbind(2)
 
 
+@configs.register
 @dataclass(frozen=True)
-class ResidualConfig:
+class ResidualConfig(QuantizerConfig):
     """Eq. 13: `depth` quantizers in a row, each on what the ones before left over.
 
     `normalise` divides ẑ by its length first. Eq. 13 does not; but by cosine, where latents are no longer
     than 1, the length of ẑ is free, and from a long one nothing is left over but its own direction again."""
 
-    inner: "QuantizerConfig" = field(default_factory=SoftVQConfig)
+    inner: QuantizerConfig = field(default_factory=SoftVQConfig)
     depth: int = 2
     normalise: bool = configs.later(False)
 
@@ -126,6 +145,19 @@ class ResidualConfig:
 
     def build(self, dim: int) -> "Residual":
         return Residual(self, dim)
+
+    @property
+    def codebooks(self) -> int:
+        return self.depth * self.inner.codebooks
+
+    def check(self, tokens: int) -> None:
+        self.inner.check(tokens)
+
+    def as_printed(self) -> "ResidualConfig":
+        return replace(self, inner=self.inner.as_printed())
+
+    def tiny(self) -> "ResidualConfig":
+        return replace(self, inner=self.inner.tiny())
 
 
 class Residual(Quantizer):
@@ -140,12 +172,16 @@ class Residual(Quantizer):
         self.config, self.dim = config, dim
         self.inner = nn.ModuleList(config.inner.build(dim) for _ in range(config.depth))
         self.in_dim = self.inner[0].in_dim
-        self.discrete = self.inner[0].discrete
+        self.discrete, self.soft = self.inner[0].discrete, self.inner[0].soft
         if self.in_dim != dim:
             raise ValueError(
                 f"Residual needs quantizers that take what they give, but {type(self.inner[0]).__name__} "
                 f"takes {self.in_dim} numbers a token and gives {dim}."
             )
+
+    @property
+    def leaves(self) -> list[Quantizer]:
+        return [leaf for inner in self.inner for leaf in inner.leaves]
 
     def forward(
         self, z: Float[Tensor, "B L D"], noise: Float[Tensor, "B L D"] | None = None, reduce: Reduce = identity
@@ -174,36 +210,3 @@ class Residual(Quantizer):
 def average(dicts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The mean of each named scalar."""
     return {name: torch.stack([d[name] for d in dicts]).mean() for name in dicts[0]}
-
-
-def simple_quantizers(quantizer: nn.Module) -> list[nn.Module]:
-    """The quantizers that a nested one holds, in order; itself where it holds none."""
-    if isinstance(quantizer, Product | Residual):
-        return [one for inner in quantizer.inner for one in simple_quantizers(inner)]
-    return [quantizer]
-
-
-QuantizerConfig = SoftVQConfig | GMMVQConfig | VQConfig | KLConfig | AEConfig | ProductConfig | ResidualConfig
-
-
-MOST_CODEBOOKS = 1024  # far beyond use; a damaged file must not ask for millions
-
-
-def check_split(config: QuantizerConfig, tokens: int) -> None:
-    """`ValueError` when the tokens cannot be split as products over tokens ask, or there are too many codebooks."""
-    if count_codebooks(config) > MOST_CODEBOOKS:
-        raise ValueError(f"the quantizer has {count_codebooks(config)} codebooks, more than {MOST_CODEBOOKS}")
-    if isinstance(config, ProductConfig | ResidualConfig):
-        if isinstance(config, ProductConfig) and config.axis == "token":
-            if tokens % config.groups:
-                raise ValueError(f"{tokens} tokens cannot be split into the {config.groups} equal groups of Product")
-            tokens //= config.groups
-        check_split(config.inner, tokens)
-
-
-def count_codebooks(config: QuantizerConfig) -> int:
-    """How many simple quantizers a configuration asks for."""
-    if isinstance(config, ProductConfig | ResidualConfig):
-        copies = config.groups if isinstance(config, ProductConfig) else config.depth
-        return copies * count_codebooks(config.inner)
-    return 1

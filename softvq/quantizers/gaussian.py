@@ -6,11 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softvq.quantizers.base import Quantized, Quantizer, Reduce, full_precision, identity
+from softvq.config import register
+from softvq.quantizers.base import Quantized, Quantizer, QuantizerConfig, Reduce, full_precision, identity
 
 
+@register
 @dataclass(frozen=True)
-class KLConfig:
+class KLConfig(QuantizerConfig):
     """Eq. 1, a diagonal Gaussian per token."""
 
     def build(self, dim: int) -> "KL":
@@ -43,8 +45,9 @@ class KL(Quantizer):
         return Quantized(latent, losses={"kl": kl}, statistics=statistics)
 
 
+@register
 @dataclass(frozen=True)
-class AEConfig:
+class AEConfig(QuantizerConfig):
     """No bottleneck but the width: the plain auto-encoder of Section 2.1."""
 
     def build(self, dim: int) -> "AE":

@@ -1,6 +1,6 @@
 """VQ: the deterministic categorical posterior (Eq. 2) with the straight-through gradient."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -8,9 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from softvq.config import register
 from softvq.quantizers.base import (
+    TINY,
     Quantized,
     Quantizer,
+    QuantizerConfig,
     Reduce,
     assign_hard,
     distances,
@@ -20,8 +23,9 @@ from softvq.quantizers.base import (
 )
 
 
+@register
 @dataclass(frozen=True)
-class VQConfig:
+class VQConfig(QuantizerConfig):
     """Eq. 2. `distance`: `euclidean` takes the nearest codeword; `cosine` normalises ẑ and C first."""
 
     codebook_size: int = 8192
@@ -33,6 +37,12 @@ class VQConfig:
 
     def build(self, dim: int) -> "VQ":
         return VQ(self, dim)
+
+    def as_printed(self) -> "VQConfig":
+        return VQConfig(self.codebook_size)
+
+    def tiny(self) -> "VQConfig":
+        return replace(self, codebook_size=TINY)
 
 
 class VQ(Quantizer):

@@ -1,7 +1,7 @@
 """Soft categorical posteriors over a codebook: SoftVQ (Eq. 4) and GMMVQ (Eq. 11)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from softvq import config as configs
+from softvq.config import later, register
 from softvq.quantizers.base import (
+    TINY,
     Assignment,
     Quantized,
     Quantizer,
+    QuantizerConfig,
     Reduce,
     assign,
     distances,
@@ -25,8 +27,9 @@ from softvq.quantizers.base import (
 TAU = 0.07  # Section 3.2, "set to 0.07 by ablation"
 
 
+@register
 @dataclass(frozen=True)
-class SoftVQConfig:
+class SoftVQConfig(QuantizerConfig):
     """Eq. 4 by default; `SoftVQConfig.released()` is the form that the released weights were trained with.
 
     `distance`: `euclidean` is Eq. 4 as printed, softmax(−‖ẑ − c‖₂ / τ) with the plain (unsquared) norm; `cosine` is
@@ -56,9 +59,17 @@ class SoftVQConfig:
     def build(self, dim: int) -> "SoftVQ":
         return SoftVQ(self, dim)
 
+    def as_printed(self) -> "SoftVQConfig":
+        return SoftVQConfig(self.codebook_size, tau=self.tau, learn_tau=self.learn_tau)
+
+    def tiny(self) -> "SoftVQConfig":
+        return replace(self, codebook_size=TINY)
+
 
 class SoftVQ(Quantizer):
     """z = q(z|x) C, q a softmax over the codewords (Eq. 4): fully differentiable, no codebook or commitment loss."""
+
+    soft = True
 
     def __init__(self, config: SoftVQConfig, dim: int):
         super().__init__()
@@ -104,8 +115,9 @@ class SoftVQ(Quantizer):
             return F.log_softmax(self.similarities(z) / self.tau, dim=-1).exp() @ self.codewords.to(z.dtype)
 
 
+@register
 @dataclass(frozen=True)
-class GMMVQConfig:
+class GMMVQConfig(QuantizerConfig):
     """Eq. 11. `weights`: `token` predicts one positive ω per token, the data-dependent 1/τ (the paper's "temperature
     parameters"); `codeword` predicts one per codeword (its "weights of the Gaussian component").
 
@@ -115,7 +127,7 @@ class GMMVQConfig:
 
     codebook_size: int = 8192
     weights: Literal["token", "codeword"] = "token"
-    component_std: float = configs.later(0.0)
+    component_std: float = later(0.0)
 
     def __post_init__(self):
         _check_codebook(self.codebook_size)
@@ -125,6 +137,9 @@ class GMMVQConfig:
     def build(self, dim: int) -> "GMMVQ":
         return GMMVQ(self, dim)
 
+    def tiny(self) -> "GMMVQConfig":
+        return replace(self, codebook_size=TINY)
+
 
 class GMMVQ(Quantizer):
     """z = softmax(−ω(ẑ) ‖ẑ − C‖₂) C (Eq. 11); the encoder gives D numbers for ẑ and the raw ω behind them.
@@ -132,6 +147,8 @@ class GMMVQ(Quantizer):
     With `component_std` σ: z = Σ_k q_k (c_k + σ ε_k), each ε_k normal and of its own, in training mode or where `noise`
     is given. Their weighted sum is as if drawn at once, Σ_k q_k c_k + σ (Σ_k q_k²)^½ ε, with ε = `noise` (B, L, D).
     """
+
+    soft = True
 
     def __init__(self, config: GMMVQConfig, dim: int):
         super().__init__()

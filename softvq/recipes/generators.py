@@ -11,9 +11,10 @@ made with this code.
 
 from dataclasses import replace
 
-from softvq.generators.base import Sampling
-from softvq.generators.denoising import DiTConfig, SiTConfig
+from softvq.generators.base import GeneratorConfig, Sampling
+from softvq.generators.dit import DiTConfig
 from softvq.generators.mar import MARConfig, MARNetworkConfig
+from softvq.generators.sit import SiTConfig
 from softvq.generators.transformer import TransformerConfig
 from softvq.optim import AdamWConfig, MuonConfig
 from softvq.training.generator import GeneratorRecipe, PublishedGeneratorRecipe
@@ -41,14 +42,14 @@ def _denoiser(
         tokenizer=f"SoftVQVAE/{tokenizer}",
         steps=steps,
         optimizer=replace(_DIFFUSION, grad_clip=1.0 if kind == "sit" else None),
-        sampling=_sampling(model, published),
+        sampling=_sampling(kind, model, published),
         published=published,
     )
 
 
-def _sampling(model: SiTConfig | DiTConfig, published: PublishedGeneratorRecipe) -> Sampling:
+def _sampling(kind: str, model: GeneratorConfig, published: PublishedGeneratorRecipe) -> Sampling:
     guidance = Guidance() if published.gfid_guided is None else model.guidance
-    return Sampling("sde" if isinstance(model, SiTConfig) else "ddpm", 250, guidance)
+    return Sampling({"sit": "sde", "dit": "ddpm"}[kind], 250, guidance)
 
 
 def _mar(tokenizer: str, tokens: int, published: PublishedGeneratorRecipe) -> GeneratorRecipe:
@@ -131,7 +132,7 @@ def _two_dimensional() -> list[GeneratorRecipe]:
                 tokenizer="diffusers:stabilityai/sd-vae-ft-mse",
                 steps=7_000_000,
                 optimizer=replace(_DIFFUSION, grad_clip=None),
-                sampling=_sampling(model, row),
+                sampling=_sampling(kind, model, row),
                 published=row,
             )
         )

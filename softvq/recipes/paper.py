@@ -15,7 +15,8 @@ from softvq.layers import ViTConfig
 from softvq.losses.discriminators import DinoDiscriminatorConfig
 from softvq.losses.total import ScheduleConfig
 from softvq.optim import AdamWConfig
-from softvq.quantizers.compose import ProductConfig, QuantizerConfig, ResidualConfig
+from softvq.quantizers.base import QuantizerConfig
+from softvq.quantizers.compose import ProductConfig, ResidualConfig
 from softvq.quantizers.gaussian import AEConfig
 from softvq.quantizers.hard import VQConfig
 from softvq.quantizers.soft import GMMVQConfig, SoftVQConfig
@@ -181,7 +182,7 @@ PAPER = (*_main(), *_comparison(), *_initialisation(), *_ablation())
 
 def as_printed(recipe: TokenizerRecipe) -> TokenizerRecipe | None:
     """The `-paper` twin: Eq. 2, 4, 12 and 13 as printed instead of as released. None where the two are the same."""
-    quantizer = _printed(recipe.tokenizer.quantizer)
+    quantizer = recipe.tokenizer.quantizer.as_printed()
     if quantizer == recipe.tokenizer.quantizer:
         return None
     return replace(
@@ -190,18 +191,6 @@ def as_printed(recipe: TokenizerRecipe) -> TokenizerRecipe | None:
         about=f"{recipe.about} The quantizer as the paper prints it.",
         tokenizer=replace(recipe.tokenizer, quantizer=quantizer),
     )
-
-
-def _printed(config: QuantizerConfig) -> QuantizerConfig:
-    if isinstance(config, SoftVQConfig):
-        return SoftVQConfig(config.codebook_size, tau=config.tau, learn_tau=config.learn_tau)
-    if isinstance(config, VQConfig):
-        return VQConfig(config.codebook_size)
-    if isinstance(config, ProductConfig):
-        return ProductConfig(_printed(config.inner), config.groups, axis="channel")
-    if isinstance(config, ResidualConfig):
-        return replace(config, inner=_printed(config.inner))
-    return config
 
 
 def tiny(recipe: TokenizerRecipe) -> TokenizerRecipe:
@@ -219,7 +208,7 @@ def tiny(recipe: TokenizerRecipe) -> TokenizerRecipe:
             image_size=128,
             encoder=config.encoder.tiny(),
             decoder=config.decoder.tiny(),
-            quantizer=_small(config.quantizer),
+            quantizer=config.quantizer.tiny(),
         ),
         data="emoji",
         val="emoji-val",
@@ -241,9 +230,3 @@ def tiny(recipe: TokenizerRecipe) -> TokenizerRecipe:
 
 def _tiny_name(name: str) -> str:
     return f"tiny_{name.partition('.')[0]}"
-
-
-def _small(config: QuantizerConfig) -> QuantizerConfig:
-    if isinstance(config, ProductConfig | ResidualConfig):
-        return replace(config, inner=_small(config.inner))
-    return replace(config, codebook_size=64) if hasattr(config, "codebook_size") else config

@@ -14,11 +14,11 @@ from softvq import config as configs
 from softvq import distributed
 from softvq.autoencoders import FoldedAutoencoder
 from softvq.data.latents import LatentBatch, Latents
-from softvq.generators.all import GeneratorConfig, load_generator
-from softvq.generators.base import Generator, Sampling
+from softvq.generators.base import Generator, GeneratorConfig, Sampling
 from softvq.optim import AdamWConfig, OptimizerConfig
 from softvq.randomness import Stream, rng
 from softvq.runtime import Precision, autocast
+from softvq.saving import recorded_plugins
 from softvq.tokenizer import Tokenizer
 from softvq.training.logs import Log
 from softvq.training.loop import Hook, fit
@@ -105,7 +105,7 @@ def new_generator(recipe: GeneratorRecipe, *, started: bool = True) -> Generator
         torch.manual_seed(recipe.seed)
         generator = recipe.model.build()
     if recipe.init is not None and started:
-        start = load_generator(recipe.init)
+        start = Generator.from_pretrained(recipe.init)
         if difference := _difference(start, generator):
             raise configs.ConfigError(f"recipe {recipe.name} cannot go on from {recipe.init}: {difference}.")
         generator.load_state_dict(start.state_dict())
@@ -116,13 +116,8 @@ def _difference(start: Generator, generator: Generator) -> str | None:
     """Say why the weights of the one are not for the other; None where they are."""
     if type(start) is not type(generator):
         return f"it is a {type(start).__name__}, not a {type(generator).__name__}"
-    for name in ("path", "predict", "betas"):  # what the network's output means
-        theirs, ours = getattr(start.config, name, None), getattr(generator.config, name, None)
-        if theirs != ours:
-            return f"its {name} is {theirs!r}, the recipe's {ours!r}"
-    heads = start.config.network.heads, generator.config.network.heads
-    if heads[0] != heads[1]:  # weights of the same shapes, but another function
-        return f"it has {heads[0]} heads, the recipe's {heads[1]}"
+    if (difference := generator.config.same_meaning(start.config)) is not None:
+        return difference
     given, own = start.state_dict(), generator.state_dict()
     if differing := sorted(own.keys() ^ given.keys()):
         return f"{differing[0]} is not in both"
@@ -189,16 +184,29 @@ def validation_loss(model: Generator, recipe: GeneratorRecipe, latents: Latents,
 
 def fitting(recipe: GeneratorRecipe, latents: Latents) -> GeneratorRecipe:
     """The recipe with its model made for these latents' shape and number of classes, where it leaves them open."""
-    index = latents.index
-    network = recipe.model.network
-    shape = {"tokens": index.tokens, "channels": index.channels}
-    if (network.tokens, network.channels) != (index.tokens, index.channels) and recipe.published is not None:
+    index, sizes = latents.index, recipe.model.sizes
+    if (sizes.tokens, sizes.channels) != (index.tokens, index.channels) and recipe.published is not None:
         raise configs.ConfigError(
-            f"recipe {recipe.name} is for latents of {network.tokens} × {network.channels}, but those in "
+            f"recipe {recipe.name} is for latents of {sizes.tokens} × {sizes.channels}, but those in "
             f"{latents.folder} are {index.tokens} × {index.channels}."
         )
-    network = replace(network, **shape, classes=len(index.classes) if network.classes else 0)
-    return replace(recipe, model=replace(recipe.model, network=network))
+    classes = len(index.classes) if sizes.classes else 0
+    return replace(recipe, model=recipe.model.fitted(index.tokens, index.channels, classes))
+
+
+def check_fit(recipe: GeneratorRecipe, model: Generator, options: RunOptions) -> None:
+    """Raise a `ConfigError` where the recipe's parts do not fit each other: said before the work and not after it."""
+    if recipe.sampling is not None and recipe.sampling.sampler not in model.samplers:
+        raise configs.ConfigError(
+            f"recipe {recipe.name}: a {type(model).__name__} is sampled with {', '.join(model.samplers)}, not "
+            f"{recipe.sampling.sampler!r}; null stands for the model's own settings.",
+            setting="sampling",
+        )
+    if options.parallel == "fsdp" and distributed.world_size() > 1 and not (recipe.optimizer.sharded and model.blocks):
+        raise configs.ConfigError(
+            f"recipe {recipe.name}: optimizers like Muon, and models without blocks, need parallel 'ddp'.",
+            setting="parallel",
+        )
 
 
 def train(
@@ -226,13 +234,18 @@ def train(
         if hasattr(block_owner, "recompute"):
             block_owner.recompute = options.recompute
     heads, judge = nn.ModuleDict(), nn.ModuleDict()  # which only tokenizers have
-    state = TrainState.of(
-        model.to(options.device), heads, judge, recipe.optimizer, None, options.parallel, student=_Pupil
-    )
+    check_fit(recipe, model, options)
+    try:
+        state = TrainState.of(
+            model.to(options.device), heads, judge, recipe.optimizer, None, options.parallel, student=_Pupil
+        )
+    except (ValueError, RuntimeError, OverflowError) as error:
+        raise configs.ConfigError(f"recipe {recipe.name}: {str(error).strip().splitlines()[0]}") from error
     if options.compile:
         state.trained.compile()
     description = describe_run(recipe, options, latents)
-    meta = open_run(options.out, description, checkpoints, state)
+    model.about = about_of(recipe, options, latents)
+    meta = open_run(options.out, description, checkpoints, state, model.content())
     log = Log(options.out, state.step, recipe.steps, options.wandb, description)
     try:
         fit(
@@ -264,10 +277,9 @@ def describe_run(recipe: GeneratorRecipe, options: RunOptions, latents: Latents)
     }
 
 
-def _finish(recipe: GeneratorRecipe, options: RunOptions, latents: Latents, state: TrainState) -> Path:
-    generator = new_generator(recipe, started=False)
-    generator.load_state_dict({name: distributed.whole(t).cpu() for name, t in state.ema.state_dict().items()})
-    generator.about = {
+def about_of(recipe: GeneratorRecipe, options: RunOptions, latents: Latents) -> dict[str, Any]:
+    """Return what is stored with the model: how it was made, and what sampling from it needs to know."""
+    return {
         "recipe": json.loads(json.dumps(configs.to_dict(recipe))),
         "command": options.command or recipe.command,
         "precision": options.precision,
@@ -276,7 +288,14 @@ def _finish(recipe: GeneratorRecipe, options: RunOptions, latents: Latents, stat
         "tokenizer": {"name": latents.index.tokenizer, "fingerprint": latents.index.fingerprint},
         "images": len(latents),
         **({} if recipe.sampling is None else {"sampling": configs.to_dict(recipe.sampling)}),
+        **recorded_plugins(recipe),
     }
+
+
+def _finish(recipe: GeneratorRecipe, options: RunOptions, latents: Latents, state: TrainState) -> Path:
+    generator = new_generator(recipe, started=False)
+    generator.load_state_dict({name: distributed.whole(t).cpu() for name, t in state.ema.state_dict().items()})
+    generator.about = about_of(recipe, options, latents)
     if distributed.rank() == 0:
         generator.save_pretrained(options.out / "model")
     distributed.barrier()

@@ -8,9 +8,10 @@ from softvq.data.images import Augment
 from softvq.losses.adversarial import AdversarialLoss
 from softvq.losses.discriminators import DinoDiscriminatorConfig, DiscriminatorConfig
 from softvq.losses.reconstruction import Distance
+from softvq.losses.terms import TERMS
 from softvq.losses.total import ScheduleConfig
 from softvq.optim import AdamWConfig, OptimizerConfig
-from softvq.pretrained import lite
+from softvq.pretrained.named import PERCEPTUAL, TEACHERS
 from softvq.tokenizer import TokenizerConfig
 
 
@@ -42,7 +43,7 @@ class AdversarialConfig:
     consistency: float = 4.0
     lecam: float = 0.001
     adaptive: bool = False
-    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
+    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
 
     def __post_init__(self):
         if not 0 <= self.augment <= 1 or self.consistency < 0 or self.lecam < 0:
@@ -81,8 +82,8 @@ class TokenizerRecipe:
 
     `weights` are λ of Eq. 7 by term: `reconstruction`, `perceptual` where a network for it is named (of
     `pretrained.lpips` or `pretrained.lite`), `alignment` where there is a teacher, `adversarial` where there is a
-    discriminator, and the losses that the quantizer reports (`kl`; `codebook` and `commitment` for VQ). `schedules` say
-    from when on.
+    discriminator, terms of one's own (`losses.terms.TERMS`), and the losses that the quantizer reports (`kl`;
+    `codebook` and `commitment` for VQ). `schedules` say from when on.
 
     `batch_size` is over all processes; `accumulate` splits a batch into that many parts, one after the other
     (statistics of the batch are then of a part). `skip_above`: a step whose gradient norm is that many times the
@@ -161,9 +162,18 @@ class TokenizerRecipe:
         """The names of the networks that the run uses and that are downloaded, or given as files."""
         start = None if self.starts_from_model else self.encoder_weights
         names = [start, self.perceptual, self.alignment and self.alignment.teacher]
-        if self.adversarial is not None and isinstance(self.adversarial.discriminator, DinoDiscriminatorConfig):
+        if self.adversarial is not None:
             names.append(self.adversarial.discriminator.backbone)
-        return sorted({name for name in names if name and name not in lite.NAMES})
+        packaged = {n for table in (TEACHERS, PERCEPTUAL) for n, known in table.items() if not known.from_file}
+        return sorted({name for name in names if name and name not in packaged})
+
+    @property
+    def terms(self) -> list[str]:
+        """The names of the terms that compare images: those that the recipe has networks for, and of one's own those
+        that `weights` name."""
+        networks = {"perceptual": self.perceptual, "alignment": self.alignment}
+        named = [n for n in TERMS if n in self.weights and n not in (*networks, "reconstruction")]
+        return ["reconstruction", *(n for n, network in networks.items() if network is not None), *named]
 
     @property
     def command(self) -> str:

@@ -1,6 +1,7 @@
 """What every run has, of a tokenizer or a generator: where and how it runs, and that a resumed one is the same."""
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,9 @@ from softvq import config as configs
 from softvq import distributed, files
 from softvq.data.sources import Source
 from softvq.data.stream import ShardStream
+from softvq.errors import Notice
 from softvq.runtime import Precision
+from softvq.saving import UNFINISHED
 from softvq.training.loop import Intervals
 from softvq.training.state import Checkpoints, TrainState, check_same_run
 
@@ -52,14 +55,24 @@ def fingerprints(files: Mapping[str, Path]) -> dict[str, str]:
     return found
 
 
-def open_run(out: Path, description: dict[str, Any], checkpoints: Checkpoints, state: TrainState) -> dict[str, Any]:
+def open_run(
+    out: Path, description: dict[str, Any], checkpoints: Checkpoints, state: TrainState, content: dict[str, Any]
+) -> dict[str, Any]:
     """Start a run in `out`, or load the last checkpoint of the one that is there; gives the checkpoint's `state.json`.
+
+    `content`: what says of which model the checkpoints hold the weights (see `saving`), kept in `model.json`.
 
     `ConfigError` when `out` holds another run, or a finished model without the checkpoints that could say so.
     """
     if (out / "run.json").exists():
         check_same_run(out / "run.json", description)
+    if (out / UNFINISHED).exists():
+        before = files.read_json(out / UNFINISHED).get("about", {}).get("plugins", {})
+        if before != content["about"].get("plugins", {}):
+            warnings.warn(f"the plugins have changed since the run in {out} began.", Notice, stacklevel=3)
     if checkpoints.all():
+        if distributed.rank() == 0 and not (out / UNFINISHED).exists():  # a run of an earlier version
+            files.write_json(out / UNFINISHED, content)
         return checkpoints.load(state)
     if (out / "model").exists():
         raise configs.ConfigError(
@@ -67,5 +80,6 @@ def open_run(out: Path, description: dict[str, Any], checkpoints: Checkpoints, s
         )
     distributed.barrier()  # all have looked
     if distributed.rank() == 0:
+        files.write_json(out / UNFINISHED, content)
         files.write_json(out / "run.json", description)
     return {}

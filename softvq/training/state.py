@@ -7,7 +7,6 @@ appears whole (by a rename) or not at all.
 import copy
 import json
 import math
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -19,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from softvq import distributed, files
-from softvq.errors import ConfigError, ModelError
+from softvq import distributed, files, saving
+from softvq.errors import ConfigError, ModelError, TrainingError
 from softvq.optim import OptimizerConfig
 
 PARTS = ("model", "ema", "heads", "optimizer", "judge", "judge_optimizer")  # the files of a checkpoint
@@ -100,6 +99,8 @@ class TrainState:
         moving = [(average, value) for average, value in pairs if value.requires_grad]  # a lerp makes 0 of -0
         averages, values = ([distributed.local(p).detach() for p in some] for some in zip(*moving, strict=True))
         torch._foreach_lerp_(averages, values, 1 - decay)
+        for average, value in zip(self.ema.buffers(), self.model.buffers(), strict=True):  # counts, and the like
+            average.copy_(value)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All tensors by part and name, whole where they are sharded: every rank must call this."""
@@ -165,8 +166,8 @@ class Student(nn.Module):
 
     def forward(
         self, images: Tensor, noise: Tensor, disturbance: Tensor | None = None
-    ) -> tuple[Tensor, dict, dict, Tensor | None]:
-        """Reconstructions, the quantizer's losses and statistics, and the projected latents where they are aligned.
+    ) -> tuple[Tensor, Tensor, dict, dict, Tensor | None]:
+        """Reconstructions, latents, the quantizer's losses and statistics, and projected latents for the alignment.
         `disturbance`: latent noise for the decoder, in units of each channel's deviation over all ranks' batch."""
 
         def disturb(latent: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ class Student(nn.Module):
         output = self.model(images, noise, None if disturbance is None else disturb, distributed.mean)
         latent = output.quantized.latent
         projected = self.heads["projector"](latent) if "projector" in self.heads else None
-        return output.images, output.quantized.losses, output.quantized.statistics, projected
+        return output.images, latent, output.quantized.losses, output.quantized.statistics, projected
 
 
 class Checkpoints:
@@ -186,8 +187,7 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        found = [path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-        return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+        return saving.checkpoints(self.folder)
 
     def save(self, state: TrainState, meta: Mapping[str, Any]) -> Path:
         """Write the state; older checkpoints beyond `keep` are removed once the new one is in place."""
@@ -243,24 +243,41 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Each parameter's state as `parameter name/state name`; no parameter is in two optimizers."""
+    """Each parameter's state as `parameter name/state name`, plain numbers as `…:int` and `…:float`; no parameter is in
+    two optimizers."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[parameter]}/{key}": value
-        for optimizer in optimizers
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
+    found = {}
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    found[f"{names[parameter]}/{key}"] = value
+                elif isinstance(value, int | float):
+                    kind = _NUMBERS[type(value)]
+                    found[f"{names[parameter]}/{key}:{type(value).__name__}"] = torch.tensor(value, dtype=kind)
+                elif value is not None:
+                    raise TrainingError(
+                        f"{type(optimizer).__name__} keeps a {type(value).__name__} as {key!r}, but a checkpoint holds "
+                        "tensors and numbers alone."
+                    )
+    return found
+
+
+_NUMBERS = {int: torch.int64, float: torch.float64, bool: torch.bool}
 
 
 def _load_optimizers(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if missing := parameters.keys() - {name.rsplit("/", 1)[0] for name in tensors}:
+    missing = parameters.keys() - {name.rsplit("/", 1)[0] for name in tensors}
+    if missing and tensors:  # some optimizers have no state at all
         raise ValueError(f"the optimizer's state of {len(missing)} parameters is missing")
     owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     for full_name, value in tensors.items():
         name, key = full_name.rsplit("/", 1)
         parameter = parameters[name]
+        if ":" in key:  # a plain number
+            owner[parameter].state[parameter][key.partition(":")[0]] = value.item()
+            continue
         # Fused AdamW keeps its step counter on the parameter's device, like the moments.
         if value.shape == parameter.shape and value.ndim:
             own = torch.zeros_like(parameter, memory_format=torch.preserve_format)

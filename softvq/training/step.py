@@ -13,17 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from softvq.config import lookup
 from softvq.data.loader import Batch
 from softvq.losses import adversarial
-from softvq.losses.alignment import alignment
 from softvq.losses.augment import Draws, Views, augmented, draw, draw_views, viewed
-from softvq.losses.discriminators import DinoDiscriminatorConfig
-from softvq.losses.reconstruction import reconstruction
+from softvq.losses.terms import TERMS, Seen
 from softvq.losses.total import total, weights_at
-from softvq.pretrained import lite
-from softvq.pretrained.lite import LitePerceptual, LiteTeacher
-from softvq.pretrained.lpips import LPIPS
-from softvq.pretrained.vit import Readouts, Teacher, describe, untrained
+from softvq.pretrained.named import PERCEPTUAL, TEACHERS
+from softvq.pretrained.vit import Readouts, describe, untrained
 from softvq.randomness import Stream, rng
 from softvq.runtime import Precision, autocast
 from softvq.training.recipe import TokenizerRecipe
@@ -48,15 +45,12 @@ class Frozen:
         files, config = files or {}, recipe.tokenizer
         teacher = perceptual = readouts = None
         if recipe.alignment is not None:
-            name, patch_size = recipe.alignment.teacher, config.encoder.patch_size
-            if name in lite.NAMES:
-                teacher = LiteTeacher(name, patch_size)
-            else:
-                teacher = Teacher.load(name, config.image_size, patch_size, files.get(name))
-        name = recipe.perceptual
-        if name is not None:
-            perceptual = LitePerceptual(name) if name in lite.NAMES else LPIPS.load(name, files.get(name))
-        if recipe.adversarial is not None and isinstance(recipe.adversarial.discriminator, DinoDiscriminatorConfig):
+            name = recipe.alignment.teacher
+            make = lookup(TEACHERS, name, "teacher").make
+            teacher = make(config.image_size, config.encoder.patch_size, files.get(name), True)
+        if (name := recipe.perceptual) is not None:
+            perceptual = lookup(PERCEPTUAL, name, "perceptual network").make(files.get(name), True)
+        if recipe.adversarial is not None and recipe.adversarial.discriminator.backbone is not None:
             dino = recipe.adversarial.discriminator
             readouts = Readouts.load(dino.backbone, dino.image_size, dino.after, files.get(dino.backbone))
         return cls(*(None if net is None else net.to(device) for net in (teacher, perceptual, readouts)))
@@ -66,14 +60,11 @@ class Frozen:
         """Networks of the same shapes with whatever weights: to count what a run will cost."""
         config, teacher, perceptual, readouts = recipe.tokenizer, None, None, None
         if recipe.alignment is not None:
-            name, patch_size = recipe.alignment.teacher, config.encoder.patch_size
-            if name in lite.NAMES:
-                teacher = LiteTeacher(name, patch_size, weights=False)
-            else:
-                teacher = Teacher(untrained(name, config.image_size, patch_size), describe(name).statistics)
-        if (name := recipe.perceptual) is not None:
-            perceptual = LitePerceptual(name, weights=False) if name in lite.NAMES else LPIPS.untrained(name)
-        if recipe.adversarial is not None and isinstance(recipe.adversarial.discriminator, DinoDiscriminatorConfig):
+            make = lookup(TEACHERS, recipe.alignment.teacher, "teacher").make
+            teacher = make(config.image_size, config.encoder.patch_size, None, False)
+        if recipe.perceptual is not None:
+            perceptual = lookup(PERCEPTUAL, recipe.perceptual, "perceptual network").make(None, False)
+        if recipe.adversarial is not None and recipe.adversarial.discriminator.backbone is not None:
             dino = recipe.adversarial.discriminator
             vit = untrained(dino.backbone, dino.image_size, None)
             readouts = Readouts(vit, describe(dino.backbone).statistics, dino.after)
@@ -132,14 +123,13 @@ def tokenizer_terms(
     disturbance = disturbances(recipe, batch.positions)
     disturbance = None if disturbance is None else disturbance.to(images.device)
     with autocast(images.device, precision):
-        outputs, losses, statistics, projected = state.wrapped(images, noise, disturbance)
+        outputs, latent, losses, statistics, projected = state.wrapped(images, noise, disturbance)
         features = None if frozen.teacher is None else frozen.teacher(images)
         distances = None if frozen.perceptual is None else frozen.perceptual(outputs, images)
-    terms = {"reconstruction": reconstruction(outputs, images, recipe.reconstruction), **losses}
-    if features is not None:
-        terms["alignment"] = alignment(projected, features)
-    if distances is not None:
-        terms["perceptual"] = distances.float().mean()
+    seen = Seen(images, outputs, latent, recipe.reconstruction, distances, features, projected)
+    compared = {name: TERMS[name](seen) for name in recipe.terms}
+    terms = {"reconstruction": compared.pop("reconstruction"), **losses}
+    terms |= {name: compared.pop(name) for name in ("alignment", "perceptual") if name in compared} | compared
     if recipe.adversarial is not None:
         terms["adversarial"] = torch.zeros((), device=images.device)
     if playing:
@@ -190,7 +180,7 @@ def discriminator_loss(
 def reads(recipe: TokenizerRecipe, frozen: Frozen, images: Tensor, views: Views) -> list[Tensor]:
     """What the discriminator's trained part reads: the images, or a frozen network's float32 features of a view."""
     config = recipe.adversarial.discriminator
-    if not isinstance(config, DinoDiscriminatorConfig):
+    if config.backbone is None:
         return [images]
     return list(frozen.readouts(viewed(images.float(), views, config.image_size)))
 
@@ -201,7 +191,7 @@ def looks(recipe: TokenizerRecipe, batch: Batch, streams: Sequence[Stream]) -> l
     The strong streams take all of DiffAug, with cutouts of half the side."""
     found, size = [], (batch.images.shape[2], batch.images.shape[3])
     config = recipe.adversarial.discriminator
-    target = config.image_size if isinstance(config, DinoDiscriminatorConfig) else size[0]
+    target = size[0] if config.backbone is None else config.image_size
     for stream in streams:
         rngs = [rng(recipe.seed, stream, position) for position in batch.positions]
         strong = stream in (Stream.STRONG_FAKE, Stream.STRONG_REAL)

@@ -19,8 +19,8 @@ from softvq.errors import ModelError
 from softvq.losses.adversarial import LeCAM
 from softvq.losses.alignment import Projector
 from softvq.losses.total import total
-from softvq.optim import AdamWConfig
 from softvq.pretrained.vit import describe, load
+from softvq.saving import recorded_plugins
 from softvq.tokenizer import Tokenizer
 from softvq.training.initialise import check_encoder, encoder_start, local_start, model_start
 from softvq.training.logs import Log
@@ -65,12 +65,13 @@ def new_tokenizer(
         elif name is not None and started:
             file = (pretrained or {}).get(name)
             encoder_start(tokenizer, load(name, config.image_size, config.encoder.patch_size, file))
+        tokenizer.quantizer.eval()  # trying it must not change what it counts
         with torch.no_grad():
             tried = tokenizer.quantizer(torch.zeros(1, recipe.tokenizer.tokens, tokenizer.quantizer.in_dim))
-        terms = {"reconstruction": torch.zeros(()), **tried.losses}
-        for name in ("perceptual", "alignment", "adversarial"):
-            if getattr(recipe, name) is not None:
-                terms[name] = torch.zeros(())
+        tokenizer.quantizer.train()
+        terms = {**dict.fromkeys(recipe.terms, torch.zeros(())), **tried.losses}
+        if recipe.adversarial is not None:
+            terms["adversarial"] = torch.zeros(())
         total(terms, recipe.weights)
     except ModelError:  # already a sentence, about the pretrained weights
         raise
@@ -112,10 +113,12 @@ def new_parts(
 def new_state(recipe: TokenizerRecipe, frozen: Frozen, options: RunOptions, *, started: bool = True) -> TrainState:
     """The run before its first step, on its device."""
     judge_optimizer = None if recipe.adversarial is None else recipe.adversarial.optimizer
-    unshardable = not isinstance(recipe.optimizer, AdamWConfig) or (recipe.adversarial and recipe.adversarial.adaptive)
+    unshardable = not recipe.optimizer.sharded or (recipe.adversarial and recipe.adversarial.adaptive)
     if options.parallel == "fsdp" and distributed.world_size() > 1 and unshardable:
         raise configs.ConfigError(
-            f"recipe {recipe.name}: Muon and the adaptive weight need parallel 'ddp'.", setting="parallel"
+            f"recipe {recipe.name}: optimizers like Muon, and the adaptive weight, need parallel 'ddp': they work on "
+            "whole matrices.",
+            setting="parallel",
         )
     parts = (part.to(options.device) for part in new_parts(recipe, frozen, options, started=started))
     try:
@@ -147,7 +150,8 @@ def train(
     checkpoints = Checkpoints(options.out / "checkpoints")
     state = new_state(recipe, frozen, options, started=not checkpoints.all())
     description = describe_run(recipe, options, source)
-    meta = open_run(options.out, description, checkpoints, state)
+    state.model.about = about_of(recipe, options)
+    meta = open_run(options.out, description, checkpoints, state, state.model.content())
     log = Log(options.out, state.step, recipe.steps, options.wandb, description)
     try:
         batches = training_batches(
@@ -191,6 +195,17 @@ def describe_run(recipe: TokenizerRecipe, options: RunOptions, source: Source | 
     }
 
 
+def about_of(recipe: TokenizerRecipe, options: RunOptions) -> dict[str, Any]:
+    """Return what is stored with the model of how it was made."""
+    return {
+        "recipe": json.loads(json.dumps(configs.to_dict(recipe))),
+        "command": options.command or recipe.command,
+        "precision": options.precision,
+        **({"pretrained_files": fingerprints(options.pretrained)} if options.pretrained else {}),
+        **recorded_plugins(recipe),
+    }
+
+
 def _finish(
     tokenizer: Tokenizer,
     recipe: TokenizerRecipe,
@@ -204,15 +219,9 @@ def _finish(
         batches = statistics_batches(source, size, STATISTICS_IMAGES, recipe.batch_size)
         mean, std = fit_statistics(tokenizer, (batch.images for batch in batches))
         if (constant := std == 0).any():
-            log.say(f"{int(constant.sum())} of {len(std)} latent channels never change: the codebook has collapsed")
+            log.say(f"{int(constant.sum())} of {len(std)} latent channels never change: the latents have collapsed")
         tokenizer.set_statistics(mean, torch.where(constant, 1.0, std))
-    tokenizer.about = {
-        "recipe": json.loads(json.dumps(configs.to_dict(recipe))),
-        "command": options.command or recipe.command,
-        "precision": options.precision,
-        **({"pretrained_files": fingerprints(options.pretrained)} if options.pretrained else {}),
-        **finish(tokenizer),
-    }
+    tokenizer.about = {**about_of(recipe, options), **finish(tokenizer)}
     if distributed.rank() == 0:
         tokenizer.save_pretrained(options.out / "model")
     distributed.barrier()

@@ -15,7 +15,7 @@ def set_rate(config: OptimizerConfig, optimizers: list[torch.optim.Optimizer], s
     factor = config.factor_at(step, steps)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = factor * group["peak"]
+            group["lr"] = factor * group.setdefault("peak", group["lr"])
     return factor * config.lr
 
 

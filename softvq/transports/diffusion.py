@@ -50,9 +50,9 @@ class Diffusion:
         if not 1 <= count <= total:
             raise ValueError(f"a chain of {total} steps cannot be respaced to {count}.")
         stride = (total - 1) / (count - 1) if count > 1 else 0.0
-        kept = torch.tensor([round(stride * i) for i in range(count)])
+        kept = torch.tensor([round(stride * i) for i in range(count)], device=self.betas.device)
         alpha_bar = self.alpha_bar[kept]
-        before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+        before = torch.cat([torch.ones(1, dtype=torch.float64, device=alpha_bar.device), alpha_bar[:-1]])
         return Diffusion(1 - alpha_bar / before, self.timesteps[kept])
 
     @property
@@ -61,7 +61,7 @@ class Diffusion:
 
     @property
     def alpha_bar_before(self) -> Float[Tensor, " T"]:
-        return torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
+        return torch.cat([torch.ones(1, dtype=torch.float64, device=self.betas.device), self.alpha_bar[:-1]])
 
     def mix(self, x: Tensor, noise: Tensor, step: Int[Tensor, " B"]) -> Tensor:
         """x_t = √ᾱ x + √(1 − ᾱ) ε."""

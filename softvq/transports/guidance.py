@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 # (x, t, the time at which the step began) -> what a network says of x, for each sample
-Field = Callable[[Float[Tensor, "B *rest"], Float[Tensor, " B"], Float[Tensor, " B"]], Tensor]
+Field = Callable[[Float[Tensor, " B *rest"], Float[Tensor, " B"], Float[Tensor, " B"]], Tensor]
 # (x, t, conditions) -> the same, given conditions such as labels
 Conditional = Callable[[Tensor, Tensor, Any], Tensor]
 

@@ -2,15 +2,13 @@
 one: velocity, score, noise and data are four ways to say the same (SiT, Ma et al. 2024)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-PathName = Literal["linear", "cosine"]
-TimeName = Literal["uniform", "log_normal"]
 _LEAST = 1e-3  # of α or σ where it is divided by: data cannot be told from noise alone, nor noise from data alone
 
 
@@ -29,28 +27,41 @@ class Coefficients:
         return self.alpha * self.d_sigma - self.d_alpha * self.sigma
 
 
-def coefficients(path: PathName, t: Float[Tensor, "*B"]) -> Coefficients:
-    """`linear`: α = 1 − t, σ = t. `cosine`: α = cos(π t / 2), σ = sin(π t / 2)."""
-    if path == "linear":
-        one = torch.ones_like(t)
-        return Coefficients(1 - t, t, -one, one)
+def linear(t: Float[Tensor, "*B"]) -> Coefficients:
+    """α = 1 − t, σ = t."""
+    one = torch.ones_like(t)
+    return Coefficients(1 - t, t, -one, one)
+
+
+def cosine(t: Float[Tensor, "*B"]) -> Coefficients:
+    """α = cos(π t / 2), σ = sin(π t / 2)."""
     quarter = math.pi / 2
     alpha, sigma = torch.cos(quarter * t), torch.sin(quarter * t)
     return Coefficients(alpha, sigma, -quarter * sigma, quarter * alpha)
 
 
-def like(t: Shaped[Tensor, " B"], x: Float[Tensor, "B *rest"]) -> Shaped[Tensor, "B *ones"]:
+# Paths by name, from α = 1, σ = 0 at t = 0 to α = 0, σ = 1 at t = 1, with σ / α rising. A file of one's own may add to
+# them.
+PATHS: dict[str, Callable[[Tensor], Coefficients]] = {"linear": linear, "cosine": cosine}
+
+
+def coefficients(path: str, t: Float[Tensor, "*B"]) -> Coefficients:
+    """Return α_t, σ_t and their derivatives on a path of `PATHS`."""
+    return PATHS[path](t)
+
+
+def like(t: Shaped[Tensor, " B"], x: Float[Tensor, " B *rest"]) -> Shaped[Tensor, " B *ones"]:
     """Times, one a sample, shaped to go with samples."""
     return t.view(-1, *(1 for _ in x.shape[1:]))
 
 
-def mix(path: PathName, x: Tensor, noise: Tensor, t: Float[Tensor, " B"]) -> tuple[Tensor, Tensor]:
+def mix(path: str, x: Tensor, noise: Tensor, t: Float[Tensor, " B"]) -> tuple[Tensor, Tensor]:
     """The point x_t = α x + σ ε and its velocity v = α' x + σ' ε."""
     c = coefficients(path, like(t, x))
     return c.alpha * x + c.sigma * noise, c.d_alpha * x + c.d_sigma * noise
 
 
-def split(path: PathName, point: Tensor, velocity: Tensor, t: Float[Tensor, " B"]) -> tuple[Tensor, Tensor]:
+def split(path: str, point: Tensor, velocity: Tensor, t: Float[Tensor, " B"]) -> tuple[Tensor, Tensor]:
     """The data x and noise ε that a point and its velocity come from: the inverse of `mix`."""
     c = coefficients(path, like(t, point))
     x = (c.d_sigma * point - c.sigma * velocity) / c.determinant
@@ -58,9 +69,7 @@ def split(path: PathName, point: Tensor, velocity: Tensor, t: Float[Tensor, " B"
     return x, noise
 
 
-def velocity_of(
-    path: PathName, point: Tensor, t: Float[Tensor, " B"], *, x: Tensor | None = None, noise=None
-) -> Tensor:
+def velocity_of(path: str, point: Tensor, t: Float[Tensor, " B"], *, x: Tensor | None = None, noise=None) -> Tensor:
     """The velocity, given the data or the noise of a point. Where it is divided by, α or σ counts as at least 0.001."""
     c = coefficients(path, like(t, point))
     if x is None:
@@ -70,15 +79,41 @@ def velocity_of(
     return c.d_alpha * x + c.d_sigma * noise
 
 
-def score_of(path: PathName, point: Tensor, velocity: Tensor, t: Float[Tensor, " B"]) -> Tensor:
+def score_of(path: str, point: Tensor, velocity: Tensor, t: Float[Tensor, " B"]) -> Tensor:
     """∇ log p_t(x_t) = −ε / σ, for t > 0."""
     return -split(path, point, velocity, t)[1] / coefficients(path, like(t, point)).sigma
 
 
-def times(name: TimeName, path: PathName, normal: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """Times of training from standard normal numbers. `uniform` in [0, 1]; `log_normal`: σ = exp(n) is the ratio of
-    noise to data, which is at t = σ / (1 + σ) on the linear and (2/π) arctan σ on the cosine path."""
-    if name == "uniform":
-        return 0.5 * (1 + torch.erf(normal / math.sqrt(2)))  # a normal number's own quantile
-    ratio = normal.exp()
-    return ratio / (1 + ratio) if path == "linear" else torch.atan(ratio) * (2 / math.pi)
+def uniform(path: str, normal: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Uniform in [0, 1], whatever the path."""
+    return 0.5 * (1 + torch.erf(normal / math.sqrt(2)))  # a normal number's own quantile
+
+
+def log_normal(path: str, normal: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """The ratio of noise to data σ / α is exp(n)."""
+    return time_at(path, normal.exp())
+
+
+# Distributions of training times by name: (path, standard normal numbers) -> times. A file of one's own may add.
+TIMES: dict[str, Callable[[str, Tensor], Tensor]] = {"uniform": uniform, "log_normal": log_normal}
+
+
+def times(name: str, path: str, normal: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Return times of training from standard normal numbers, by a distribution of `TIMES`."""
+    return TIMES[name](path, normal)
+
+
+def time_at(path: str, ratio: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Return the time at which σ / α is so large: σ / (1 + σ) on the linear path, (2/π) arctan σ on the cosine path, by
+    bisection on others."""
+    if path == "linear":
+        return ratio / (1 + ratio)
+    if path == "cosine":
+        return torch.atan(ratio) * (2 / math.pi)
+    low, high = torch.zeros_like(ratio, dtype=torch.float64), torch.ones_like(ratio, dtype=torch.float64)
+    for _ in range(60):
+        middle = (low + high) / 2
+        c = coefficients(path, middle)
+        beyond = c.sigma > ratio * c.alpha
+        low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
+    return ((low + high) / 2).to(ratio.dtype)

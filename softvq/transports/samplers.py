@@ -11,7 +11,7 @@ from torch import Tensor
 
 from softvq.transports.diffusion import STEPS, Diffusion
 from softvq.transports.guidance import Field
-from softvq.transports.paths import PathName, coefficients, score_of, split
+from softvq.transports.paths import coefficients, score_of, split
 
 Noise = Callable[[int], Tensor]  # a step's number -> standard normal numbers of the state's shape
 Progress = Callable[[Sequence], Sequence]  # tqdm, or nothing
@@ -27,7 +27,7 @@ def _all(x: Tensor, t: float) -> Float[Tensor, " B"]:
 
 
 def _grid(first: float, last: float, count: int) -> list[float]:
-    return torch.linspace(first, last, count, dtype=torch.float64).tolist()
+    return torch.linspace(first, last, count, dtype=torch.float64, device="cpu").tolist()
 
 
 def euler(field: Field, x: Tensor, steps: int, progress: Progress = _same) -> Tensor:
@@ -51,9 +51,7 @@ def heun(field: Field, x: Tensor, steps: int, progress: Progress = _same) -> Ten
     return x
 
 
-def euler_maruyama(
-    field: Field, x: Tensor, steps: int, path: PathName, noise: Noise, progress: Progress = _same
-) -> Tensor:
+def euler_maruyama(field: Field, x: Tensor, steps: int, path: str, noise: Noise, progress: Progress = _same) -> Tensor:
     """The reverse SDE with diffusion coefficient w = 2t: dx = (v − t · score) dt + √(2t) dW. `steps` evaluations: all
     but the last from 1 to 0.04 with noise, the last from there to 0 without."""
     grid = [*_grid(1, SDE_END, steps), 0.0]
@@ -181,10 +179,10 @@ def dpm_solver(
     return x
 
 
-def path_denoiser(field: Field, path: PathName, steps: int) -> tuple[Denoiser, list[float], list[float]]:
+def path_denoiser(field: Field, path: str, steps: int) -> tuple[Denoiser, list[float], list[float]]:
     """A velocity field as `dpm_solver` wants it: denoiser, α and σ at evenly spaced times from 1 to 0."""
     grid = _grid(1, 0, steps + 1)
-    c = coefficients(path, torch.tensor(grid, dtype=torch.float64))
+    c = coefficients(path, torch.tensor(grid, dtype=torch.float64, device="cpu"))
 
     def denoise(x: Tensor, number: int) -> Tensor:
         t = _all(x, grid[number])

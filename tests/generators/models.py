@@ -4,8 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from softvq.generators.all import GeneratorConfig
-from softvq.generators.base import Generator
+from softvq.generators.base import Generator, GeneratorConfig
 
 
 def made(config: GeneratorConfig, std: float = 0.15) -> Generator:

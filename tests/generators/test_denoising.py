@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from softvq.generators.base import Noise, Sampling
-from softvq.generators.denoising import DiTConfig, SiTConfig
+from softvq.generators.dit import DiTConfig
+from softvq.generators.sit import SiTConfig
 from softvq.generators.transformer import TransformerConfig
 from softvq.transports.paths import mix, times
 from tests.generators.models import draws_of, made, rngs

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from softvq.generators.base import Noise, Sampling
-from softvq.generators.denoising import DiT, SiT, SiTConfig
+from softvq.generators.dit import DiT
+from softvq.generators.sit import SiT, SiTConfig
 from softvq.transports import samplers
 from softvq.transports.guidance import Guidance
 from tests.generators.models import made
@@ -52,7 +53,7 @@ def test_fields_agree_where_neither_data_nor_noise_is_all(path):
     for predict in ("velocity", "data", "noise"):
         model = Exact(SiTConfig(NETWORK, path, predict=predict))
         model.mean = 0.8
-        fields.append(model.velocity(torch.zeros(50, dtype=torch.long))(x, t, t))
+        fields.append(model.field(torch.zeros(50, dtype=torch.long))(x, t, t))
     torch.testing.assert_close(fields[1], fields[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(fields[2], fields[0], rtol=0, atol=1e-4)
 
@@ -120,7 +121,7 @@ def test_guidance_1_costs_one_evaluation_of_the_batch_a_step(kind, sampler):
 def test_dits_variance_is_not_guided():
     model = made(CONFIGS["DiT"])
     x, t = LATENTS.double(), torch.full((6,), 400.0, dtype=torch.float64)
-    found = model.noise_field(LABELS, Guidance(3.0))(x, t, t / 999)
+    found = model.field(LABELS, Guidance(3.0))(x, t, t / 999)
     with_ = model(x, t.float(), LABELS)
     without = model(x, t.float(), torch.full_like(LABELS, 5))
     torch.testing.assert_close(found[..., 3:], with_[..., 3:])

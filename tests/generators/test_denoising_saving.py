@@ -8,9 +8,8 @@ import torch
 
 from softvq import files, hub
 from softvq.errors import ConfigError, ModelError
-from softvq.generators.all import load_generator
-from softvq.generators.base import Noise, Sampling
-from softvq.generators.denoising import SiT, SiTConfig
+from softvq.generators.base import Generator, Noise, Sampling
+from softvq.generators.sit import SiT, SiTConfig
 from softvq.generators.transformer import TransformerConfig
 from tests.generators.models import draws_of, made
 from tests.generators.test_denoising import CONFIGS, LABELS, LATENTS
@@ -22,7 +21,7 @@ def test_saved_and_loaded_it_is_the_same(name, tmp_path: Path):
     model = made(CONFIGS[name])
     model.about["classes"] = ["a", "b", "c", "d", "e"]
     model.save_pretrained(tmp_path)
-    again = load_generator(tmp_path)
+    again = Generator.from_pretrained(tmp_path)
     assert type(again) is type(model)
     assert again.config == model.config
     assert again.about == model.about
@@ -37,7 +36,7 @@ def test_saved_and_loaded_it_is_the_same(name, tmp_path: Path):
 def test_a_loaded_generator_samples_as_the_one_that_was_saved(kind, tmp_path: Path):
     model = made(CONFIGS[kind])
     model.save_pretrained(tmp_path)
-    again = load_generator(tmp_path)
+    again = Generator.from_pretrained(tmp_path)
     for sampler in model.samplers:
         sampling = Sampling(sampler, 4)
         one, other = (m.sample(LABELS[:2], Noise(0, range(2), (4, 3)), sampling) for m in (model, again))
@@ -49,7 +48,7 @@ def test_half_precision_is_saved_as_such_but_for_the_positions(tmp_path: Path):
     model.save_pretrained(tmp_path, torch.bfloat16)
     saved = files.read_tensors(tmp_path / hub.WEIGHTS)
     assert {name for name, tensor in saved.items() if tensor.dtype == torch.float32} == {"network.pos_embed"}
-    again = load_generator(tmp_path)
+    again = Generator.from_pretrained(tmp_path)
     for key, tensor in again.state_dict().items():
         torch.testing.assert_close(tensor, model.state_dict()[key], rtol=2**-8, atol=0)
     with pytest.raises(ValueError, match=r"floating-point type, not torch\.int8"):
@@ -120,7 +119,7 @@ def test_what_cannot_be_loaded_is_a_sentence(name, tmp_path: Path):
     made(CONFIGS["SiT"]).save_pretrained(tmp_path)
     damage(tmp_path)
     with pytest.raises(error, match=sentence) as caught:
-        load_generator(tmp_path)
+        Generator.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
 
 

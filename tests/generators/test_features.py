@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from softvq.generators.denoising import DiTConfig, SiTConfig, _Denoiser
+from softvq.generators.denoising import Denoiser
+from softvq.generators.dit import DiTConfig
+from softvq.generators.sit import SiTConfig
 from softvq.generators.transformer import Transformer, TransformerConfig
 from tests.generators.models import made
 
@@ -110,7 +112,7 @@ def test_dits_features_are_at_the_nearest_step_of_the_chain(betas: str, time: fl
 @torch.no_grad()
 def test_time_noise_and_layer_matter(name: str):
     """Else the parities above would hold of a network that sees nothing."""
-    model: _Denoiser = made(CONFIGS[name], std=0.3)
+    model: Denoiser = made(CONFIGS[name], std=0.3)
     usual = model.features(LATENTS, NOISE, 0.5, 2)
     for other in (
         model.features(LATENTS, NOISE, 0.49, 2),

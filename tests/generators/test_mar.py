@@ -11,8 +11,7 @@ from torch import Tensor
 
 from softvq import files, hub
 from softvq.errors import ConfigError, ModelError
-from softvq.generators.all import load_generator
-from softvq.generators.base import Noise, Sampling
+from softvq.generators.base import Generator, Noise, Sampling
 from softvq.generators.mar import MARConfig, MARNetworkConfig, truncated_normal
 from tests.generators.models import draws_of, made
 
@@ -273,7 +272,7 @@ def test_sizes_are_mars(size, millions):
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path):
     model = made(CONFIG)
     model.save_pretrained(tmp_path)
-    again = load_generator(tmp_path)
+    again = Generator.from_pretrained(tmp_path)
     assert again.config == model.config
     assert not again.training
     assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in again.state_dict().items())
@@ -285,7 +284,9 @@ def test_a_loaded_generator_samples_as_the_one_that_was_saved(tmp_path: Path):
     model = made(CONFIG)
     model.save_pretrained(tmp_path)
     sampling = Sampling("mar", 3)
-    one, other = (m.sample(LABELS[:2], Noise(0, range(2), (8, 3)), sampling) for m in (model, load_generator(tmp_path)))
+    one, other = (
+        m.sample(LABELS[:2], Noise(0, range(2), (8, 3)), sampling) for m in (model, Generator.from_pretrained(tmp_path))
+    )
     assert torch.equal(one, other)
 
 
@@ -294,13 +295,13 @@ def test_what_cannot_be_loaded_is_a_sentence(tmp_path: Path):
     tensors = files.read_tensors(tmp_path / hub.WEIGHTS)
     files.write_tensors(tmp_path / hub.WEIGHTS, {name: t for name, t in tensors.items() if name != "mask_token"})
     with pytest.raises(ModelError, match="lacks the tensor mask_token"):
-        load_generator(tmp_path)
+        Generator.from_pretrained(tmp_path)
     files.write_tensors(tmp_path / hub.WEIGHTS, tensors)
     config = files.read_json(tmp_path / hub.CONFIG)
     config["config"]["repeats"] = 0
     files.write_json(tmp_path / hub.CONFIG, config)
     with pytest.raises(ConfigError, match="repeats must be at least 1"):
-        load_generator(tmp_path)
+        Generator.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

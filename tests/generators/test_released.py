@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from softvq.errors import ConfigError, ModelError
-from softvq.generators.all import load_generator
-from softvq.generators.denoising import DiT, DiTConfig, SiT, SiTConfig
+from softvq.generators.base import Generator
+from softvq.generators.dit import DiT, DiTConfig
+from softvq.generators.sit import SiT, SiTConfig
 from softvq.generators.transformer import TransformerConfig, positions
 from softvq.layers import fold, unfold
 
@@ -84,7 +85,7 @@ def by_hand(kind: str, latents: Tensor, times: Tensor, labels: Tensor) -> Tensor
 @pytest.mark.parametrize("kind", ["SiT", "DiT"])
 @torch.no_grad()
 def test_2d_checkpoints_say_of_folded_latents_what_they_say_of_latents(kind, tmp_path: Path):
-    model = load_generator(folder_of(kind, tmp_path))
+    model = Generator.from_pretrained(folder_of(kind, tmp_path))
     assert type(model).__name__ == kind
     assert model.shape == (9, 12)
     times = TIMES if kind == "SiT" else torch.tensor([3.0, 900.0])
@@ -97,9 +98,9 @@ def test_2d_checkpoints_say_of_folded_latents_what_they_say_of_latents(kind, tmp
 
 @pytest.mark.parametrize("kind", ["SiT", "DiT"])
 def test_2d_checkpoints_saved_in_our_format_are_the_same(kind, tmp_path: Path):
-    model = load_generator(folder_of(kind, tmp_path / "theirs"))
+    model = Generator.from_pretrained(folder_of(kind, tmp_path / "theirs"))
     model.save_pretrained(tmp_path / "ours")
-    again = load_generator(tmp_path / "ours")
+    again = Generator.from_pretrained(tmp_path / "ours")
     assert again.config == model.config
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in again.state_dict().items())
 
@@ -109,7 +110,7 @@ def test_2d_checkpoints_saved_in_our_format_are_the_same(kind, tmp_path: Path):
     [("sit-xl_softvq-l-64", "SoftVQVAE/softvq-l-64"), ("dit-xl_softvq-b-32", "SoftVQVAE/softvq-b-32"), ("mine", None)],
 )
 def test_the_name_says_the_tokenizer(name, tokenizer, tmp_path: Path):
-    about = load_generator(folder_of("SiT", tmp_path / name)).about
+    about = Generator.from_pretrained(folder_of("SiT", tmp_path / name)).about
     assert about.get("tokenizer") == ({"name": tokenizer} if tokenizer else None)
 
 
@@ -130,13 +131,13 @@ REFUSED = {
 def test_what_is_not_built_is_a_sentence(name, tmp_path: Path):
     options, sentence = REFUSED[name]
     with pytest.raises(ConfigError, match=sentence) as caught:
-        load_generator(folder_of("SiT", tmp_path, **options))
+        Generator.from_pretrained(folder_of("SiT", tmp_path, **options))
     assert "\n" not in str(caught.value)
 
 
 def test_a_fixed_variance_is_not_built(tmp_path: Path):
     with pytest.raises(ConfigError, match="fixed variance"):
-        load_generator(folder_of("DiT", tmp_path, learn_sigma=False))
+        Generator.from_pretrained(folder_of("DiT", tmp_path, learn_sigma=False))
 
 
 CHANGED = {
@@ -157,12 +158,12 @@ def test_other_tensors_than_the_configuration_says_are_a_sentence(name, tmp_path
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ModelError, match=sentence):
-        load_generator(folder)
+        Generator.from_pretrained(folder)
 
 
 def test_a_1d_configuration_of_2d_weights_is_a_sentence(tmp_path: Path):
     with pytest.raises(ModelError, match=r"x_embedder.weight has shape"):
-        load_generator(folder_of("SiT", tmp_path, vae_1d=True, input_size=9, in_channels=12))
+        Generator.from_pretrained(folder_of("SiT", tmp_path, vae_1d=True, input_size=9, in_channels=12))
 
 
 @pytest.mark.parametrize("shape", [(25,), (5, 5), ()])
@@ -171,4 +172,4 @@ def test_a_last_layer_or_embedding_of_another_shape_is_a_sentence(shape, tmp_pat
     for name in ("final_layer.linear.bias", "x_embedder.proj.weight"):
         save_file(tensors | {name: torch.zeros(shape)}, folder / "model.safetensors")
         with pytest.raises(ModelError, match=name.replace("proj.", "")):
-            load_generator(folder)
+            Generator.from_pretrained(folder)

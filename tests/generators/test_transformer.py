@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from softvq.generators.denoising import DiT, DiTConfig, SiT, SiTConfig
+from softvq.generators.dit import DiT, DiTConfig
+from softvq.generators.sit import SiT, SiTConfig
 from softvq.generators.transformer import Transformer, TransformerConfig, positions, waves
 
 TINY = TransformerConfig.named("tiny", tokens=4, channels=3, classes=5)

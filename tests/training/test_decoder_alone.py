@@ -13,7 +13,7 @@ from softvq import Tokenizer, hub
 from softvq.cli.main import main
 from softvq.data.latents import Latents
 from softvq.errors import ConfigError
-from softvq.generators.denoising import SiTConfig
+from softvq.generators.sit import SiTConfig
 from softvq.generators.transformer import TransformerConfig
 from softvq.layers import ViTConfig
 from softvq.optim import AdamWConfig, MuonConfig

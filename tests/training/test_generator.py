@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from softvq.cli.main import main
 from softvq.data.latents import LatentIndex, Latents
 from softvq.errors import ConfigError
 from softvq.files import write_tensors
-from softvq.generators.all import load_generator
-from softvq.generators.denoising import DiTConfig, SiTConfig
+from softvq.generators.base import Generator
+from softvq.generators.dit import DiTConfig
 from softvq.generators.mar import MARConfig, MARNetworkConfig
+from softvq.generators.sit import SiTConfig
 from softvq.generators.transformer import TransformerConfig
 from softvq.optim import AdamWConfig
+from softvq.pipeline import Pipeline
 from softvq.recipes import all as recipes
 from softvq.tokenizer import Tokenizer
 from softvq.training.generator import GeneratorRecipe, draws_of, new_generator, train, validation_loss
@@ -77,7 +80,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_loads(kind: str, latents:
         run(chosen, tmp_path / "cut", hooks=lambda folder: [Hook(1, stop)])
     resumed = run(chosen, tmp_path / "cut")
     assert same(whole, resumed)
-    generator = load_generator(whole)
+    generator = Generator.from_pretrained(whole)
     assert generator.about["tokenizer"]["name"] == "softvq-emoji-64"
     assert generator.about["classes"][1] == "dog"
     logged = [json.loads(line) for line in (tmp_path / "cut" / "log.jsonl").read_text().splitlines()]
@@ -90,7 +93,7 @@ def test_it_learns(kind: str, latents: Path, tmp_path: Path):
     chosen = recipe(kind, latents, steps=60, batch_size=16)
     cache = Latents(latents)
     before = validation_loss(new_generator(chosen), chosen, cache)
-    after = validation_loss(load_generator(run(chosen, tmp_path / "run")), chosen, cache)
+    after = validation_loss(Generator.from_pretrained(run(chosen, tmp_path / "run")), chosen, cache)
     assert after < 0.85 * before
 
 
@@ -158,7 +161,7 @@ def test_the_command_trains_and_another_draws(latents: Path, tmp_path: Path, cap
 
 
 def test_an_array_is_the_same_for_any_batch_and_resumes(trained: Path, tmp_path: Path, capsys, monkeypatch):
-    monkeypatch.setattr("softvq.cli.sampling._PART", 4)
+    monkeypatch.setattr("softvq.pipeline.PART", 4)
     common = ["--model", trained, "-n", 10, "--steps", 2, "--guidance", 2]
     for batch in (1, 10):
         code, _, err = sampled(capsys, *common, "--batch", batch, "--npz", tmp_path / f"{batch}.npz")
@@ -168,17 +171,15 @@ def test_an_array_is_the_same_for_any_batch_and_resumes(trained: Path, tmp_path:
     assert one["arr_0"].dtype == np.uint8
     assert one["arr_1"].tolist() == [n % CLASSES for n in range(10)]
     assert int(np.abs(one["arr_0"].astype(int) - ten["arr_0"]).max()) <= 1
-    from softvq.cli import sampling
+    images, made = Pipeline.images, []
 
-    images, made = sampling.Sampler.images, []
-
-    def stopping(self, numbers, progress=None):
-        made.append(numbers)
+    def stopping(self, request, numbers, progress=False):
+        made.append(list(numbers))
         if len(made) == 2:
             raise KeyboardInterrupt
-        return images(self, numbers, progress)
+        return images(self, request, numbers, progress)
 
-    monkeypatch.setattr(sampling.Sampler, "images", stopping)
+    monkeypatch.setattr(Pipeline, "images", stopping)
     assert sampled(capsys, *common, "--npz", tmp_path / "cut.npz")[0] == 130
     code, _, err = sampled(capsys, *common, "--seed", 1, "--npz", tmp_path / "cut.npz")
     assert code == 1
@@ -195,12 +196,12 @@ def test_an_array_is_the_same_for_any_batch_and_resumes(trained: Path, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--class", "dgo"], "there is no such class; did you mean dog"),
-        (["--class", "3"], "there is no such class"),
+        (["--class", "dgo"], "there is no class 'dgo'; did you mean dog? (--class)"),
+        (["--class", "3"], "there is no class '3'"),
         (["--sampler", "ddpm"], "a SiT is sampled with euler, heun"),
         (["-n", "0"], "--num and --batch must be at least 1"),
         (["--seed", "-1"], "--seed not negative"),
-        (["-n", "2000"], "write an array with --npz"),
+        (["-n", "2000"], "write an array of them (--npz)"),
     ],
 )
 def test_what_cannot_be_sampled_is_one_sentence(trained: Path, capsys, arguments: list[str], reason: str):
@@ -211,12 +212,12 @@ def test_what_cannot_be_sampled_is_one_sentence(trained: Path, capsys, arguments
 
 
 def test_classes_by_the_words_of_their_names(trained: Path):
-    from softvq.cli.sampling import class_number
-
-    generator = load_generator(trained)
-    assert [class_number(name, generator) for name in ("golden retriever", "Retriever", "2", "CAT")] == [2, 2, 2, 0]
+    pipeline = Pipeline.from_pretrained(trained)
+    assert [pipeline.class_number(name) for name in ("golden retriever", "Retriever", "2", 2, "CAT")] == [2, 2, 2, 2, 0]
     imagenet = new_generator(replace(recipes.find_generator("sit-xl-softvq-l-64-tiny")))
-    assert class_number("golden retriever", imagenet) == 207
+    shape = imagenet.shape
+    tokenizer = SimpleNamespace(config=SimpleNamespace(tokens=shape[0], latent_dim=shape[1]))
+    assert Pipeline(imagenet, tokenizer).class_number("golden retriever") == 207
 
 
 def test_another_tokenizer_is_refused(trained: Path, tmp_path: Path, capsys):
@@ -246,7 +247,7 @@ def test_an_unconditional_model_trains_on_labelled_latents_and_samples(
     chosen = recipe(kind, latents)
     chosen = replace(chosen, model=replace(chosen.model, network=replace(chosen.model.network, classes=0)))
     folder = run(chosen, tmp_path / "run")
-    assert load_generator(folder).classes == 0
+    assert Generator.from_pretrained(folder).classes == 0
     ask = ["sample", "--model", str(folder), "-n", "3", "--steps", "2", "--out", str(tmp_path / "a.png")]
     assert main(ask) == 0
     assert main([*ask, "--class", "dog"]) == 2

@@ -10,7 +10,8 @@ import torch
 from softvq import files
 from softvq.cli.main import main
 from softvq.errors import ConfigError
-from softvq.generators.denoising import DiTConfig, SiTConfig
+from softvq.generators.dit import DiTConfig
+from softvq.generators.sit import SiTConfig
 from softvq.training.generator import new_generator
 from softvq.training.step import Frozen
 from softvq.training.tokenizer import RunOptions, new_state, new_tokenizer

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from softvq.transports.paths import PathName, coefficients, mix, score_of, split, times, velocity_of
+from softvq.transports.paths import coefficients, mix, score_of, split, times, velocity_of
 
-PATHS: tuple[PathName, ...] = ("linear", "cosine")
+PATHS: tuple[str, ...] = ("linear", "cosine")
 SHAPE = (5, 3, 2)
 T = torch.tensor([0.02, 0.25, 0.5, 0.8, 0.98], dtype=torch.float64)
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from softvq.transports.diffusion import Diffusion
 from softvq.transports.guidance import Field, Guidance, guided
-from softvq.transports.paths import PathName
 from softvq.transports.samplers import (
     chain_denoiser,
     ddim,
@@ -23,7 +22,7 @@ from softvq.transports.samplers import (
     path_denoiser,
 )
 
-PATHS: tuple[PathName, ...] = ("linear", "cosine")
+PATHS: tuple[str, ...] = ("linear", "cosine")
 MEAN = torch.tensor([0.8, -0.5], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.5, 0.3], [0.3, 0.9]], dtype=torch.float64)
 
@@ -41,7 +40,7 @@ class Gaussian:
     """x ~ N(m, S). Then x_t ~ N(α m, C) with C = α² S + σ², E[x | x_t] = m + α S C⁻¹ (x_t − α m) and
     E[ε | x_t] = σ C⁻¹ (x_t − α m)."""
 
-    def __init__(self, path: PathName, mean: Tensor = MEAN, covariance: Tensor = COVARIANCE):
+    def __init__(self, path: str, mean: Tensor = MEAN, covariance: Tensor = COVARIANCE):
         self.path, self.mean, self.covariance = path, mean, covariance
         self.calls = 0
 
@@ -75,7 +74,7 @@ def error(found: Tensor, wanted: Tensor) -> float:
     return (found - wanted).square().mean().sqrt().item()
 
 
-def dpm(field: Field, x: Tensor, steps: int, path: PathName, noise=None) -> Tensor:
+def dpm(field: Field, x: Tensor, steps: int, path: str, noise=None) -> Tensor:
     denoise, alpha, sigma = path_denoiser(field, path, steps)
     return dpm_solver(denoise, x, alpha, sigma, noise)
 

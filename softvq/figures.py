@@ -1,12 +1,18 @@
-"""Pictures people look at: grids of images, and original | reconstruction | error."""
+"""Pictures people look at: grids of images, original | reconstruction | error, and matplotlib's figures."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from softvq.data.images import to_bytes
+from softvq.errors import ConfigError
+from softvq.files import atomic
 
 _GAP = 4
 _HEADER = 18
@@ -52,3 +58,34 @@ def enlarge(images: UInt8[Tensor, "B 3 H W"], side: int = 128) -> UInt8[Tensor, 
     """Small images by a whole factor of pixel repetition, so that a person sees them; large ones as they are."""
     factor = max(1, side // max(images.shape[2:]))
     return torch.repeat_interleave(torch.repeat_interleave(images, factor, dim=2), factor, dim=3)
+
+
+def comparison(images: Float[Tensor, "B 3 H W"], outputs: Float[Tensor, "B 3 H W"]) -> Image.Image:
+    """Return a picture of original | reconstruction | error, for images in [-1, 1]."""
+    columns = [enlarge(to_bytes(x)) for x in (images, outputs, error_map(outputs, images))]
+    return grid(columns, ("original", "reconstruction", "error x 4"))
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write an image file atomically; the extension says the format."""
+    with atomic(path) as temporary:
+        picture.save(temporary, format="JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG")
+
+
+def pyplot() -> Any:
+    """Return matplotlib's pyplot, drawing to files; `ConfigError` where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise ConfigError("figures need a package: pip install 'softvq[plots]'.") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a matplotlib figure as PNG, atomically; the figure is closed."""
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+    pyplot().close(figure)

@@ -1,0 +1,118 @@
+"""What commands that start runs take from the command line: the recipe's fields, where a run is, pretrained files."""
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any, TypeVar
+
+from softvq.cli.main import Usage
+
+OWN_OPTIONS = (
+    "out",
+    "resume",
+    "workers",
+    "pretrained",
+    "parallel",
+    "most-bad",
+    "recompute",
+    "compile",
+    "rfid",
+    "wandb",
+    "dry-run",
+    "log-every",
+    "checkpoint-every",
+    "sample-every",
+)
+
+
+T = TypeVar("T")
+
+
+def changed(recipe: T, changes: dict[str, str], name: str) -> T:
+    """The recipe with the fields that were given as options."""
+    from softvq import config as configs
+
+    try:
+        return configs.override(recipe, changes, f"recipe {name}")
+    except configs.UnknownField as error:
+        hint = configs.nearest(error.path, [*error.valid, *OWN_OPTIONS], "--")
+        raise Usage(f"unknown option --{error.path}{hint}") from None
+
+
+def run_folder(options: argparse.Namespace, name: str) -> Path:
+    """Where the run is; with --resume there must be one."""
+    out = options.out or Path("runs") / name
+    if options.resume and not any((out / "checkpoints").glob("step-*")):
+        raise Usage(f"--resume: {out} holds no run to resume; leave --resume out to start one")
+    return out
+
+
+def run_options(options: argparse.Namespace, out: Path, device: Any, precision: str) -> Any:
+    """What both kinds of runs take from the command line."""
+    from softvq.training.loop import Intervals
+    from softvq.training.run import RunOptions
+
+    return RunOptions(
+        out,
+        device,
+        precision,
+        workers=options.workers,
+        parallel=options.parallel,
+        most_bad=options.most_bad,
+        recompute=options.recompute,
+        compile=options.compile,
+        command=shlex.join(["softvq", "train", options.what, options.recipe, *plugin_words(options), *options.extra]),
+        intervals=Intervals(options.log_every, options.checkpoint_every),
+        wandb=options.wandb,
+    )
+
+
+def told(options: argparse.Namespace, folder: Path, then: str, steps: int) -> dict[str, Any]:
+    """The end of a run: what to do next, said once."""
+    from softvq import distributed
+    from softvq.files import read_json
+
+    first = distributed.rank() == 0
+    distributed.stop()
+    if not first:
+        options.json = False
+    elif not options.json:
+        then = shlex.join([*shlex.split(then), *plugin_words(options)])
+        print(f"the {options.what} is in {folder}; try: {then}")
+    about = read_json(folder / "config.json")["about"]
+    return {"model": str(folder), "steps": steps, "figures": about.get("figures")}
+
+
+def plugin_words(options: argparse.Namespace) -> list[str]:
+    """Return the words that load the same plugins again."""
+    return [word for file in options.plugin for word in ("--plugin", file)]
+
+
+def pretrained_files(pairs: list[str], used: list[str]) -> dict[str, Path]:
+    """NAME=FILE pairs, of networks that are used."""
+    files: dict[str, Path] = {}
+    for pair in pairs:
+        name, equals, file = pair.partition("=")
+        if not equals or not Path(file).is_file():
+            raise Usage(f"--pretrained {pair}: write NAME=FILE, with a file that exists")
+        if name not in used or name in files:
+            why = "is given twice" if name in files else f"is not used; this recipe uses {', '.join(used) or 'none'}"
+            raise Usage(f"--pretrained {pair}: {name} {why}")
+        files[name] = Path(file)
+    return files
+
+
+def field_changes(words: list[str]) -> dict[str, str]:
+    """`--field value` and `--field=value` pairs."""
+    changes, rest = {}, list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise Usage(f"{word!r} stands where an option was expected; write --field value")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise Usage(f"--{name} needs a value")
+            value = rest.pop(0)
+        changes[name.replace("-", "_")] = value
+    return changes

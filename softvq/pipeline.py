@@ -1,0 +1,380 @@
+"""A generator and the tokenizer whose latents it knows, together: images from classes.
+
+    pipeline = Pipeline.from_pretrained("emoji-sit")
+    images = pipeline(["flags", "food-drink"], num=16, seed=0, steps=20, guidance=3.5)      # PIL images
+    pipeline.write_npz("samples.npz", num=50_000)                   # the array that ADM's evaluator reads
+
+An image is a function of the seed and its number: neither the batch nor the number of processes changes it (in float32,
+to one grey level).
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from softvq import distributed, files, hub
+from softvq.autoencoders import PREFIX, FoldedAutoencoder
+from softvq.config import from_dict, nearest
+from softvq.data.arrays import write_arrays
+from softvq.data.images import to_bytes
+from softvq.errors import ConfigError, DataError, ModelError
+from softvq.figures import enlarge, grid, save_picture
+from softvq.generators.base import Generator, Noise, Sampling
+from softvq.randomness import Stream, rng
+from softvq.released import is_generator
+from softvq.runtime import Precision, autocast, pick_precision
+from softvq.saving import kind_of
+from softvq.tokenizer import Tokenizer
+from softvq.transports.guidance import Guidance
+
+AnyTokenizer = Tokenizer | FoldedAutoencoder
+Classes = str | int | Sequence[str | int] | None
+PART = 512  # images of a part of an unfinished array
+_MOST_SHOWN = 1024  # images of a picture
+
+# None: bars on a terminal; False: none; True: always; or what the steps of a batch go through, such as `tqdm`.
+Progress = bool | None | Callable[[Sequence], Iterable]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which images are wanted, and all that they are a function of besides the models; made by `Pipeline.request`.
+
+    `classes`: numbers, taken in turn; without any, all in turn (`labels` balanced) or random by seed and number."""
+
+    num: int
+    seed: int
+    classes: tuple[int, ...]
+    labels: Literal["balanced", "random"]
+    sampling: Sampling
+    batch_size: int
+    precision: Precision
+
+
+class Pipeline:
+    """A generator and a tokenizer (diffusers' too). `name`: what the generator is called in what is written."""
+
+    def __init__(self, generator: Generator, tokenizer: AnyTokenizer, name: str = ""):
+        shape = (tokenizer.config.tokens, tokenizer.config.latent_dim)
+        if shape != generator.shape:
+            raise ConfigError(
+                f"the tokenizer has latents of {shape[0]} × {shape[1]}, but {name or 'the generator'} makes "
+                f"{generator.shape}.",
+                setting="tokenizer",
+            )
+        self.generator, self.tokenizer, self.name = generator, tokenizer, name
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        tokenizer: str | Path | AnyTokenizer | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        device: str | torch.device | None = None,
+        torch_dtype: torch.dtype | None = None,
+        average: bool = True,
+    ) -> "Pipeline":
+        """Return the pipeline of a generator (see `Generator.from_pretrained`) and of the tokenizer that it was trained
+        with, or another one that makes the same latents: by name or folder, or loaded. `ModelError` when it is another
+        tokenizer, `ConfigError` when it is not known or does not fit."""
+        generator = Generator.from_pretrained(name_or_folder, revision=revision, cache_dir=cache_dir, average=average)
+        found = tokenizer_of(generator, str(name_or_folder), tokenizer, cache_dir)
+        return cls(generator, found, str(name_or_folder)).to(device, torch_dtype)
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
+        """Move both models; return the pipeline."""
+        for model in (self.generator, self.tokenizer):
+            model.to(device=device, dtype=dtype)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the generator is."""
+        return self.generator.device
+
+    @property
+    def image_size(self) -> int:
+        """The images' width and height in pixels."""
+        return self.tokenizer.config.image_size
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the generator's classes by number: stored with it, or ImageNet's for one of 1,000; none where it
+        knows no classes."""
+        names, count = self.generator.about.get("classes"), self.generator.classes
+        if names and count:
+            return list(names)
+        if count == 1000:
+            return json.loads((hub.BUNDLED.parent / "imagenet" / "classes.json").read_text(encoding="utf-8"))
+        return [str(number) for number in range(count)]
+
+    def class_number(self, name: str | int) -> int:
+        """Return the number of a class given by number, by name, or by one of the words of its name (`tench` of `tench,
+        Tinca tinca`); `ConfigError` names the nearest."""
+        names, wanted = self.classes, str(name).casefold()
+        if wanted.isdecimal() and int(wanted) < len(names):
+            return int(wanted)
+        for number, full in enumerate(names):
+            if wanted == full.casefold() or wanted in [word.strip() for word in full.casefold().split(",")]:
+                return number
+        words = [word.strip() for full in names for word in full.split(",")]
+        hint = nearest(str(name), words) if names else "; the model knows no classes"
+        raise ConfigError(f"there is no class {name!r}{hint}", setting="class")
+
+    @property
+    def sampling(self) -> Sampling:
+        """The model's own settings: those that its recipe has stored with it, else its kind's."""
+        if "sampling" in self.generator.about:
+            return from_dict(Sampling, self.generator.about["sampling"], "about.sampling")
+        return self.generator.default_sampling
+
+    def request(
+        self,
+        classes: Classes = None,
+        num: int | None = None,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        interval: tuple[float, float] | None = None,
+        sampler: str | None = None,
+        labels: Literal["balanced", "random"] = "balanced",
+        batch_size: int = 64,
+        precision: Literal["auto", "float32", "bfloat16"] = "auto",
+        sampling: Sampling | None = None,
+    ) -> Request:
+        """Return what is asked for, checked: `ConfigError` says what cannot be.
+
+        `classes`: names or numbers, taken in turn; without any, all classes (see `labels`). `num`: how many images; by
+        default one a class that is asked for, else 16. `guidance`: the scale, 1 for none; `interval`: the times in
+        which there is guidance, 0 data … 1 noise. What is left out is as in `sampling`, by default the model's own."""
+        given = [classes] if isinstance(classes, str | int) else list(classes or ())
+        chosen = tuple(self.class_number(one) for one in given)
+        num = (len(chosen) or 16) if num is None else num
+        for setting, number in (("num", num), ("batch_size", batch_size)):
+            if number < 1:
+                raise ConfigError(f"{setting} must be at least 1, not {number}.", setting=setting)
+        if not 0 <= seed < 2**63:
+            raise ConfigError(f"seed must not be negative and be below 2^63, not {seed}.", setting="seed")
+        if labels not in ("balanced", "random"):
+            raise ConfigError(f"labels must be 'balanced' or 'random', not {labels!r}.", setting="labels")
+        base = sampling or self.sampling
+        try:
+            scale = base.guidance.scale if guidance is None else float(guidance)
+            own = replace(base.guidance, scale=scale, interval=tuple(interval or base.guidance.interval))
+            own = own if self.generator.classes else Guidance()
+            steps = base.steps if steps is None else steps
+            whole = replace(base, sampler=sampler or base.sampler, steps=steps, guidance=own)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"{error}.") from None
+        try:
+            self.generator.check(whole)
+        except ConfigError as error:
+            raise ConfigError(str(error), setting="sampler") from None
+        return Request(
+            num, seed, chosen, labels, whole, batch_size, pick_precision(precision, self.device, training=False)
+        )
+
+    def __call__(
+        self, classes: Classes = None, num: int | None = None, *, progress: Progress = None, **settings: Any
+    ) -> list[Image.Image]:
+        """Return new images as PIL images: `pipeline(classes, num, seed=0, …)`; `request` explains all settings."""
+        images = self.tensors(classes, num, progress=progress, **settings)
+        return [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in images]
+
+    def tensors(
+        self, classes: Classes = None, num: int | None = None, *, progress: Progress = None, **settings: Any
+    ) -> UInt8[Tensor, "N 3 H W"]:
+        """Return new images as an 8-bit tensor on the CPU; `request` explains all settings."""
+        request = self.request(classes, num, **settings)
+        return torch.cat([self.images(request, numbers, progress) for numbers in _batches(request, range(request.num))])
+
+    def latents(
+        self, classes: Classes = None, num: int | None = None, *, progress: Progress = None, **settings: Any
+    ) -> Float[Tensor, "N T C"]:
+        """Return the latents of new images, float32 on the CPU; `request` explains all settings."""
+        request = self.request(classes, num, **settings)
+        found = [self._latents(request, numbers, progress).cpu() for numbers in _batches(request, range(request.num))]
+        return torch.cat(found)
+
+    def labels(self, request: Request, numbers: Iterable[int]) -> list[int]:
+        """Return the class of each image by its number."""
+        classes = max(1, self.generator.classes)
+        if request.classes:
+            return [request.classes[n % len(request.classes)] for n in numbers]
+        if request.labels == "random":
+            return [int(rng(request.seed, Stream.SAMPLE_CLASS, n).integers(classes)) for n in numbers]
+        return [n % classes for n in numbers]
+
+    @torch.no_grad()
+    def images(self, request: Request, numbers: Sequence[int], progress: Progress = False) -> UInt8[Tensor, "B 3 H W"]:
+        """Return the images of these numbers as one batch, 8-bit on the CPU."""
+        with autocast(self.device, request.precision):
+            return to_bytes(self.tokenizer.decode(self._latents(request, numbers, progress))).cpu()
+
+    @torch.no_grad()
+    def _latents(self, request: Request, numbers: Sequence[int], progress: Progress) -> Tensor:
+        labels = torch.tensor(self.labels(request, numbers), device=self.device)
+        noise = Noise(request.seed, numbers, self.generator.shape)
+        through = _bar(progress, f"images {numbers[0] + 1} to {numbers[-1] + 1}")
+        with autocast(self.device, request.precision):
+            return self.generator.sample(labels, noise, request.sampling, through)
+
+    def settings(self, request: Request) -> dict[str, Any]:
+        """Return all that the images are a function of, JSON-ready."""
+        guidance = request.sampling.guidance
+        return {
+            "model": self.name,
+            "tokenizer": self.tokenizer.fingerprint,
+            "seed": request.seed,
+            "classes": list(request.classes) or request.labels,
+            "sampler": request.sampling.sampler,
+            "steps": request.sampling.steps,
+            "guidance": guidance.scale,
+            "interval": list(guidance.interval),
+            "schedule": guidance.schedule,
+            "state": request.sampling.dtype,
+            "precision": request.precision,
+        }
+
+    def write_picture(
+        self,
+        path: str | Path,
+        classes: Classes = None,
+        num: int | None = None,
+        *,
+        progress: Progress = None,
+        **settings: Any,
+    ) -> Path:
+        """Write new images as one picture, and the settings and labels beside it as JSON; `request` explains all
+        settings. Of several processes the first does it."""
+        request, path = self.request(classes, num, **settings), Path(path)
+        if request.num > _MOST_SHOWN:
+            raise ConfigError(f"a picture holds at most {_MOST_SHOWN:,} images; write an array of them.", setting="npz")
+        if distributed.rank() > 0:
+            return path
+        images = torch.cat([self.images(request, n, progress) for n in _batches(request, range(request.num))])
+        save_picture(grid([enlarge(images)], ("",), rows=max(1, round(request.num**0.5))), path)
+        told = {**self.settings(request), "labels": self.labels(request, range(request.num))}
+        files.write_json(path.with_suffix(".json"), told)
+        return path
+
+    def write_npz(
+        self,
+        path: str | Path,
+        classes: Classes = None,
+        num: int | None = None,
+        *,
+        progress: Progress = None,
+        **settings: Any,
+    ) -> Path:
+        """Write new images as `arr_0` (N, H, W, 3) and their labels as `arr_1`, and the settings beside it as JSON.
+
+        Parts are written as they are made, each process its share, and a stopped call goes on where it was; parts of an
+        array with other settings are a `DataError`."""
+        request, path = self.request(classes, num, **settings), Path(path)
+        parts, told = path.with_name(path.name + ".parts"), self.settings(request)
+        parts.mkdir(parents=True, exist_ok=True)
+        begun, wanted = parts / "settings.json", {**told, "count": request.num}
+        if begun.is_file() and files.read_json(begun) != json.loads(json.dumps(wanted)):
+            raise DataError(
+                f"{parts} holds part of an array with other settings; remove it, or use another file.", setting="npz"
+            )
+        distributed.barrier()
+        if distributed.rank() == 0:
+            files.write_json(begun, wanted)
+        firsts = list(range(0, request.num, PART))
+        mine = firsts[distributed.rank() :: distributed.world_size()]
+        silent = progress is False or distributed.rank() > 0
+        with tqdm(total=len(mine) * PART, unit="image", disable=silent, dynamic_ncols=True) as bar:
+            for first in mine:
+                numbers = range(first, min(request.num, first + PART))
+                if not (target := parts / f"{first:08d}.npy").is_file():
+                    images = torch.cat([self.images(request, batch) for batch in _batches(request, numbers)])
+                    with files.atomic(target) as temporary, temporary.open("wb") as file:
+                        np.save(file, images.permute(0, 2, 3, 1).contiguous().numpy())
+                bar.update(len(numbers))
+        distributed.barrier()
+        if distributed.rank() == 0:
+            arrays = [np.load(parts / f"{first:08d}.npy", mmap_mode="r") for first in firsts]
+            shape = (request.num, *arrays[0].shape[1:3])
+            write_arrays(path, shape, arrays, arr_1=np.array(self.labels(request, range(request.num))))
+            files.write_json(path.with_suffix(".json"), told)
+            shutil.rmtree(parts)
+        distributed.barrier()
+        return path
+
+
+def _batches(request: Request, numbers: range) -> Iterable[range]:
+    for first in range(numbers.start, numbers.stop, request.batch_size):
+        yield range(first, min(numbers.stop, first + request.batch_size))
+
+
+def _bar(progress: Progress, title: str) -> Callable[[Sequence], Iterable] | None:
+    """Return what the steps of a batch go through."""
+    if callable(progress):
+        return progress
+    if progress is False:
+        return None
+    disabled = None if progress is None else False  # None: only where there is a terminal
+    return lambda steps: tqdm(steps, desc=title, unit="step", leave=False, disable=disabled, dynamic_ncols=True)
+
+
+def load_tokenizer(name: str | Path, cache_dir: str | Path | None = None) -> AnyTokenizer:
+    """Return a tokenizer by name or folder; `diffusers:NAME` is one of diffusers' autoencoders."""
+    if str(name).startswith(PREFIX):
+        return FoldedAutoencoder.load(str(name))
+    return Tokenizer.from_pretrained(name, cache_dir=cache_dir)
+
+
+def open_model(name: str) -> AnyTokenizer | Generator:
+    """Return a tokenizer or a generator, whichever the name is of."""
+    if name.startswith(PREFIX):
+        return load_tokenizer(name)
+    kind = kind_of(name)
+    if kind == Generator.kind or (kind is None and is_generator(files.read_json(hub.find(name) / hub.CONFIG))):
+        return Generator.from_pretrained(name)
+    return load_tokenizer(name)
+
+
+def tokenizer_of(
+    generator: Generator,
+    model: str,
+    tokenizer: str | Path | AnyTokenizer | None = None,
+    cache_dir: str | Path | None = None,
+) -> AnyTokenizer:
+    """Return the tokenizer that is given, or the one that the generator (called `model`) was trained with; `ModelError`
+    when it makes other latents, `ConfigError` when it does not fit or is not known."""
+    trained_with = generator.about.get("tokenizer", {})
+    name = tokenizer or trained_with.get("name")
+    if name is None:
+        raise ConfigError(f"{model} does not say which tokenizer it was trained with; name it.", setting="tokenizer")
+    found = load_tokenizer(name, cache_dir) if isinstance(name, str | Path) else name
+    called = name if isinstance(name, str | Path) else "the tokenizer given"
+    shape = (found.config.tokens, found.config.latent_dim)
+    if shape != generator.shape:
+        raise ConfigError(
+            f"{called} has latents of {shape[0]} × {shape[1]}, but {model} makes {generator.shape}.",
+            setting="tokenizer",
+        )
+    expected = trained_with.get("fingerprint")
+    if expected is not None and not found.makes(expected):
+        raise ModelError(
+            f"{model} was trained with another tokenizer ({expected}) than {called} ({found.latent_fingerprint}); "
+            "its latents would be decoded to noise."
+        )
+    return found
