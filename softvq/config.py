@@ -40,10 +40,17 @@ def family(base: C) -> C:
 
 
 def register(cls: C) -> C:
-    """Make a frozen dataclass known by name in the family that it is derived from.
+    """Make a frozen dataclass known by name in the family that it is derived from: `QuantizerConfig`,
+    `GeneratorConfig`, `DiscriminatorConfig`, `OptimizerConfig` or `Source`. The name is the class's without `Config`.
+
+        @softvq.register
+        @dataclass(frozen=True)
+        class RoundConfig(QuantizerConfig): ...        # `--tokenizer.quantizer Round`
 
     The same class again (a notebook's cell that is run twice) takes its own place; another class of the same name is
     refused with a `PluginError`, as is one that is in no family."""
+    if not isinstance(cls, type):
+        raise PluginError(f"register takes a class, not {cls!r}: write @softvq.register without brackets.")
     name = variant_name(cls)
     if not ("__dataclass_params__" in vars(cls) and cls.__dataclass_params__.frozen):
         raise PluginError(f"{cls.__name__} must be a frozen dataclass: put @dataclass(frozen=True) below @register.")
@@ -52,7 +59,7 @@ def register(cls: C) -> C:
     bases = [base for base in _FAMILIES if issubclass(cls, base)]
     if not bases:
         known = ", ".join(base.__name__ for base in _FAMILIES)
-        raise PluginError(f"{cls.__name__} is derived from none of the families that can be registered in ({known}).")
+        raise PluginError(f"{cls.__name__} is derived from none of the bases of families, such as {known}.")
     for base in bases:
         lacking = [one for one in getattr(base, "required", ()) if one not in _fields(cls) and not hasattr(cls, one)]
         if lacking:
@@ -80,7 +87,7 @@ def _origin(cls: type) -> tuple[str, str]:
 def variants(base: type) -> dict[str, type]:
     """Return the registered classes of a family by name, those of installed plugins too."""
     plugins.load_installed()
-    return dict(_FAMILIES[base])
+    return dict(sorted(_FAMILIES[base].items()))
 
 
 def variant_name(cls: type) -> str:
@@ -271,7 +278,9 @@ def parse(base: type, value: Any, where: str) -> Any:
         raise ConfigError(f"{where}.type must be one of {', '.join(variants(base))}, not {_show(name)}.")
     if name not in _FAMILIES[base] and name not in variants(base):
         known = ", ".join(variants(base))
-        raise UnknownVariant(name, f"{where}.type must be one of {known}, not {_show(name)}.")
+        near = difflib.get_close_matches(name, variants(base), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise UnknownVariant(name, f"{where}.type must be one of {known}, not {_show(name)}{hint}")
     return from_dict(_FAMILIES[base][name], {k: v for k, v in value.items() if k != "type"}, where)
 
 

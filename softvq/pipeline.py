@@ -8,10 +8,12 @@ An image is a function of the seed and its number: neither the batch nor the num
 to one grey level).
 """
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +27,7 @@ from tqdm import tqdm
 from softvq import distributed, files, hub
 from softvq.autoencoders import PREFIX, FoldedAutoencoder
 from softvq.config import from_dict, nearest
-from softvq.data.arrays import write_arrays
+from softvq.data.arrays import ArrayFile, write_arrays
 from softvq.data.images import to_bytes
 from softvq.errors import ConfigError, DataError, ModelError
 from softvq.figures import enlarge, grid, save_picture
@@ -133,6 +135,16 @@ class Pipeline:
         hint = nearest(str(name), words) if names else "; the model knows no classes"
         raise ConfigError(f"there is no class {name!r}{hint}", setting="class")
 
+    def _chosen(self, classes: Any) -> tuple[int, ...]:
+        """Return the numbers of the classes asked for: one or several, as names, numbers, an array or a tensor."""
+        if classes is None:
+            return ()
+        given = classes.tolist() if hasattr(classes, "tolist") else classes
+        given = [given] if isinstance(given, str | int | float) else list(given)
+        if not given:
+            raise ConfigError("classes is empty; leave it out for all classes.", setting="class")
+        return tuple(self.class_number(one) for one in given)
+
     @property
     def sampling(self) -> Sampling:
         """The model's own settings: those that its recipe has stored with it, else its kind's."""
@@ -160,11 +172,12 @@ class Pipeline:
         `classes`: names or numbers, taken in turn; without any, all classes (see `labels`). `num`: how many images; by
         default one a class that is asked for, else 16. `guidance`: the scale, 1 for none; `interval`: the times in
         which there is guidance, 0 data … 1 noise. What is left out is as in `sampling`, by default the model's own."""
-        given = [classes] if isinstance(classes, str | int) else list(classes or ())
-        chosen = tuple(self.class_number(one) for one in given)
+        chosen = self._chosen(classes)
         num = (len(chosen) or 16) if num is None else num
-        for setting, number in (("num", num), ("batch_size", batch_size)):
-            if number < 1:
+        for setting, number in (("num", num), ("batch_size", batch_size), ("steps", steps or 1), ("seed", seed)):
+            if not isinstance(number, Integral):
+                raise ConfigError(f"{setting} must be a whole number, not {number!r}.", setting=setting)
+            if number < 1 and setting != "seed":
                 raise ConfigError(f"{setting} must be at least 1, not {number}.", setting=setting)
         if not 0 <= seed < 2**63:
             raise ConfigError(f"seed must not be negative and be below 2^63, not {seed}.", setting="seed")
@@ -172,14 +185,14 @@ class Pipeline:
             raise ConfigError(f"labels must be 'balanced' or 'random', not {labels!r}.", setting="labels")
         base = sampling or self.sampling
         try:
-            scale = base.guidance.scale if guidance is None else float(guidance)
-            own = replace(base.guidance, scale=scale, interval=tuple(interval or base.guidance.interval))
+            scale = base.guidance.scale if guidance is None else guidance
+            own = replace(base.guidance, scale=float(scale), interval=tuple(interval or base.guidance.interval))
             own = own if self.generator.classes else Guidance()
             steps = base.steps if steps is None else steps
             whole = replace(base, sampler=sampler or base.sampler, steps=steps, guidance=own)
         except ConfigError:
             raise
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ConfigError(f"{error}.") from None
         try:
             self.generator.check(whole)
@@ -189,10 +202,17 @@ class Pipeline:
             num, seed, chosen, labels, whole, batch_size, pick_precision(precision, self.device, training=False)
         )
 
+    def _asked(self, classes: Classes, num: int | None, settings: dict[str, Any]) -> Request:
+        valid = [name for name in inspect.signature(self.request).parameters if name not in ("classes", "num")]
+        if unknown := [name for name in settings if name not in valid]:
+            raise ConfigError(f"there is no setting {unknown[0]!r}{nearest(unknown[0], [*valid, 'progress'])}")
+        return self.request(classes, num, **settings)
+
     def __call__(
         self, classes: Classes = None, num: int | None = None, *, progress: Progress = None, **settings: Any
     ) -> list[Image.Image]:
-        """Return new images as PIL images: `pipeline(classes, num, seed=0, …)`; `request` explains all settings."""
+        """Return new images as PIL images. `settings`: seed, steps, guidance, interval, sampler, labels, batch_size,
+        precision, as `request` explains them."""
         images = self.tensors(classes, num, progress=progress, **settings)
         return [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in images]
 
@@ -200,14 +220,14 @@ class Pipeline:
         self, classes: Classes = None, num: int | None = None, *, progress: Progress = None, **settings: Any
     ) -> UInt8[Tensor, "N 3 H W"]:
         """Return new images as an 8-bit tensor on the CPU; `request` explains all settings."""
-        request = self.request(classes, num, **settings)
+        request = self._asked(classes, num, settings)
         return torch.cat([self.images(request, numbers, progress) for numbers in _batches(request, range(request.num))])
 
     def latents(
         self, classes: Classes = None, num: int | None = None, *, progress: Progress = None, **settings: Any
     ) -> Float[Tensor, "N T C"]:
         """Return the latents of new images, float32 on the CPU; `request` explains all settings."""
-        request = self.request(classes, num, **settings)
+        request = self._asked(classes, num, settings)
         found = [self._latents(request, numbers, progress).cpu() for numbers in _batches(request, range(request.num))]
         return torch.cat(found)
 
@@ -262,7 +282,7 @@ class Pipeline:
     ) -> Path:
         """Write new images as one picture, and the settings and labels beside it as JSON; `request` explains all
         settings. Of several processes the first does it."""
-        request, path = self.request(classes, num, **settings), Path(path)
+        request, path = self._asked(classes, num, settings), Path(path)
         if request.num > _MOST_SHOWN:
             raise ConfigError(f"a picture holds at most {_MOST_SHOWN:,} images; write an array of them.", setting="npz")
         if distributed.rank() > 0:
@@ -286,10 +306,14 @@ class Pipeline:
 
         Parts are written as they are made, each process its share, and a stopped call goes on where it was; parts of an
         array with other settings are a `DataError`."""
-        request, path = self.request(classes, num, **settings), Path(path)
+        request, path = self._asked(classes, num, settings), Path(path)
         parts, told = path.with_name(path.name + ".parts"), self.settings(request)
-        parts.mkdir(parents=True, exist_ok=True)
         begun, wanted = parts / "settings.json", {**told, "count": request.num}
+        if path.exists():
+            if _is_array_of(path, told, request.num):
+                return path
+            raise DataError(f"{path} is there already, with other settings; remove it, or use another.", setting="npz")
+        parts.mkdir(parents=True, exist_ok=True)
         if begun.is_file() and files.read_json(begun) != json.loads(json.dumps(wanted)):
             raise DataError(
                 f"{parts} holds part of an array with other settings; remove it, or use another file.", setting="npz"
@@ -299,8 +323,9 @@ class Pipeline:
             files.write_json(begun, wanted)
         firsts = list(range(0, request.num, PART))
         mine = firsts[distributed.rank() :: distributed.world_size()]
-        silent = progress is False or distributed.rank() > 0
-        with tqdm(total=len(mine) * PART, unit="image", disable=silent, dynamic_ncols=True) as bar:
+        total = sum(min(request.num, first + PART) - first for first in mine)
+        silent = True if progress is False or distributed.rank() > 0 else None if progress is None else False
+        with tqdm(total=total, unit="image", disable=silent, dynamic_ncols=True) as bar:
             for first in mine:
                 numbers = range(first, min(request.num, first + PART))
                 if not (target := parts / f"{first:08d}.npy").is_file():
@@ -317,6 +342,13 @@ class Pipeline:
             shutil.rmtree(parts)
         distributed.barrier()
         return path
+
+
+def _is_array_of(path: Path, told: dict[str, Any], count: int) -> bool:
+    """Return if an array that is there was made with these settings, and is as long."""
+    beside = path.with_suffix(".json")
+    same = beside.is_file() and files.read_json(beside) == json.loads(json.dumps(told))
+    return same and ArrayFile(path).shape[0] == count
 
 
 def _batches(request: Request, numbers: range) -> Iterable[range]:
@@ -351,6 +383,13 @@ def open_model(name: str) -> AnyTokenizer | Generator:
     return load_tokenizer(name)
 
 
+def _near(name: str, model: str) -> str | Path:
+    """Return the folder that a generator remembers by a relative path: from here, else from where the generator is."""
+    if Path(name).is_absolute() or Path(name).exists():
+        return name
+    return next((above / name for above in Path(model).resolve().parents if (above / name).is_dir()), name)
+
+
 def tokenizer_of(
     generator: Generator,
     model: str,
@@ -363,8 +402,17 @@ def tokenizer_of(
     name = tokenizer or trained_with.get("name")
     if name is None:
         raise ConfigError(f"{model} does not say which tokenizer it was trained with; name it.", setting="tokenizer")
-    found = load_tokenizer(name, cache_dir) if isinstance(name, str | Path) else name
     called = name if isinstance(name, str | Path) else "the tokenizer given"
+    try:
+        found = load_tokenizer(name if tokenizer else _near(name, model), cache_dir) if called is name else name
+    except ModelError as error:
+        if tokenizer is not None or error.setting is not None:
+            raise
+        raise ModelError(
+            f"{model} was trained with the tokenizer {name!r}, which cannot be loaded: {str(error).removesuffix('.')}; "
+            "if it is somewhere else, name it.",
+            setting="tokenizer",
+        ) from error
     shape = (found.config.tokens, found.config.latent_dim)
     if shape != generator.shape:
         raise ConfigError(

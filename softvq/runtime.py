@@ -18,7 +18,7 @@ def best_device() -> torch.device:
     return torch.device("cpu")
 
 
-def pick_device(asked: str = "auto") -> torch.device:
+def pick_device(asked: str | torch.device = "auto") -> torch.device:
     """The device asked for (`auto`: the best there is); `ConfigError` when this machine has it not."""
     if asked == "auto":
         return best_device()
@@ -30,7 +30,7 @@ def pick_device(asked: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"the device {asked!r} cannot be used here ({reason}); try 'cpu'.", setting="device"
+            f"the device {str(asked)!r} cannot be used here ({reason}); try 'cpu'.", setting="device"
         ) from None
     return device
 
@@ -48,6 +48,8 @@ def gains_from_bfloat16(device: torch.device) -> bool:
 
 def pick_precision(asked: str, device: torch.device, *, training: bool) -> Precision:
     """The precision asked for; `auto`: bfloat16 for training where the machine gains from it, float32 for all else."""
+    if asked not in ("auto", "float32", "bfloat16"):
+        raise ConfigError(f"precision must be auto, float32 or bfloat16, not {asked!r}.", setting="precision")
     if asked != "auto":
         return asked
     return "bfloat16" if training and gains_from_bfloat16(device) else "float32"

@@ -29,6 +29,7 @@ from softvq import hub, plugins
 from softvq.errors import ConfigError, ModelError, Notice, UnknownVariant
 from softvq.files import AGAIN, fingerprint, first_line, json_text, read_json, read_tensors, write_tensors, write_text
 from softvq.hub import CARD, CONFIG, WEIGHTS
+from softvq.runtime import pick_device
 
 FORMAT = 1
 UNFINISHED = "model.json"  # in a run's folder: what its checkpoints are the weights of
@@ -94,7 +95,7 @@ class Saved(nn.Module, ABC):
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         device: str | torch.device | None = None,
-        torch_dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | str | None = None,
         average: bool = True,
     ) -> S:
         """Return a model in evaluation mode: from a folder, of those bundled with the package (`softvq-emoji-64`,
@@ -106,8 +107,12 @@ class Saved(nn.Module, ABC):
 
         `ModelError` or `ConfigError`, one sentence, when something is missing, damaged or unknown.
         """
+        torch_dtype = getattr(torch, torch_dtype, torch_dtype) if isinstance(torch_dtype, str) else torch_dtype
         if torch_dtype is not None and torch_dtype not in _FLOATS:
             raise ModelError(f"torch_dtype must be a floating-point type of torch, not {torch_dtype!r}.")
+        if not isinstance(name_or_folder, str | Path) or not str(name_or_folder):
+            raise ModelError(f"a model's name or folder is wanted, not {name_or_folder!r}.")
+        device = None if device is None else pick_device(device)
         saved = load(name_or_folder, cls.kind, cls.translate, revision, cache_dir, average)
         with defaults(torch.float32, "cpu"):
             try:
@@ -137,8 +142,10 @@ class Saved(nn.Module, ABC):
             return hub.push(Path(folder), name, private)
 
     def _save(self, folder: str | Path, dtype: torch.dtype, name: str) -> None:
-        if not dtype.is_floating_point:
-            raise ValueError(f"weights are stored in a floating-point type, not {dtype}.")
+        if dtype not in _FLOATS:
+            raise ModelError(f"weights are stored in a floating-point type, not {dtype}.")
+        if Path(folder).is_file():
+            raise ModelError(f"{folder} is a file; a model is saved into a folder.")
         tensors = {name: p.to(dtype) for name, p in self.named_parameters()}
         summary, usage = self.described(name)
         title = f"softvq {self.about.get('recipe', {}).get('name', self.kind)}"
@@ -165,8 +172,8 @@ def _unregistered(saved: "SavedModel", error: UnknownVariant) -> str:
     files = saved.about.get("plugins")
     which = f" ({', '.join(map(str, files))}, says its configuration)" if isinstance(files, dict) and files else ""
     return (
-        f"{saved.described_in} is of a model with {error.name!r}, which nothing here has registered: import the Python "
-        f"file that adds {error.name!r} first{which}, or load it as a plugin"
+        f"{saved.described_in}: {str(error).rstrip('.?')}; if a Python file of one's own adds {error.name!r}, import "
+        f"it first{which}, or load it as a plugin."
     )
 
 
@@ -267,7 +274,12 @@ def _checkpoint(run: Path, kind: str, part: str) -> SavedModel:
             unfitted = "latent_std" in tensors and bool((tensors["latent_std"] == 1).all())
             warnings.warn(
                 f"the run in {run} has not ended: this is the average of its weights at step {step}"
-                + (", whose latents are not normalised yet." if unfitted else "."),
+                + (
+                    ", whose latents are not normalised: their statistics are fitted when the run ends, by itself or "
+                    "resumed."
+                    if unfitted
+                    else "."
+                ),
                 Notice,
                 stacklevel=4,
             )

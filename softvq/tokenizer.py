@@ -26,7 +26,7 @@ from softvq.data.images import Fit, fit, open_image, to_bytes, to_rgb, to_tensor
 from softvq.errors import ImageError, ModelError
 from softvq.files import fingerprint
 from softvq.layers import Refinement, Trunk, VisionTransformer, ViTConfig, init_linear
-from softvq.quantizers.base import Quantized, QuantizerConfig, Reduce, check_quantizer, identity, quantize
+from softvq.quantizers.base import Quantized, QuantizerConfig, Reduce, check_built, check_quantizer, identity, quantize
 from softvq.quantizers.compose import ProductConfig
 from softvq.quantizers.soft import SoftVQConfig
 from softvq.saving import Saved
@@ -152,6 +152,7 @@ class Tokenizer(Saved):
         super().__init__(config, about)
         self.encoder = Encoder(config)
         self.quantizer = config.quantizer.build(config.latent_dim)
+        check_built(self.quantizer, config.latent_dim)
         self.to_quantizer = nn.Linear(config.encoder.width, self.quantizer.in_dim)
         self.from_quantizer = nn.Linear(config.latent_dim, config.decoder.width)
         self.decoder = Decoder(config)
@@ -187,8 +188,10 @@ class Tokenizer(Saved):
     def decode(self, latents: Float[Tensor, "B L D"], size: tuple[int, int] | None = None) -> Float[Tensor, "B 3 H W"]:
         """Return images of (height, width) `size` (default: the model's own), not clamped; undoes `encode`'s
         normalisation."""
+        if not isinstance(latents, Tensor):
+            raise ModelError(f"decode takes latents as a tensor (B, L, D), not {_a(latents)}.")
         if latents.shape[1:] != (self.config.tokens, self.config.latent_dim):
-            raise ValueError(
+            raise ModelError(
                 f"latents have shape {tuple(latents.shape)}, but this model's are "
                 f"(B, {self.config.tokens}, {self.config.latent_dim})."
             )
@@ -197,13 +200,21 @@ class Tokenizer(Saved):
     def encode_indices(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L *G"]:
         """The codewords' indices, for quantizers whose indices determine the latent: VQ, Product and Residual of it."""
         if not self.quantizer.discrete:
-            raise ValueError(f"{type(self.quantizer).__name__} latents are continuous: use encode instead of indices.")
-        return self.quantizer(*self._to_quantize(images)).indices
+            raise ModelError(
+                f"{type(self.quantizer).__name__} latents are continuous: use encode; the most likely codewords are in "
+                "tokenizer(images).quantized.indices."
+            )
+        return quantize(self.quantizer, *self._to_quantize(images), identity).indices
 
     def decode_indices(
         self, indices: Int[Tensor, "B L *G"], size: tuple[int, int] | None = None
     ) -> Float[Tensor, "B 3 H W"]:
-        """Images of what `encode_indices` gave."""
+        """Return images of what `encode_indices` gave."""
+        if indices.is_floating_point() or indices.ndim < 2 or indices.shape[1] != self.config.tokens:
+            raise ModelError(
+                f"indices must be whole numbers (B, {self.config.tokens}, …), not {indices.dtype} of "
+                f"{tuple(indices.shape)}."
+            )
         return self._decoded(self.quantizer.lookup(indices), size)
 
     @property
@@ -235,10 +246,10 @@ class Tokenizer(Saved):
     def prepare(self, images: "Any | Sequence[Any]", fit: Fit = "crop") -> Float[Tensor, "B 3 S S"]:
         """Return images as `encode` takes them, in [-1, 1] and of the model's size, where the model is.
 
-        `images`: a PIL image, a path, an array or tensor, or a sequence of these. Arrays are 8-bit (H, W, 3), tensors
-        (3, H, W) in [-1, 1] or 8-bit; a tensor with a batch axis is a sequence. `fit`: how an image becomes the square
-        that the model knows: `crop` (ADM's centre crop), `resize` (stretched) or `pad` (with white). `ImageError` names
-        what cannot be read."""
+        `images`: a PIL image, a path, an array or tensor, or a sequence of these. Arrays are 8-bit (H, W, 3), grey or
+        with alpha too; tensors are (3, H, W) in [-1, 1] or 8-bit, and with a batch axis a sequence. `fit`: how an image
+        becomes the square that the model knows: `crop` (ADM's centre crop), `resize` (stretched) or `pad` (with white).
+        `ImageError` names what cannot be read."""
         many = images if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4 else [images]
         if not len(many):
             raise ImageError("there are no images to prepare.")
@@ -270,9 +281,10 @@ class Tokenizer(Saved):
                 image = to_bytes(image[None].float().cpu())[0]
             image = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
         elif isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            colours = image.shape[2] if image.ndim == 3 else 1 if image.ndim == 2 else 0
+            if image.dtype != np.uint8 or colours not in (1, 3, 4):
                 raise ImageError(f"an array must be 8-bit (H, W, 3), not {image.dtype} of {image.shape}.")
-            image = Image.fromarray(image)
+            image = Image.fromarray(image.squeeze(2) if image.shape[2:] == (1,) else image)
         elif not isinstance(image, Image.Image):
             raise ImageError(f"an image must be a PIL image, a path, an array or a tensor, not {_a(image)}.")
         return to_tensor(fit(to_rgb(image), size, how))
@@ -320,7 +332,7 @@ class Tokenizer(Saved):
                 "the reconstruction at once."
             )
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ValueError(
+            raise ImageError(
                 f"images must be floats in [-1, 1] of shape (B, 3, H, W), not {images.dtype} of {tuple(images.shape)}."
             )
         _check_size(images.shape[2:], self.config.encoder.patch_size)
@@ -339,7 +351,7 @@ def _a(value: Any) -> str:
 
 def _check_size(size: tuple[int, ...], patch_size: int) -> None:
     if min(size) < patch_size or any(side % patch_size for side in size):
-        raise ValueError(
+        raise ImageError(
             f"images are {size[0]}×{size[1]}, but height and width must be multiples of the patch size {patch_size}; "
             "crop or resize them first."
         )

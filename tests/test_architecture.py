@@ -29,8 +29,8 @@ ALLOWED = {
     "memory": set(),
     "randomness": set(),
     "hub": {"errors", "files"},
-    "saving": {"config", "errors", "files", "hub", "plugins"},
-    "quantizers": {"config"},
+    "saving": {"config", "errors", "files", "hub", "plugins", "runtime"},
+    "quantizers": {"config", "errors"},
     "pretrained": {"config", "errors", "files", "hub", "layers", "saving"},
     "data": {"config", "distributed", "errors", "files", "plugins", "randomness"},
     "released": {"config", "layers", "quantizers"},
@@ -55,6 +55,7 @@ ALLOWED = {
         "training",
     },
 }
+ASKED = {"pipeline.py", "saving.py"}  # longer than where to ask: each is one idea, and would be two halves
 TOP = {"cli", "web", "__init__", "__main__"}  # may import everything; `__init__` does so when it is asked
 RECIPE_CLASSES = ("Config", "Recipe", "Augment", "Weight", "Sampling", "Guidance")
 
@@ -154,7 +155,8 @@ def test_recipes_import_configuration_classes_only(path: Path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_is_a_sitting_and_a_function_a_screen(path: Path):
     text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= 400, f"{path} has {text.count(chr(10))} lines"
+    limit = 440 if path.name in ASKED else 400
+    assert text.count("\n") <= limit, f"{path} has {text.count(chr(10))} lines"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = node.end_lineno - node.lineno + 1

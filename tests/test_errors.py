@@ -10,7 +10,11 @@ import softvq
 from softvq import errors
 from softvq.cli.errors import exit_code_of, is_for_users, sentence
 
-KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, Warning)
+]
 ROOT = Path(softvq.__file__).parent
 
 

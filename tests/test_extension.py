@@ -452,7 +452,8 @@ def test_without_its_file_a_model_says_what_to_import(fresh: dict[str, Answer], 
 
 def test_without_its_file_a_model_is_a_model_error(fresh: dict[str, Answer]):
     answer = fresh["python without"]
-    assert answer.out.startswith("ModelError run/model/config.json is of a model with 'Round'"), answer
+    assert answer.out.startswith("ModelError run/model/config.json: config.quantizer.type must be one of"), answer
+    assert "adds 'Round', import it first (round.py, says its configuration)" in answer.out
     assert "--plugin" not in answer.out
 
 
@@ -464,7 +465,7 @@ def test_what_trained_a_model_is_not_needed_to_use_it(fresh: dict[str, Answer], 
 @pytest.mark.parametrize(
     ("name", "code", "words"),
     [
-        ("train without", 2, "quantizer.type must be one of SoftVQ, "),
+        ("train without", 2, "quantizer.type must be one of AE, GMMVQ, "),
         ("source without", 1, "there is no folder 'Stripes'"),
         ("features without", 1, "there is no feature network 'random-convolutions'"),
         ("missing", 2, "there is no file 'missing.py' to load as a plugin (--plugin)"),
@@ -475,7 +476,7 @@ def test_what_trained_a_model_is_not_needed_to_use_it(fresh: dict[str, Answer], 
         ("builtin", 2, "SoftVQConfig cannot be registered as 'SoftVQ', which is softvq.quantizers.soft.SoftVQConfig"),
         ("another", 2, "RoundConfig cannot be registered as 'Round', which is "),
         ("thawed", 2, "ThawedConfig must be a frozen dataclass"),
-        ("alone", 2, "AloneConfig is derived from none of the families"),
+        ("alone", 2, "AloneConfig is derived from none of the bases of families"),
         ("inherits", 2, "InheritsConfig must be a frozen dataclass"),
         ("unbuilt", 2, "UnbuiltConfig "),
         ("no blocks", 2, "Muon has no matrices of transformer blocks to train; use the AdamW optimizer"),

@@ -100,13 +100,39 @@ def test_classes_by_number_name_or_a_word_of_it(pipeline: Pipeline):
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"seed": -1}, "seed must not be negative"),
         ({"steps": 0}, "steps must be at least 1"),
-        ({"interval": (0.5, 0.2)}, "interval must lie in"),
+        ({"interval": (0.5, 0.2)}, "interval must be a lower and a higher time"),
+        ({"interval": (0.5, 1.2)}, "interval must lie in"),
+        ({"guidance": float("nan")}, "guidance scale must be finite"),
+        ({"classes": []}, "classes is empty"),
         ({"sampler": "ddpm"}, "a SiT is sampled with euler, heun"),
     ],
 )
 def test_what_cannot_be_made_is_a_sentence_before_the_work(pipeline: Pipeline, settings: dict, reason: str):
     with pytest.raises(ConfigError, match=reason):
         pipeline.request(**settings)
+
+
+def test_an_unknown_setting_is_told_the_nearest(pipeline: Pipeline):
+    with pytest.raises(ConfigError, match=r"there is no setting 'step'; did you mean steps"):
+        pipeline(num=1, step=3)
+
+
+def test_classes_may_be_an_array(pipeline: Pipeline):
+    for given in (np.array([1, 0]), torch.tensor([1, 0])):
+        assert pipeline._chosen(given) == (1, 0)
+    assert pipeline._chosen(np.int64(2)) == (2,)
+
+
+def test_an_array_that_is_there_is_not_made_again_and_not_replaced(pipeline: Pipeline, tmp_path: Path, monkeypatch):
+    path = pipeline.write_npz(tmp_path / "a.npz", **SETTINGS)
+    before = path.stat().st_mtime_ns
+    with pytest.raises(DataError, match="is there already, with other settings"):
+        pipeline.write_npz(path, **{**SETTINGS, "seed": 9})
+    with pytest.raises(DataError, match="is there already, with other settings"):
+        pipeline.write_npz(path, **{**SETTINGS, "num": 4})
+    monkeypatch.setattr(Pipeline, "images", lambda *_: pytest.fail("images were made"))
+    assert pipeline.write_npz(path, **SETTINGS) == path
+    assert path.stat().st_mtime_ns == before
 
 
 def test_a_picture_of_too_many_is_refused(pipeline: Pipeline, tmp_path: Path):
@@ -185,6 +211,14 @@ def test_the_tokenizer_is_found_or_given_and_must_be_the_right_one(pipeline: Pip
         Pipeline.from_pretrained(tmp_path / "generator", tokenizer=wide)
     with pytest.raises(ConfigError, match="has latents of 8 × 4"):
         Pipeline(generator, wide)
+    generator.about["tokenizer"]["name"] = "tokenizer"  # as `softvq encode --model tokenizer` remembers it
+    generator.save_pretrained(tmp_path / "relative")
+    found = Pipeline.from_pretrained(tmp_path / "relative")  # from another folder than that of the training
+    assert found.tokenizer.latent_fingerprint == tokenizer.latent_fingerprint
+    generator.about["tokenizer"]["name"] = "moved"
+    generator.save_pretrained(tmp_path / "relative")
+    with pytest.raises(ModelError, match=r"was trained with the tokenizer 'moved', which cannot be loaded: .* name it"):
+        Pipeline.from_pretrained(tmp_path / "relative")
     del generator.about["tokenizer"]
     generator.save_pretrained(tmp_path / "alone")
     with pytest.raises(ConfigError, match="does not say which tokenizer"):

@@ -190,7 +190,7 @@ def test_a_dit_that_names_no_tokenizer_is_told_one(capsys, pictures: Path, model
     arguments = ("probe", "--model", tmp_path / "dit", *of(pictures), "--quick", "--json", "--out", tmp_path / "out")
     code, _, err = softvq(capsys, *arguments)
     assert code == 2
-    assert "does not say which tokenizer it was trained with; give --tokenizer" in err
+    assert "does not say which tokenizer it was trained with; name it (--tokenizer)" in err
     files = set()
     for tokenizer in ("softvq-emoji-64", models / "other"):
         code, out, err = softvq(capsys, *arguments, "--tokenizer", tokenizer)

@@ -194,21 +194,28 @@ def test_a_refinement_makes_another_model_of_the_same_latents():
     assert len({plain.latent_fingerprint, refined.latent_fingerprint, other.latent_fingerprint}) == 1
 
 
+@configs.family
+class PartConfig:
+    """The base of parts."""
+
+
+@configs.register
 @dataclass(frozen=True)
-class InnerConfig:
+class InnerConfig(PartConfig):
     width: int = 3
     added: int = configs.later(7)
 
 
+@configs.register
 @dataclass(frozen=True)
-class OtherConfig:
+class OtherConfig(PartConfig):
     inner: InnerConfig = field(default_factory=InnerConfig)
     flag: bool = False
 
 
 @dataclass(frozen=True)
 class OuterConfig:
-    inner: InnerConfig | OtherConfig = field(default_factory=InnerConfig)
+    inner: PartConfig = field(default_factory=InnerConfig)
     plain: InnerConfig = field(default_factory=InnerConfig)
     maybe: InnerConfig | None = None
     added: float = configs.later(0.5)

@@ -222,22 +222,40 @@ def test_what_is_no_image_is_a_sentence(tokenizer: Tokenizer, given, reason: str
 def test_what_the_types_forbid_is_a_sentence_too():
     """Asked in a process of its own, where arguments are not checked against their annotations."""
     code = """if True:
+        import softvq
         from PIL import Image
-        from softvq import Tokenizer
-        tokenizer, image = Tokenizer.from_pretrained("softvq-emoji-64"), Image.new("RGB", (64, 64))
-        for call in (lambda: tokenizer.encode(image), lambda: tokenizer.reconstruct(image, "stretch")):
+        tokenizer, image = softvq.Tokenizer.from_pretrained("softvq-emoji-64"), Image.new("RGB", (64, 64))
+        pipeline = softvq.Pipeline.from_pretrained("emoji-sit")
+        for call in (
+            lambda: tokenizer.encode(image),
+            lambda: tokenizer.reconstruct(image, "stretch"),
+            lambda: tokenizer.decode(image),
+            lambda: softvq.Tokenizer.from_pretrained(None),
+            lambda: softvq.register("Round"),
+            *(lambda one=one: pipeline(num=1, **one) for one in (
+                {"precision": "fp16"}, {"seed": 1.5}, {"steps": 2.5}, {"guidance": "two"}, {"batch_size": "8"}
+            )),
+        ):
             try:
                 call()
-            except ValueError as error:
-                print(type(error).__name__, error)
+            except softvq.SoftVQError as error:
+                print(error)
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    first, second = done.stdout.splitlines()
-    assert first.startswith(
-        "ImageError encode takes a batch of images as a tensor (B, 3, H, W) in [-1, 1], not a PIL image"
-    )
+    first, *others = done.stdout.splitlines()
+    assert first.startswith("encode takes a batch of images as a tensor (B, 3, H, W) in [-1, 1], not a PIL image: ")
     assert "tokenizer.reconstruct(image) gives the reconstruction at once." in first
-    assert second == "ImageError images are fitted by crop, resize or pad, not 'stretch'."
+    assert others == [
+        "images are fitted by crop, resize or pad, not 'stretch'.",
+        "decode takes latents as a tensor (B, L, D), not a PIL image.",
+        "a model's name or folder is wanted, not None.",
+        "register takes a class, not 'Round': write @softvq.register without brackets.",
+        "precision must be auto, float32 or bfloat16, not 'fp16'.",
+        "seed must be a whole number, not 1.5.",
+        "steps must be a whole number, not 2.5.",
+        "could not convert string to float: 'two'.",
+        "batch_size must be a whole number, not '8'.",
+    ], done.stderr
 
 
 # ---- The front door

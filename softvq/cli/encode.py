@@ -10,10 +10,12 @@ of tokenizer and images in index.json.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
 from softvq.cli.main import Usage
+from softvq.cli.runs import plugin_words
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -58,9 +60,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     count = sum(index.shards)
     if distributed.rank() == 0 and not options.json:
         skipped = f", {len(index.bad)} unreadable images left out" if index.bad else ""
-        print(
-            f"{count} images in {len(index.shards)} shards{skipped}; try: softvq train generator --data {options.out}"
-        )
+        then = ["softvq", "train", "generator", "emoji-sit", "--data", str(options.out), *plugin_words(options)]
+        print(f"{count} images in {len(index.shards)} shards{skipped}; try: {shlex.join(then)}")
     if distributed.rank() > 0:
         options.json = False
     distributed.stop()

@@ -20,15 +20,15 @@ from softvq.losses.reconstruction import Distance, reconstruction
 class Seen:
     """What a term may look at: `images` and their reconstructions `outputs` (B, 3, H, W) in [-1, 1], the `latent`
     before normalisation (B, L, D); where the recipe names networks for it, `distances` (B) of a perceptual network, the
-    teacher's `features` (B, N, D) and the `projected` latents. `distance`: how pixels are compared."""
+    teacher's `features` (B, N, F) and the `projected` latents (B, L, F). `distance`: how pixels are compared."""
 
     images: Float[Tensor, "B 3 H W"]
     outputs: Float[Tensor, "B 3 H W"]
     latent: Float[Tensor, "B L D"]
     distance: Distance = "l2"
     distances: Float[Tensor, " B"] | None = None
-    features: Float[Tensor, "B N D"] | None = None
-    projected: Float[Tensor, "B L D"] | None = None
+    features: Float[Tensor, "B N F"] | None = None
+    projected: Float[Tensor, "B L F"] | None = None
 
 
 Term = Callable[[Seen], Float[Tensor, ""]]

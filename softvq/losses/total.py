@@ -1,5 +1,6 @@
 """The weighted total of Eq. 7, as a dictionary of named terms."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,8 +35,9 @@ def weights_at(step: int, weights: Mapping[str, float], schedules: Mapping[str, 
 def total(terms: Mapping[str, Float[Tensor, ""]], weights: Mapping[str, float]) -> Float[Tensor, ""]:
     """Σ weight · term. Both must name the same terms: a missing or an extra name is a `ValueError`."""
     if terms.keys() != weights.keys():
-        raise ValueError(
-            f"the loss terms are {', '.join(sorted(terms))}, but the weights name {', '.join(sorted(weights))}; "
-            "give every term a weight, 0 to leave it out."
-        )
+        known = f"the loss terms are {', '.join(sorted(terms))}, but the weights name {', '.join(sorted(weights))}"
+        if extra := sorted(weights.keys() - terms.keys()):
+            example = json.dumps({name: weights.get(name, 1) for name in terms})
+            raise ValueError(f"{known}; leave {', '.join(extra)} out of the weights: {example}.")
+        raise ValueError(f"{known}; give every term a weight, 0 to leave it out.")
     return sum(weights[name] * term for name, term in terms.items())

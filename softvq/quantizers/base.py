@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from softvq.config import family
+from softvq.errors import ConfigError, ModelError
 
 Reduce = Callable[[Tensor], Tensor]  # a tensor -> its mean over all ranks, with gradients
 
@@ -99,6 +100,9 @@ class Quantizer(nn.Module, ABC):
     inverts them; `soft` if its loss `kl` is that of its `assignment`, so that several can be taken as one. `noise` is
     the reparametrisation noise (B, L, dim) of those that sample; others ignore it.
 
+    One of your own sets `dim` and `in_dim` and defines `forward(z, noise=None)`; where it is discrete, `lookup` too.
+    Indices are (B, L), or (B, L, G) for G of them a token. Statistics have any name; `losses` are named in `weights`.
+
     A quantizer knows no ranks: E q in the KL term is not linear in the batch, so training on several passes in
     `reduce`, the mean over ranks. One of your own whose `forward` does not take it is called without (`quantize`).
     """
@@ -107,11 +111,13 @@ class Quantizer(nn.Module, ABC):
     in_dim: int
     discrete: bool = False
     soft: bool = False
+    takes_noise: bool = True  # the same for `noise`
     takes_reduction: bool = True  # if `forward` has the argument `reduce`; found out when the class is made
 
     def __init_subclass__(cls, **arguments: Any):
         super().__init_subclass__(**arguments)
-        cls.takes_reduction = "reduce" in inspect.signature(cls.forward).parameters
+        parameters = inspect.signature(cls.forward).parameters
+        cls.takes_reduction, cls.takes_noise = "reduce" in parameters, "noise" in parameters
 
     @abstractmethod
     def forward(
@@ -131,11 +137,13 @@ class Quantizer(nn.Module, ABC):
         self, z: Float[Tensor, "B L {self.in_dim}"], noise: Float[Tensor, "B L {self.dim}"] | None = None
     ) -> Float[Tensor, "B L {self.dim}"]:
         """The latents alone, for inference."""
-        return self(z, noise).latent
+        return quantize(self, z, noise, identity).latent
 
     def lookup(self, indices: Int[Tensor, "B L *G"]) -> Float[Tensor, "B L {self.dim}"]:
         """The latents of these indices, where indices determine them."""
-        raise ValueError(
+        if self.discrete:
+            raise ModelError(f"{type(self).__name__} says that it is discrete, but defines no lookup.")
+        raise ModelError(
             f"{type(self).__name__} has continuous latents that indices do not determine; use encode and decode."
         )
 
@@ -156,9 +164,32 @@ def check_quantizer(config: QuantizerConfig, tokens: int) -> None:
     config.check(tokens)
 
 
+def check_built(quantizer: Any, dim: int) -> None:
+    """Raise a `ConfigError` when what `build` returned is no quantizer for latents of `dim` numbers."""
+    name = type(quantizer).__name__
+    if not isinstance(quantizer, Quantizer):
+        raise ConfigError(f"build must return a Quantizer, not a {name}.")
+    for attribute in ("dim", "in_dim"):
+        if not isinstance(getattr(quantizer, attribute, None), int):
+            raise ConfigError(f"{name} must set self.{attribute}, a whole number, in __init__.")
+    if quantizer.dim != dim:
+        raise ConfigError(f"{name} has latents of {quantizer.dim} numbers a token, but was asked for {dim}.")
+
+
+def check_quantized(quantizer: Quantizer, found: Any, shape: tuple[int, ...]) -> None:
+    """Raise a `ConfigError` when what a quantizer returned is no `Quantized` with latents of this shape."""
+    latent = found.latent if isinstance(found, Quantized) else None
+    if not isinstance(latent, Tensor) or tuple(latent.shape) != shape:
+        given = type(found).__name__ if latent is None else f"latents of {tuple(latent.shape)}"
+        raise ConfigError(
+            f"{type(quantizer).__name__}.forward must return Quantized(latent) with latents of {shape}, not {given}."
+        )
+
+
 def quantize(quantizer: Quantizer, z: Tensor, noise: Tensor | None, reduce: Reduce) -> Quantized:
-    """Call a quantizer with the reduction over ranks, if its `forward` takes one."""
-    return quantizer(z, noise, reduce) if quantizer.takes_reduction else quantizer(z, noise)
+    """Call a quantizer with the noise and the reduction over ranks, if its `forward` takes them."""
+    given = {"noise": noise} if quantizer.takes_noise else {}
+    return quantizer(z, **given, **({"reduce": reduce} if quantizer.takes_reduction else {}))
 
 
 def assign(log_q: Float[Tensor, "B L K"], indices: Int[Tensor, "B L"], reduce: Reduce = identity) -> Assignment:

@@ -20,6 +20,7 @@ from softvq.losses.adversarial import LeCAM
 from softvq.losses.alignment import Projector
 from softvq.losses.total import total
 from softvq.pretrained.vit import describe, load
+from softvq.quantizers.base import check_quantized
 from softvq.saving import recorded_plugins
 from softvq.tokenizer import Tokenizer
 from softvq.training.initialise import check_encoder, encoder_start, local_start, model_start
@@ -68,6 +69,7 @@ def new_tokenizer(
         tokenizer.quantizer.eval()  # trying it must not change what it counts
         with torch.no_grad():
             tried = tokenizer.quantizer(torch.zeros(1, recipe.tokenizer.tokens, tokenizer.quantizer.in_dim))
+        check_quantized(tokenizer.quantizer, tried, (1, recipe.tokenizer.tokens, recipe.tokenizer.latent_dim))
         tokenizer.quantizer.train()
         terms = {**dict.fromkeys(recipe.terms, torch.zeros(())), **tried.losses}
         if recipe.adversarial is not None:

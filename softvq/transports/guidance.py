@@ -1,6 +1,7 @@
 """Classifier-free guidance (Ho and Salimans 2022), written once: null + scale · (conditional − null), in an interval of
 times alone (Kynkäänniemi et al. 2024)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,6 +26,10 @@ class Guidance:
     schedule: Literal["constant", "linear"] = "constant"
 
     def __post_init__(self):
+        if not math.isfinite(self.scale):
+            raise ValueError(f"the guidance scale must be finite, not {self.scale}")
+        if len(self.interval) != 2 or self.interval[0] > self.interval[1]:
+            raise ValueError(f"the guidance interval must be a lower and a higher time, not {list(self.interval)}")
         if not 0 <= self.interval[0] <= self.interval[1] <= 1:
             raise ValueError(f"the guidance interval must lie in [0, 1], not {list(self.interval)}")
 

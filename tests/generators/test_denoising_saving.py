@@ -91,13 +91,13 @@ DAMAGE = {
     "kind": (lambda f: edit(f, lambda d: d.update(kind="tokenizer")), ModelError, "not a 'generator'"),
     "type": (
         lambda f: edit(f, lambda d: d["config"].update(type="GiT")),
-        ConfigError,
-        'must be one of SiT, DiT, MAR, not "GiT"',
+        ModelError,
+        "must be one of DiT, MAR, SiT, not \"GiT\"; if a Python file of one's own adds 'GiT', import it first",
     ),
     "path": (
         lambda f: edit(f, lambda d: d["config"].update(path="edm")),
-        ConfigError,
-        "must be one of 'linear', 'cosine', not \"edm\"",
+        ModelError,
+        "there is no path 'edm'; valid: linear, cosine",
     ),
     "key": (
         lambda f: edit(f, lambda d: d["config"]["network"].update(width_=3)),
@@ -131,4 +131,4 @@ def test_the_front_door_leads_to_saved_generators(tmp_path):
     found = Generator.from_pretrained(tmp_path)
     assert type(found) is SiT
     assert not found.training
-    assert "Generator.from_pretrained" in (tmp_path / "README.md").read_text()
+    assert "Pipeline.from_pretrained" in (tmp_path / "README.md").read_text()

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +18,12 @@ from softvq.generators.dit import DiTConfig
 from softvq.generators.mar import MARConfig, MARNetworkConfig
 from softvq.generators.sit import SiTConfig
 from softvq.generators.transformer import TransformerConfig
+from softvq.layers import ViTConfig
 from softvq.optim import AdamWConfig
 from softvq.pipeline import Pipeline
+from softvq.quantizers.gaussian import AEConfig
 from softvq.recipes import all as recipes
-from softvq.tokenizer import Tokenizer
+from softvq.tokenizer import Tokenizer, TokenizerConfig
 from softvq.training.generator import GeneratorRecipe, draws_of, new_generator, train, validation_loss
 from softvq.training.loop import Hook, Intervals
 from softvq.training.run import RunOptions
@@ -215,8 +216,8 @@ def test_classes_by_the_words_of_their_names(trained: Path):
     pipeline = Pipeline.from_pretrained(trained)
     assert [pipeline.class_number(name) for name in ("golden retriever", "Retriever", "2", 2, "CAT")] == [2, 2, 2, 2, 0]
     imagenet = new_generator(replace(recipes.find_generator("sit-xl-softvq-l-64-tiny")))
-    shape = imagenet.shape
-    tokenizer = SimpleNamespace(config=SimpleNamespace(tokens=shape[0], latent_dim=shape[1]))
+    vit = ViTConfig(width=16, depth=1, heads=1, patch_size=8)
+    tokenizer = Tokenizer(TokenizerConfig(16, *imagenet.shape, vit, vit, AEConfig()))
     assert Pipeline(imagenet, tokenizer).class_number("golden retriever") == 207
 
 
