@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from softvq.data.images import to_bytes
-from softvq.errors import ConfigError
+from softvq.errors import SoftVQError
 from softvq.files import atomic
 
 _GAP = 4
@@ -73,11 +73,11 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def pyplot() -> Any:
-    """Return matplotlib's pyplot, drawing to files; `ConfigError` where it is not installed."""
+    """Return matplotlib's pyplot, drawing to files; `SoftVQError` where it is not installed."""
     try:
         import matplotlib
     except ImportError:
-        raise ConfigError("figures need a package: pip install 'softvq[plots]'.") from None
+        raise SoftVQError("figures need a package: pip install 'softvq[plots]'.") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -3,6 +3,7 @@ repository."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,21 @@ def test_ablate(tmp_path: Path, emoji: Path):
     recipe = read(tmp_path / "mine" / "eq4-1" / "run.json")["recipe"]
     assert (recipe["steps"], recipe["batch_size"], recipe["data"]) == (1, 2, str(emoji))
     assert recipe["tokenizer"]["quantizer"]["inner"]["distance"] == "euclidean"
+
+
+def test_bit_for_bit(tmp_path: Path):
+    """A checkout equals itself, and no other with another sampler."""
+    told = run("bit_for_bit.py", ROOT, ROOT, "--only", "heun", cwd=tmp_path).stdout
+    assert re.fullmatch(r"heun +\d+ values and files: equal\n", told)
+    shutil.copytree(ROOT / "softvq", tmp_path / "softvq", ignore=shutil.ignore_patterns("__pycache__"))
+    samplers = tmp_path / "softvq" / "transports" / "samplers.py"
+    text = samplers.read_text(encoding="utf-8")
+    assert text.count("0.5 * (first + second)") == 1
+    samplers.write_text(text.replace("0.5 * (first + second)", "0.4 * (first + second)"), encoding="utf-8")
+    words = [sys.executable, BENCHMARKS / "bit_for_bit.py", ROOT, tmp_path, "--only", "heun"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "differ: heun.npz" in done.stdout
 
 
 def test_bundle(tmp_path: Path, emoji: Path):

@@ -89,7 +89,7 @@ def test_every_command_shares_its_common_options(capsys):
         (["train", "tokenizer", "softvq-l-64", "--alignment.teachr", "x"], "did you mean --alignment.teacher"),
         (["train", "tokenizer", "emoji-64", "--workers", "-1"], "--workers must not be negative"),
         (["train", "tokenizer", "emoji-64", "--augment.min-scale", "0.001"], "min_scale must be in [0.1, 1]"),
-        (["train", "tokenizer", "emoji-64", "--tokenizer.quantizer", "VQ"], "give every term a weight"),
+        (["train", "tokenizer", "emoji-64", "--tokenizer.quantizer", "VQ"], "leave kl out of the weights"),
         (["demo", "--device", "meta"], "softvq runs on cpu, cuda and mps"),
         (["demo", "--device", "tpu"], "the device 'tpu' cannot be used here"),
         (["reconstruct", "a.png", "--out", "a.txt"], "written as .png or .jpg"),

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from softvq.cli.main import Failure
-from softvq.errors import ConfigError
+from softvq.errors import SoftVQError
 
 Result = dict[str, Any]
 
@@ -338,7 +338,7 @@ def _bars(values: list[tuple[str, float | None]], title: str, path: Path, figure
         return []
     try:
         plt = pyplot()
-    except ConfigError:
+    except SoftVQError:
         return []
     figure, axis = plt.subplots(figsize=(6, 0.6 + 0.3 * len(known)), layout="constrained")
     axis.barh(range(len(known)), [value for _, value in known])

@@ -194,7 +194,8 @@ class Checkpoints:
         target = self.folder / f"step-{state.step:07d}"
         parts = state.tensors()
         if distributed.rank() == 0:
-            self._write(target, parts, {"step": state.step, "norms": state.norms, **meta})
+            counts = {part: len(tensors) for part, tensors in parts.items()}
+            self._write(target, parts, {"step": state.step, "norms": state.norms, "tensors": counts, **meta})
         distributed.barrier()
         return target
 
@@ -213,7 +214,11 @@ class Checkpoints:
         for folder in reversed(self.all()):
             try:
                 meta = files.read_json(folder / "state.json")
-                state.load({part: files.read_tensors(folder / f"{part}.safetensors") for part in PARTS})
+                parts = {part: files.read_tensors(folder / f"{part}.safetensors") for part in PARTS}
+                for part, count in meta.get("tensors", {}).items():  # an optimizer may have no state at all
+                    if len(parts[part]) != count:
+                        raise ValueError(f"{part} holds {len(parts[part])} tensors instead of {count}")
+                state.load(parts)
                 state.step = int(meta["step"])
                 state.norms = {str(name): float(value) for name, value in meta["norms"].items()}
                 return meta
