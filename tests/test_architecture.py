@@ -23,7 +23,7 @@ ALLOWED = {
     "plugins": {"errors"},
     "config": {"errors", "plugins"},
     "layers": set(),
-    "optim": {"config"},
+    "optim": {"config", "runtime"},
     "distributed": set(),
     "transports": set(),
     "memory": set(),

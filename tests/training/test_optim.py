@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from softvq.optim import AdamWConfig, MuonConfig, parameter_groups
+from softvq.optim import AdamWConfig, Muon, MuonConfig, orthogonal, parameter_groups
 from softvq.recipes.all import GENERATORS, find, find_generator
 from softvq.training.generator import _Pupil, new_generator
 from softvq.training.tokenizer import new_tokenizer
@@ -134,3 +135,29 @@ def test_mars_decay_leaves_out_the_head_positions_and_mask():
     }
     assert "encoder.0.attn.qkv.weight" in decayed
     assert not any(name.startswith("head") or name.endswith(("pos_embed", "mask_token")) for name in decayed)
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (5, 12), (8, 8)])
+def test_muon_in_float32_is_pytorchs_in_bfloat16(shape: tuple[int, int]):
+    """Up to bfloat16's rounding; and the update of a matrix has nearly equal singular values."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=generator)
+    ours, theirs = (nn.Parameter(start.clone()) for _ in range(2))
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+    optimizers = Muon([ours], **settings), torch.optim.Muon([theirs], **settings, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        gradient = torch.randn(shape, generator=generator)
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    assert float((ours - start).detach().norm()) > 0.3
+    assert (ours - theirs).norm() < 0.02 * (ours - start).norm()
+    values = torch.linalg.svdvals(orthogonal(gradient))
+    assert 0.5 < values.min() <= values.max() < 1.5
+
+
+@pytest.mark.parametrize("gains", [True, False])
+def test_the_faster_muon_is_taken(monkeypatch: pytest.MonkeyPatch, gains: bool):
+    monkeypatch.setattr("softvq.optim.gains_from_bfloat16", lambda device: gains)
+    muon, _ = MuonConfig().build(new_tokenizer(tiny_recipe()))
+    assert type(muon) is (torch.optim.Muon if gains else Muon)
