@@ -94,11 +94,14 @@ def _reason(error: BaseException, revision: str | None = None, file: str = "") -
         return f"the repository has no revision {revision or 'main'!r}"
     if any(isinstance(e, errors.EntryNotFoundError) and not _is_local(e) for e in chain):
         return f"it holds no {file}"
-    partly = "only some of its files were downloaded" if "IncompleteSnapshotError" in kinds else "it was not downloaded"
+    stored = ""
+    if any(_is_local(one) for one in chain):
+        partly = "IncompleteSnapshotError" in kinds
+        stored = f"{'only some of its files were' if partly else 'it was not'} downloaded before, and "
     if "OfflineModeIsEnabled" in kinds:
-        return f"{partly} before, and HF_HUB_OFFLINE is set"
+        return f"{stored}HF_HUB_OFFLINE is set"
     if kinds & _UNREACHABLE:
-        return f"{partly} before, and the hub cannot be reached"
+        return f"{stored}the hub cannot be reached"
     inner = [one for one in chain if not _is_local(one)]
     lines = [line.strip() for line in str(inner[-1] if inner else chain[0]).splitlines() if line.strip()]
     return " ".join(lines[:3]) or type(chain[0]).__name__
@@ -126,6 +129,6 @@ def push(folder: Path, name: str, private: bool) -> str:
         address = hub.create_repo(name, private=private, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD])
     except Exception as error:  # as above
-        reason = _reason(error).replace("it was not downloaded before, and ", "").removesuffix(".")
+        reason = _reason(error).removesuffix(".")
         raise ModelError(f"{name!r} could not be uploaded to the hub ({reason}).") from error
     return str(address)

@@ -131,7 +131,7 @@ class MuonConfig(OptimizerConfig):
 class Muon(torch.optim.Optimizer):
     """Momentum whose update of each matrix is made orthogonal by five Newton–Schulz iterations (Jordan et al. 2024), of
     the size that AdamW's updates have. What `torch.optim.Muon` computes in bfloat16 is float32 here: on a CPU without
-    such products that is 27 times as fast (one core, a matrix of 768 × 192)."""
+    such products that is 24 times as fast (a matrix of 768 × 192; studies/QUEUE.md has the command)."""
 
     def __init__(self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.0):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})

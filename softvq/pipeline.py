@@ -259,6 +259,7 @@ class Pipeline:
         guidance = request.sampling.guidance
         return {
             "model": self.name,
+            "generator": self.generator.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
             "seed": request.seed,
             "classes": list(request.classes) or request.labels,

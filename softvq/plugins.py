@@ -8,7 +8,6 @@ Nothing is ever imported because a model's folder names it: who loads a model sa
 
 import hashlib
 import importlib.util
-import pickle
 import sys
 import warnings
 from collections.abc import Callable
@@ -128,13 +127,13 @@ def carried(value: T) -> T:
 
 
 class _Carried:
-    """Stands for another object: its attributes, items and length."""
+    """Stands for another object: its items and length."""
 
     def __init__(self, value: Any):
         self.value = value
 
     def __reduce__(self) -> tuple:
-        return _unpacked, (files(), bool(_LOADED.installed), pickle.dumps(self.value))
+        return _after, (_Needed(files(), bool(_LOADED.installed)), self.value)  # unpickled in this order
 
     def __getitem__(self, index: int) -> Any:
         return self.value[index]
@@ -143,9 +142,23 @@ class _Carried:
         return len(self.value)
 
 
-def _unpacked(paths: tuple[str, ...], installed: bool, pickled: bytes) -> _Carried:
+def _after(_: None, value: Any) -> _Carried:
+    return _Carried(value)
+
+
+@dataclass(frozen=True)
+class _Needed:
+    """The plugins of this process; where it is unpickled, they are loaded."""
+
+    paths: tuple[str, ...]
+    installed: bool
+
+    def __reduce__(self) -> tuple:
+        return _load_all, (self.paths, self.installed)
+
+
+def _load_all(paths: tuple[str, ...], installed: bool) -> None:
     for path in paths:
         load(path)
     if installed:
         load_installed()
-    return _Carried(pickle.loads(pickled))  # its parent process's own, never a file's

@@ -1,5 +1,5 @@
-"""What tokenizers and generators share: a folder with `model.safetensors`, `config.json` and a model card, written,
-read and pushed to the hub.
+"""The part that tokenizers and generators share: a folder with `model.safetensors`, `config.json` and a model card,
+written, read and pushed to the hub.
 
     model = Tokenizer.from_pretrained("owner/name", revision="v1", device="cuda", torch_dtype=torch.bfloat16)
     model.save_pretrained("folder"); model.push_to_hub("me/mine")

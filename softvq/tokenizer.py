@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from softvq import config as configs
@@ -279,6 +279,8 @@ class Tokenizer(Saved):
                 if image.shape[1:] == (size, size):
                     return image.float().cpu()
                 image = to_bytes(image[None].float().cpu())[0]
+            if image.dtype != torch.uint8:
+                raise ImageError(f"a tensor must be of floats in [-1, 1] or 8-bit (torch.uint8), not {image.dtype}.")
             image = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
         elif isinstance(image, np.ndarray):
             colours = image.shape[2] if image.ndim == 3 else 1 if image.ndim == 2 else 0
@@ -287,7 +289,7 @@ class Tokenizer(Saved):
             image = Image.fromarray(image.squeeze(2) if image.shape[2:] == (1,) else image)
         elif not isinstance(image, Image.Image):
             raise ImageError(f"an image must be a PIL image, a path, an array or a tensor, not {_a(image)}.")
-        return to_tensor(fit(to_rgb(image), size, how))
+        return to_tensor(fit(to_rgb(ImageOps.exif_transpose(image)), size, how))
 
     @classmethod
     def read_config(cls, config: Any, about: dict[str, Any]) -> tuple[Callable[[], "Tokenizer"], int]:

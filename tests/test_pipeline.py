@@ -130,6 +130,9 @@ def test_an_array_that_is_there_is_not_made_again_and_not_replaced(pipeline: Pip
         pipeline.write_npz(path, **{**SETTINGS, "seed": 9})
     with pytest.raises(DataError, match="is there already, with other settings"):
         pipeline.write_npz(path, **{**SETTINGS, "num": 4})
+    other = filled(SiTConfig(TransformerConfig(4, 4, 3, 16, 1, 1)).build({"classes": NAMES}), 7)
+    with pytest.raises(DataError, match="is there already, with other settings"):  # trained again, by the same name
+        Pipeline(other, pipeline.tokenizer, pipeline.name).write_npz(path, **SETTINGS)
     monkeypatch.setattr(Pipeline, "images", lambda *_: pytest.fail("images were made"))
     assert pipeline.write_npz(path, **SETTINGS) == path
     assert path.stat().st_mtime_ns == before

@@ -186,6 +186,15 @@ def test_a_picture_is_fitted_as_the_command_does(tokenizer: Tokenizer, tmp_path:
     assert float((to_tensor(found) - expected[0].clamp(-1, 1)).abs().max()) <= 1 / 255 + 1e-6
 
 
+def test_a_turned_photo_is_turned_whoever_opens_it(tokenizer: Tokenizer, tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    photo().save(tmp_path / "turned.jpg", exif=exif)
+    with Image.open(tmp_path / "turned.jpg") as opened:
+        assert torch.equal(tokenizer.prepare(opened), tokenizer.prepare(tmp_path / "turned.jpg"))
+    assert not torch.equal(tokenizer.prepare(tmp_path / "turned.jpg"), tokenizer.prepare(photo()))
+
+
 def test_what_goes_in_as_a_sequence_comes_out_as_a_list(tokenizer: Tokenizer):
     found = tokenizer.reconstruct([photo(), photo("L"), photo("P")])
     assert [image.size for image in found] == [(64, 64)] * 3
@@ -207,6 +216,7 @@ def test_tensors_of_the_models_size_are_not_rounded(tokenizer: Tokenizer):
     [
         (pictures(1)[0] * 255, r"must be in \[-1, 1\]"),
         (pictures(1)[0] * float("nan"), r"must be in \[-1, 1\]"),
+        (torch.zeros(3, 64, 64, dtype=torch.int64), r"8-bit \(torch\.uint8\), not torch\.int64"),
         (pictures(1)[0, :1], r"must be an image \(3, H, W\)"),
         (np.zeros((8, 8, 3)), "must be 8-bit"),
         (3, "not a int"),

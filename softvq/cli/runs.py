@@ -1,4 +1,4 @@
-"""What commands that start runs take from the command line: the recipe's fields, where a run is, pretrained files."""
+"""The words that commands which start runs share: the recipe's fields, where a run is, pretrained files."""
 
 import argparse
 import shlex
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def changed(recipe: T, changes: dict[str, str], name: str) -> T:
-    """The recipe with the fields that were given as options."""
+    """Return the recipe with the fields that were given as options."""
     from softvq import config as configs
 
     try:
@@ -40,7 +40,7 @@ def changed(recipe: T, changes: dict[str, str], name: str) -> T:
 
 
 def run_folder(options: argparse.Namespace, name: str) -> Path:
-    """Where the run is; with --resume there must be one."""
+    """Return where the run is; with --resume there must be one."""
     out = options.out or Path("runs") / name
     if options.resume and not any((out / "checkpoints").glob("step-*")):
         raise Usage(f"--resume: {out} holds no run to resume; leave --resume out to start one")
@@ -48,7 +48,7 @@ def run_folder(options: argparse.Namespace, name: str) -> Path:
 
 
 def run_options(options: argparse.Namespace, out: Path, device: Any, precision: str) -> Any:
-    """What both kinds of runs take from the command line."""
+    """Return what both kinds of runs take from the command line."""
     from softvq.training.loop import Intervals
     from softvq.training.run import RunOptions
 
@@ -68,7 +68,7 @@ def run_options(options: argparse.Namespace, out: Path, device: Any, precision: 
 
 
 def told(options: argparse.Namespace, folder: Path, then: str, steps: int) -> dict[str, Any]:
-    """The end of a run: what to do next, said once."""
+    """Say what to do next, once; return the command's result."""
     from softvq import distributed
     from softvq.files import read_json
 
@@ -89,7 +89,7 @@ def plugin_words(options: argparse.Namespace) -> list[str]:
 
 
 def pretrained_files(pairs: list[str], used: list[str]) -> dict[str, Path]:
-    """NAME=FILE pairs, of networks that are used."""
+    """Return the files of NAME=FILE pairs; each must be of a network that is used."""
     files: dict[str, Path] = {}
     for pair in pairs:
         name, equals, file = pair.partition("=")
@@ -103,7 +103,7 @@ def pretrained_files(pairs: list[str], used: list[str]) -> dict[str, Path]:
 
 
 def field_changes(words: list[str]) -> dict[str, str]:
-    """`--field value` and `--field=value` pairs."""
+    """Return the fields of `--field value` and `--field=value` pairs."""
     changes, rest = {}, list(words)
     while rest:
         word = rest.pop(0)

@@ -67,6 +67,7 @@ def pipeline_of(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq import distributed
+    from softvq.files import read_json
 
     if min(options.num, options.batch) < 1 or not 0 <= options.seed < 2**63:
         raise Usage("--num and --batch must be at least 1, --seed not negative and below 2^63")
@@ -76,10 +77,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         path = pipeline.write_picture(options.out, **asked)
     else:
         path = pipeline.write_npz(options.npz, **asked)
-    settings = pipeline.settings(pipeline.request(**asked))
+    settings: dict[str, Any] = {}
     if distributed.rank() > 0:
         options.json = False
-    elif not options.json:
-        print(f"{options.num} images in {path}")
+    else:
+        settings = {key: value for key, value in read_json(path.with_suffix(".json")).items() if key != "labels"}
+        if not options.json:
+            print(f"{options.num} images in {path}")
     distributed.stop()
     return {"images": str(path), **settings}

@@ -1,4 +1,4 @@
-"""What every generator is: its configuration, how it is trained, sampled and saved."""
+"""The contract of every generator: its configuration, how it is trained, sampled and saved."""
 
 import json
 from abc import ABC, abstractmethod
@@ -87,7 +87,7 @@ class GeneratorConfig(ABC):
 
     @property
     def sizes(self) -> Any:
-        """What holds `tokens`, `channels` and `classes`: the field `network` where there is one, else this."""
+        """The object with `tokens`, `channels` and `classes`: the field `network` where there is one, else this."""
         return getattr(self, "network", self)
 
     def fitted(self: G, tokens: int, channels: int, classes: int) -> G:
@@ -113,7 +113,7 @@ class GeneratorConfig(ABC):
 
 @dataclass(frozen=True)
 class Part:
-    """A part of making a batch of images: what is called, how often, and what of it is once an evaluation."""
+    """A part of making a batch of images: a call, and how many times it is made."""
 
     call: Callable[[], Any]
     times: int

@@ -1,4 +1,4 @@
-"""What SiT and DiT share: one network, the random numbers of a training step, and how samplers are called."""
+"""The part that SiT and DiT share: one network, the random numbers of a training step, and how samplers are called."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from softvq.transports.guidance import Field, Guidance, guided
 
 @dataclass(frozen=True)
 class Task:
-    """What a sampler goes by besides the noise x it begins with, (B, T, C) in the state's type.
+    """All that a sampler goes by besides the noise x it begins with, (B, T, C) in the state's type.
 
     `field`: (x, t, the time at which the step began) → what the network says there, guided. `sampling`: with its
     `steps`. `noise`: a step's number → standard normal numbers like x. `progress`: what the list of steps goes through.

@@ -18,7 +18,7 @@ from softvq.losses.reconstruction import Distance, reconstruction
 
 @dataclass(frozen=True)
 class Seen:
-    """What a term may look at: `images` and their reconstructions `outputs` (B, 3, H, W) in [-1, 1], the `latent`
+    """All that a term may look at: `images` and their reconstructions `outputs` (B, 3, H, W) in [-1, 1], the `latent`
     before normalisation (B, L, D); where the recipe names networks for it, `distances` (B) of a perceptual network, the
     teacher's `features` (B, N, F) and the `projected` latents (B, L, F). `distance`: how pixels are compared."""
 

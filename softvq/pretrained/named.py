@@ -17,7 +17,7 @@ from softvq.pretrained.lpips import LPIPS
 
 @dataclass(frozen=True)
 class Named:
-    """What makes a frozen network. `from_file`: if its weights are downloaded, or given as a file, and do not come with
+    """A maker of a frozen network. `from_file`: if its weights are downloaded, or given as a file, and do not come with
     a package."""
 
     make: Callable[..., nn.Module]

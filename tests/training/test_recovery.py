@@ -13,7 +13,7 @@ from softvq.errors import ConfigError, ModelError, TrainingError
 from softvq.optim import MuonConfig
 from softvq.quantizers.hard import VQConfig
 from softvq.training.loop import Hook
-from softvq.training.state import Checkpoints
+from softvq.training.state import Checkpoints, check_same_run
 from tests.training.test_run import lines, pictures, run, tiny_recipe  # noqa: F401 (a fixture)
 
 
@@ -41,6 +41,16 @@ def test_other_images_are_refused(pictures: Path, tmp_path: Path):  # noqa: F811
     (pictures / "class0" / "0.png").rename(pictures / "class0" / "00.png")
     with pytest.raises(ConfigError, match=r"images\.names"):
         run(recipe, tmp_path / "run")
+
+
+def test_a_run_from_before_a_field_had_types_goes_on(tmp_path: Path):
+    """Where one class alone was possible its name was not written; a name that was written must be the same."""
+    (tmp_path / "run.json").write_text('{"optimizer": {"type": "AdamW"}, "other": {"lr": 1}}')
+    check_same_run(tmp_path / "run.json", {"optimizer": {"type": "AdamW"}, "other": {"type": "AdamW", "lr": 1}})
+    for optimizer, rate in (("Muon", 1), ("AdamW", 2)):
+        described = {"optimizer": {"type": optimizer}, "other": {"type": "AdamW", "lr": rate}}
+        with pytest.raises(ConfigError, match=r"differs in (optimizer\.type|other\.lr)"):
+            check_same_run(tmp_path / "run.json", described)
 
 
 def test_a_finished_model_is_not_overwritten(pictures: Path, tmp_path: Path):  # noqa: F811
