@@ -84,7 +84,9 @@ def made(source: Path, folder: Path, command: list[str]) -> dict[str, object]:
     if done.returncode:
         sys.exit(f"{source}: softvq {' '.join(command)}\n{done.stderr[-2000:]}")
     written = [path for path in folder.rglob("*") if path.is_file() and before.get(path) != path.stat().st_mtime_ns]
-    checksums = {str(path.relative_to(folder)): checksum(path) for path in written}
+    checksums = {str(path.relative_to(folder)): checksum(path) for path in written if "checkpoints" not in path.parts}
+    for checkpoint in {path.parent for path in written if path.parent.parent.name == "checkpoints"}:
+        checksums[str(checkpoint.relative_to(folder))] = contents(checkpoint)
     return {**figures(json.loads(done.stdout)), **{name: value for name, value in checksums.items() if value}}
 
 
@@ -95,6 +97,15 @@ def figures(node: object, name: str = "") -> dict[str, object]:
             k: v for key, item in node.items() if key not in TEXT for k, v in figures(item, f"{name}.{key}").items()
         }
     return {name: node} if isinstance(node, int | float) else {}
+
+
+def contents(checkpoint: Path) -> str:
+    """Return a checksum of all tensors of a checkpoint, whatever they and their files are called."""
+    found = []
+    for path in checkpoint.glob("*.safetensors"):
+        with safe_open(path, "np") as file:
+            found += [hashlib.sha256(file.get_tensor(name).tobytes()).hexdigest() for name in file.keys()]  # noqa: SIM118
+    return hashlib.sha256("".join(sorted(found)).encode()).hexdigest()
 
 
 def checksum(path: Path) -> str | None:

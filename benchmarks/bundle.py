@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 
 from softvq import Tokenizer, hub
-from softvq.cli.demo import yardsticks
-from softvq.cli.hooks import evaluate, figures_of
-from softvq.data.sources import open_listed
+from softvq.data.loader import ordered_batches
+from softvq.data.opening import open_source
+from softvq.evaluation.comparison import yardsticks
+from softvq.evaluation.reconstruction import score
+from softvq.training.hooks import Validation
 
 LIMIT = 15_000_000
 
@@ -56,8 +58,12 @@ def main() -> None:
     for tensor in tokenizer.state_dict().values():
         tensor.copy_(tensor.to(torch.float16))  # measure what is stored
     recipe = tokenizer.about["recipe"]
-    tokenizer.about.update(figures_of(tokenizer, options.val))
-    train = evaluate(tokenizer, "emoji", chosen=range(len(open_listed(options.val).names))).summary()
+    held_out, trained_on = open_source(options.val), open_source("emoji")
+    tokenizer.about.update(Validation(held_out, options.val).figures(tokenizer))
+    batches = ordered_batches(
+        trained_on, size=tokenizer.config.image_size, batch_size=32, chosen=range(len(held_out.names))
+    )
+    train = score(lambda images: tokenizer(images).images, (batch.images for batch in batches)).summary()
     tokenizer.about["figures"]["train_psnr"] = train["psnr"]
     tokenizer.save_pretrained(folder, torch.float16)
     size = (folder / hub.WEIGHTS).stat().st_size
@@ -76,7 +82,7 @@ def main() -> None:
         dim=config.latent_dim,
         floats=config.tokens * config.latent_dim,
         parameters=sum(p.numel() for p in tokenizer.parameters()) / 1e6,
-        train=len(open_listed("emoji").names),
+        train=len(trained_on.names),
         command=tokenizer.about["command"],
         precision=tokenizer.about["precision"],
         steps=recipe["steps"],

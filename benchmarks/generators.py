@@ -19,19 +19,18 @@ numbers): the features of `softvq evaluate` on the bundled images.
 import argparse
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from softvq.cli.main import common_options
-from softvq.cli.sample import configure, pipeline_of
+from softvq.data.images import to_bytes
 from softvq.data.loader import ordered_batches
-from softvq.data.sources import open_listed
+from softvq.data.opening import open_source
 from softvq.evaluation.distribution import nearest_distances
 from softvq.evaluation.frechet import frechet_distance, moments_of
-from softvq.evaluation.metrics import as_bytes
 from softvq.figures import enlarge, grid, save_picture
 from softvq.pipeline import Pipeline, Request
 from softvq.pretrained.features import FeatureNetwork
@@ -39,11 +38,11 @@ from softvq.pretrained.features import FeatureNetwork
 
 def features(images: Tensor, net: FeatureNetwork) -> Tensor:
     """Of images in [-1, 1]: B × 320."""
-    return torch.cat([net(as_bytes(part))["pool"] for part in images.split(64)])
+    return torch.cat([net(to_bytes(part))["pool"] for part in images.split(64)])
 
 
 def read(data: str) -> tuple[Tensor, Tensor]:
-    batches = list(ordered_batches(open_listed(data), size=64, batch_size=128))
+    batches = list(ordered_batches(open_source(data), size=64, batch_size=128))
     return torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])
 
 
@@ -62,11 +61,15 @@ def judged(classifier, found: Tensor, labels: Tensor, train: Tensor) -> dict[str
 
 
 def asked_of(model: str, words: list[str]) -> tuple[Pipeline, Request]:
-    """Return the pipeline of a model, and what `softvq sample` with these options would ask of it."""
-    parser = argparse.ArgumentParser(parents=[common_options()])
-    configure(parser)
-    pipeline, asked = pipeline_of(parser.parse_args(["--model", model, "--seed", "0", *words]))
-    return pipeline, pipeline.request(**asked)
+    """Return the pipeline of a model, and what is asked of it with settings such as `guidance=2`."""
+    settings = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        with suppress(ValueError):
+            value = json.loads(value)
+        settings[name] = value
+    pipeline = Pipeline.from_pretrained(model, device="auto")
+    return pipeline, pipeline.request(**settings)
 
 
 def main() -> None:
@@ -75,7 +78,7 @@ def main() -> None:
     from sklearn.preprocessing import StandardScaler
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="folders or names; MODEL:--option:value… for other settings")
+    parser.add_argument("models", nargs="+", help="folders or names; MODEL:guidance=2:steps=20… for other settings")
     parser.add_argument("--each", type=int, default=40, help="images a class (default: 40)")
     parser.add_argument("--data", default="emoji", help="the training images, by class (default: %(default)s)")
     parser.add_argument("--val", default="emoji-val", help="the validation images (default: %(default)s)")

@@ -25,10 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softvq import Tokenizer
-from softvq.cli.hooks import evaluate, spread
 from softvq.data.images import to_bytes
 from softvq.data.loader import ordered_batches
-from softvq.data.sources import open_listed
+from softvq.data.opening import open_source
 from softvq.evaluation.frechet import frechet_distance, moments_of
 from softvq.figures import enlarge, grid, save_picture
 from softvq.losses.discriminators import PatchGANDiscriminatorConfig
@@ -37,8 +36,11 @@ from softvq.optim import AdamWConfig
 from softvq.pretrained.lite import NAME as LITE
 from softvq.pretrained.lpips import VGG16
 from softvq.recipes.emoji import EMOJI_64
+from softvq.training.hooks import Validation, spread
+from softvq.training.options import RunOptions
 from softvq.training.recipe import AdversarialConfig, AlignmentConfig, TokenizerRecipe
-from softvq.training.tokenizer import RunOptions, train
+from softvq.training.run import train
+from softvq.training.tokenizer import TokenizerTask
 
 START = "softvq-emoji-64"
 PIXELS = {"reconstruction": 1.0, "kl": 0.01}
@@ -80,7 +82,9 @@ def recipes(steps: int, data: str) -> list[TokenizerRecipe]:
 def run(options: argparse.Namespace) -> None:
     """Train both, each in its own folder."""
     for recipe in recipes(options.steps, options.data):
-        print(train(recipe, RunOptions(options.out / recipe.name, options.device, "bfloat16", workers=1)))
+        print(
+            train(TokenizerTask(recipe), RunOptions(options.out / recipe.name, options.device, "bfloat16", workers=1))
+        )
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
@@ -116,14 +120,14 @@ def measure(options: argparse.Namespace) -> None:
     runs = {name: options.out / name for name in ("pixels", "whole")}
     missing = [name for name, place in runs.items() if not (place / "model").is_dir()]
     models = {"bundled": START, **{name: place for name, place in runs.items() if name not in missing}}
-    source = open_listed(options.val)
+    source = open_source(options.val)
     real = torch.cat([batch.images for batch in ordered_batches(source, size=64, batch_size=70)])
     rows = {"real": {"gradient_energy": gradient_energy(real)}}
     shown = [spread(source, 64, 8)]
     for name, place in models.items():
         tokenizer = Tokenizer.from_pretrained(place)
         fake = torch.cat([tokenizer(part).images.clamp(-1, 1) for part in real.split(70)])
-        scores = evaluate(tokenizer, options.val).summary()
+        scores = Validation(source, options.val).scores(tokenizer).summary()
         rows[name] = {
             "psnr": scores["psnr"],
             "ssim": scores["ssim"],

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from softvq.data.loader import ordered_batches
-from softvq.data.sources import open_listed
+from softvq.data.opening import open_source
 from softvq.evaluation.baselines import downsample_reconstruct, pca_reconstruct, principal_components
 from softvq.evaluation.reconstruction import score
 from softvq.files import write_json
@@ -25,7 +25,7 @@ DEFAULT_OUT = Path(__file__).parent.parent / "softvq" / "assets" / "yardsticks.j
 
 def load(data: str, size: int, how: str) -> torch.Tensor:
     """All images of a set at one size, in [-1, 1]."""
-    batches = ordered_batches(open_listed(data), size=size, batch_size=64, how=how)
+    batches = ordered_batches(open_source(data), size=size, batch_size=64, how=how)
     return torch.cat([batch.images for batch in tqdm(batches, desc=f"{data} {size}", unit="batch")])
 
 

@@ -117,6 +117,11 @@ class FoldedAutoencoder(nn.Module):
         return Reconstruction(self.decode(latents), latents, Quantized(latents))
 
     @property
+    def name(self) -> str:
+        """What it was loaded as."""
+        return self.about.get("source", "")
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device

@@ -21,6 +21,7 @@ import math
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -178,16 +179,17 @@ class UnknownField(ConfigError):
         self.path, self.valid = path, valid
 
 
-def override(config: T, changes: dict[str, str], where: str = "") -> T:
-    """A copy with dotted fields replaced by values given as text: `{"optimizer.lr": "3e-4"}`.
+def override(config: T, changes: Mapping[str, Any], where: str = "") -> T:
+    """A copy with dotted fields replaced: `{"optimizer.lr": 3e-4}`, or by values given as text: `{"optimizer.lr":
+    "3e-4"}`.
 
-    Values are read as JSON where they are JSON, else as strings; a field that holds a string keeps the text as it is
+    Text is read as JSON where it is JSON, else as strings; a field that holds a string keeps the text as it is
     (but for `null`). A union field also takes just the name of a variant (`quantizer` = `VQ`: that variant with its
     defaults), and later changes may then set the variant's own fields. Unknown fields raise `UnknownField`.
     """
     where = where or type(config).__name__
     data = to_dict(config)
-    for path, text in changes.items():
+    for path, value in changes.items():
         *parents, last = path.split(".")
         node = data
         for parent in parents:
@@ -195,10 +197,18 @@ def override(config: T, changes: dict[str, str], where: str = "") -> T:
         if not isinstance(node, dict) or last not in node:
             raise UnknownField(path, _walk(data))
         old = node[last]
-        node[last] = text if isinstance(old, str) and text != "null" else _json_or_text(text)
+        is_text = isinstance(old, str) and value != "null"
+        node[last] = _json_or_text(value) if isinstance(value, str) and not is_text else _plain_or_tagged(value)
         if isinstance(old, dict) and "type" in old:  # another variant has other fields
             data = to_dict(from_dict(type(config), data, where))
     return from_dict(type(config), data, where)
+
+
+def _plain_or_tagged(value: Any) -> Any:
+    """Return a value as JSON has it; a configuration of a family with its `type`."""
+    if not dataclasses.is_dataclass(value):
+        return value
+    return tagged(value) if any(isinstance(value, base) for base in _FAMILIES) else to_dict(value)
 
 
 def _json_or_text(text: str) -> Any:

@@ -1,18 +1,22 @@
-"""Rank, world size, reductions and wrapping. Everything here works unwrapped in a single process.
+"""Rank, world size, reductions and wrapping, and work that is shared out. Everything here works unwrapped in a single
+process.
 
 Several processes are started by torchrun; each gets an equal share of every batch.
 """
 
 import os
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 Parallel = Literal["ddp", "fsdp"]
 
@@ -54,6 +58,30 @@ def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:
         dist.barrier()
+
+
+def in_parts(
+    count: int,
+    size: int,
+    path: Callable[[int], Path],
+    make: Callable[[range, Callable[[int], object]], None],
+    title: str = "",
+    quiet: bool | None = False,
+) -> None:
+    """Do what is to be done for `count` items in parts of `size`, each in a file of its own, each by one process.
+
+    `path`: the number of a part's first item → its file. `make(numbers, done)` writes that file, whole or not at all,
+    and tells `done` how many items more are. Parts whose file is there are not made again: a stopped command goes on,
+    and the whole is the same for any number of processes. `quiet`: no bar; None: a bar on terminals alone."""
+    firsts = [first for first in range(0, count, size) if not path(first).is_file()]
+    barrier()  # all have looked
+    mine = [range(first, min(count, first + size)) for first in firsts[rank() :: world_size()]]
+    total = sum(map(len, mine))
+    silent = True if rank() > 0 or not total else quiet
+    with tqdm(total=total, desc=title or None, unit="image", disable=silent, dynamic_ncols=True) as bar:
+        for numbers in mine:
+            make(numbers, bar.update)
+    barrier()
 
 
 def gathered(value: Any) -> list[Any]:
@@ -135,6 +163,27 @@ def whole(x: Tensor) -> Tensor:
 def local(x: Tensor) -> Tensor:
     """This rank's part of a tensor that may be sharded."""
     return x.to_local() if hasattr(x, "to_local") else x
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Return if a module's parameters are split over processes."""
+    return any(hasattr(p, "full_tensor") for p in module.parameters())
+
+
+def gathered_module(module: nn.Module) -> dict[str, Tensor]:
+    """Return a sharded module's tensors whole, on the first process's CPU; nothing on the others."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict  # costs a second
+
+    return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def gathered_optimizers(module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, dict[str, Any]]:
+    """Return what the optimizers of a sharded module keep of each parameter, by its name; whole, on the first process's
+    CPU, nothing on the others."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_optimizer_state_dict(module, optimizers, options=options).get("state", {})
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Pictures people look at: grids of images, original | reconstruction | error, and matplotlib's figures."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,11 @@ def pyplot() -> Any:
     return pyplot
 
 
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a matplotlib figure as PNG, atomically; the figure is closed."""
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+def rendered(figure: Any) -> Image.Image:
+    """Return a matplotlib figure as a picture; the figure is closed."""
+    memory = io.BytesIO()
+    figure.savefig(memory, format="png", dpi=150)
     pyplot().close(figure)
+    picture = Image.open(memory)
+    picture.load()
+    return picture

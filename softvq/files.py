@@ -9,12 +9,14 @@ New files have the modes that the umask gives; what would not fit on the disk is
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,7 +24,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from softvq.errors import ModelError, StorageError
+from softvq.errors import ConfigError, ModelError, StorageError
 
 AGAIN = "delete it, and make or download it again"
 _MARGIN = 2**20  # bytes that are left free
@@ -112,6 +114,84 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def read_data(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, or in a YAML file (`.yaml`, `.yml`); `ConfigError` when it is none.
+
+    YAML is read as version 1.2 has it: `1e-4` is a number; `no`, `on`, `010` and `12:30` are text."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if path.suffix.lower() == ".json" else _yaml().load(text)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {str(path)!r}.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read ({first_line(error)}).") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold an object: names and values.")
+    return data
+
+
+def yaml_text(data: Mapping[str, Any]) -> str:
+    """Return an object as YAML that `read_data` reads again."""
+    return _yaml().dump(data)
+
+
+class _Yaml:
+    """YAML 1.2's plain values, which PyYAML has otherwise."""
+
+    RESOLVERS = (
+        ("tag:yaml.org,2002:null", r"~|null|", ["~", "n", ""]),
+        ("tag:yaml.org,2002:bool", r"true|false", ["t", "f"]),
+        ("tag:yaml.org,2002:int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+        (
+            "tag:yaml.org,2002:float",
+            r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)|\.nan",
+            list("-+.0123456789"),
+        ),
+    )
+
+    def __init__(self):
+        import yaml  # only recipes' files need it
+
+        class Loader(yaml.SafeLoader):
+            yaml_implicit_resolvers: ClassVar = {}
+
+            def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+                keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+                if twice := [key for key in keys if keys.count(key) > 1]:
+                    raise ValueError(f"{twice[0]!r} stands there twice")
+                return super().construct_mapping(node, deep)
+
+        class Dumper(yaml.SafeDumper):
+            def ignore_aliases(self, data: Any) -> bool:
+                return True
+
+        for tag, pattern, first in self.RESOLVERS:
+            for cls in (Loader, Dumper):  # what the one would read as a number, the other writes in quotes
+                cls.add_implicit_resolver(tag, re.compile(f"^(?:{pattern})$"), first)
+        Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: _float(loader.construct_scalar(node)))
+        self.yaml, self.loader, self.dumper = yaml, Loader, Dumper
+
+    def load(self, text: str) -> Any:
+        """Return what a text holds; `ValueError` when it is no YAML."""
+        try:
+            return self.yaml.load(text, self.loader)
+        except self.yaml.YAMLError as error:
+            raise ValueError(str(error).replace("\n", " ")) from error
+
+    def dump(self, data: Any) -> str:
+        """Return a text that holds this."""
+        return self.yaml.dump(data, Dumper=self.dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _float(text: str) -> float:
+    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
+
+@lru_cache(1)
+def _yaml() -> _Yaml:
+    return _Yaml()
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file atomically."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -145,6 +225,15 @@ def read_metadata(path: Path) -> dict[str, str]:
 def first_line(error: Exception) -> str:
     """The first line of an error's message, its kind where it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def checksum(path: Path) -> str:
+    """Return the first 16 hex digits of a file's SHA-256."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

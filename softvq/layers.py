@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -108,34 +108,84 @@ class Rotary:
         return torch.cat([x[:, :, : self.first], turned, x[:, :, last:]], dim=2)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention with one projection for queries, keys and values."""
+class Dropout(nn.Module):
+    """Dropout whose mask is a function of each sample's seed and of which layer it is, and of nothing else: the same
+    however many processes share a batch, and when a block is evaluated once more for its gradients.
 
-    def __init__(self, dim: int, heads: int):
+    `seeds` (B,) and `layer` are set by the model that it is in."""
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share, self.layer = share, 0
+        self.seeds: Int[Tensor, " B"] | None = None
+
+    @property
+    def is_active(self) -> bool:
+        """If anything is dropped."""
+        return self.training and self.share > 0
+
+    def forward(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        if not self.is_active:
+            return x
+        places = torch.arange(x[0].numel(), device=x.device).view(1, *x.shape[1:])
+        seeds = self.seeds.to(x.device).view(-1, *[1] * (x.ndim - 1))
+        mixed = _mixed(_mixed(seeds * 2**20 + self.layer) + places)
+        uniform = (mixed & (2**24 - 1)).float() / 2**24
+        return torch.where(uniform < self.share, 0.0, x / (1 - self.share))
+
+
+def _mixed(x: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """A step of SplitMix64 (Steele et al. 2014): 64 bits that look random, of any that differ."""
+    x = x - 0x61C8864680B583EB
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * factor
+    return x ^ ((x >> 31) & (2**33 - 1))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one projection for queries, keys and values; with `norm_eps` queries and keys are
+    normalised first (LayerNorm). `dropout`: of the attention's weights, and of what comes out."""
+
+    def __init__(self, dim: int, heads: int, norm_eps: float | None = None, dropout: float = 0.0):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
+        size = dim // heads
+        self.q_norm = nn.Identity() if norm_eps is None else nn.LayerNorm(size, eps=norm_eps)
+        self.k_norm = nn.Identity() if norm_eps is None else nn.LayerNorm(size, eps=norm_eps)
+        self.drop_weights, self.drop = Dropout(dropout), Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         B, T, D = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.heads, D // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each B heads T D/heads
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).reshape(B, T, D))
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        if self.drop_weights.is_active:  # its mask is ours to make, which PyTorch's kernels do not take
+            weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+            x = self.drop_weights(weights).to(v.dtype) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v)
+        return self.drop(self.proj(x.transpose(1, 2).reshape(B, T, D)))
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between, exact or (`approximate="tanh"`) in its tanh form."""
+    """Two linear layers with a GELU between, exact or (`approximate="tanh"`) in tanh form; `dropout` behind each."""
 
-    def __init__(self, dim: int, hidden: int, approximate: Literal["none", "tanh"] = "none"):
+    def __init__(self, dim: int, hidden: int, approximate: Literal["none", "tanh"] = "none", dropout: float = 0.0):
         super().__init__()
         self.approximate = approximate
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
+        self.drop1, self.drop2 = Dropout(dropout), Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+        return self.drop2(self.fc2(self.drop1(F.gelu(self.fc1(x), approximate=self.approximate))))
+
+
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Normalised activations shifted and scaled by a condition (adaLN, Peebles and Xie 2023)."""
+    return x * (1 + scale) + shift
 
 
 class EvaAttention(nn.Module):
@@ -186,16 +236,17 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x + scale · attention(norm(x)), then x + scale · mlp(norm(x))."""
+    """Pre-norm transformer block: x + scale · attention(norm(x)), then x + scale · mlp(norm(x)). `query_key_norm` and
+    `dropout`: see `Attention`."""
 
-    def __init__(self, config: ViTConfig):
+    def __init__(self, config: ViTConfig, query_key_norm: bool = False, dropout: float = 0.0):
         super().__init__()
         D, scale = config.width, config.layer_scale
         self.norm1 = nn.LayerNorm(D, eps=config.norm_eps)
-        self.attn = Attention(D, config.heads)
+        self.attn = Attention(D, config.heads, config.norm_eps if query_key_norm else None, dropout)
         self.ls1 = nn.Identity() if scale is None else LayerScale(D, scale)
         self.norm2 = nn.LayerNorm(D, eps=config.norm_eps)
-        self.mlp = Mlp(D, int(D * config.mlp_ratio))
+        self.mlp = Mlp(D, int(D * config.mlp_ratio), dropout=dropout)
         self.ls2 = nn.Identity() if scale is None else LayerScale(D, scale)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:

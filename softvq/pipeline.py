@@ -25,21 +25,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from softvq import distributed, files, hub
-from softvq.autoencoders import PREFIX, FoldedAutoencoder
 from softvq.config import from_dict, nearest
 from softvq.data.arrays import ArrayFile, write_arrays
 from softvq.data.images import to_bytes
-from softvq.errors import ConfigError, DataError, ModelError
+from softvq.errors import ConfigError, DataError
 from softvq.figures import enlarge, grid, save_picture
 from softvq.generators.base import Generator, Noise, Sampling
+from softvq.models import AnyTokenizer, tokenizer_of
 from softvq.randomness import Stream, rng
-from softvq.released import is_generator
 from softvq.runtime import Precision, autocast, pick_precision
-from softvq.saving import kind_of
-from softvq.tokenizer import Tokenizer
 from softvq.transports.guidance import Guidance
 
-AnyTokenizer = Tokenizer | FoldedAutoencoder
 Classes = str | int | Sequence[str | int] | None
 PART = 512  # images of a part of an unfinished array
 _MOST_SHOWN = 1024  # images of a picture
@@ -322,21 +318,20 @@ class Pipeline:
         distributed.barrier()
         if distributed.rank() == 0:
             files.write_json(begun, wanted)
-        firsts = list(range(0, request.num, PART))
-        mine = firsts[distributed.rank() :: distributed.world_size()]
-        total = sum(min(request.num, first + PART) - first for first in mine)
-        silent = True if progress is False or distributed.rank() > 0 else None if progress is None else False
-        with tqdm(total=total, unit="image", disable=silent, dynamic_ncols=True) as bar:
-            for first in mine:
-                numbers = range(first, min(request.num, first + PART))
-                if not (target := parts / f"{first:08d}.npy").is_file():
-                    images = torch.cat([self.images(request, batch) for batch in _batches(request, numbers)])
-                    with files.atomic(target) as temporary, temporary.open("wb") as file:
-                        np.save(file, images.permute(0, 2, 3, 1).contiguous().numpy())
-                bar.update(len(numbers))
-        distributed.barrier()
+
+        def part(first: int) -> Path:
+            return parts / f"{first:08d}.npy"
+
+        def make(numbers: range, done: Callable[[int], object]) -> None:
+            images = torch.cat([self.images(request, batch) for batch in _batches(request, numbers)])
+            with files.atomic(part(numbers.start)) as temporary, temporary.open("wb") as file:
+                np.save(file, images.permute(0, 2, 3, 1).contiguous().numpy())
+            done(len(numbers))
+
+        silent = True if progress is False else None if progress is None else False
+        distributed.in_parts(request.num, PART, part, make, quiet=silent)
         if distributed.rank() == 0:
-            arrays = [np.load(parts / f"{first:08d}.npy", mmap_mode="r") for first in firsts]
+            arrays = [np.load(part(first), mmap_mode="r") for first in range(0, request.num, PART)]
             shape = (request.num, *arrays[0].shape[1:3])
             write_arrays(path, shape, arrays, arr_1=np.array(self.labels(request, range(request.num))))
             files.write_json(path.with_suffix(".json"), told)
@@ -365,65 +360,3 @@ def _bar(progress: Progress, title: str) -> Callable[[Sequence], Iterable] | Non
         return None
     disabled = None if progress is None else False  # None: only where there is a terminal
     return lambda steps: tqdm(steps, desc=title, unit="step", leave=False, disable=disabled, dynamic_ncols=True)
-
-
-def load_tokenizer(name: str | Path, cache_dir: str | Path | None = None) -> AnyTokenizer:
-    """Return a tokenizer by name or folder; `diffusers:NAME` is one of diffusers' autoencoders."""
-    if str(name).startswith(PREFIX):
-        return FoldedAutoencoder.load(str(name))
-    return Tokenizer.from_pretrained(name, cache_dir=cache_dir)
-
-
-def open_model(name: str) -> AnyTokenizer | Generator:
-    """Return a tokenizer or a generator, whichever the name is of."""
-    if name.startswith(PREFIX):
-        return load_tokenizer(name)
-    kind = kind_of(name)
-    if kind == Generator.kind or (kind is None and is_generator(files.read_json(hub.find(name) / hub.CONFIG))):
-        return Generator.from_pretrained(name)
-    return load_tokenizer(name)
-
-
-def _near(name: str, model: str) -> str | Path:
-    """Return the folder that a generator remembers by a relative path: from here, else from where the generator is."""
-    if Path(name).is_absolute() or Path(name).exists():
-        return name
-    return next((above / name for above in Path(model).resolve().parents if (above / name).is_dir()), name)
-
-
-def tokenizer_of(
-    generator: Generator,
-    model: str,
-    tokenizer: str | Path | AnyTokenizer | None = None,
-    cache_dir: str | Path | None = None,
-) -> AnyTokenizer:
-    """Return the tokenizer that is given, or the one that the generator (called `model`) was trained with; `ModelError`
-    when it makes other latents, `ConfigError` when it does not fit or is not known."""
-    trained_with = generator.about.get("tokenizer", {})
-    name = tokenizer or trained_with.get("name")
-    if name is None:
-        raise ConfigError(f"{model} does not say which tokenizer it was trained with; name it.", setting="tokenizer")
-    called = name if isinstance(name, str | Path) else "the tokenizer given"
-    try:
-        found = load_tokenizer(name if tokenizer else _near(name, model), cache_dir) if called is name else name
-    except ModelError as error:
-        if tokenizer is not None or error.setting is not None:
-            raise
-        raise ModelError(
-            f"{model} was trained with the tokenizer {name!r}, which cannot be loaded: {str(error).removesuffix('.')}; "
-            "if it is somewhere else, name it.",
-            setting="tokenizer",
-        ) from error
-    shape = (found.config.tokens, found.config.latent_dim)
-    if shape != generator.shape:
-        raise ConfigError(
-            f"{called} has latents of {shape[0]} × {shape[1]}, but {model} makes {generator.shape}.",
-            setting="tokenizer",
-        )
-    expected = trained_with.get("fingerprint")
-    if expected is not None and not found.makes(expected):
-        raise ModelError(
-            f"{model} was trained with another tokenizer ({expected}) than {called} ({found.latent_fingerprint}); "
-            "its latents would be decoded to noise."
-        )
-    return found

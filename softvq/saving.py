@@ -46,6 +46,7 @@ class Saved(nn.Module, ABC):
     """A model that can be saved and found. `config` is a frozen dataclass; `about` is free JSON that goes with it."""
 
     kind = ""
+    name = ""  # what it was loaded as: a folder's or the hub's name
 
     def __init__(self, config: Any, about: dict[str, Any] | None = None):
         super().__init__()
@@ -125,7 +126,8 @@ class Saved(nn.Module, ABC):
         if not isinstance(model, cls):
             raise ModelError(f"{name_or_folder} holds a {type(model).__name__}, not a {cls.__name__}.")
         model.check_loaded(saved.file)
-        model.named(str(name_or_folder), Path(name_or_folder).is_dir())
+        model.name = str(name_or_folder)
+        model.named(model.name, Path(name_or_folder).is_dir())
         return model.to(device=device, dtype=torch_dtype).eval()
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -222,7 +224,7 @@ def load(
     if not average:
         return _checkpoint(Path(name_or_folder), kind, "model")
     if not (folder / CONFIG).is_file() and (folder / UNFINISHED).is_file():
-        return _checkpoint(folder, kind, "ema")
+        return _checkpoint(folder, kind, "model-average")
     described_in = folder / CONFIG
     config = read_json(described_in)
     if "format" not in config:
@@ -256,7 +258,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _checkpoint(run: Path, kind: str, part: str) -> SavedModel:
-    """The weights of a run's last checkpoint that can be read: `ema`, their average, or `model`."""
+    """The weights of a run's last checkpoint that can be read: `model-average`, or `model`, the trained ones."""
     described_in = next((run / name for name in (UNFINISHED, f"model/{CONFIG}") if (run / name).is_file()), None)
     found = checkpoints(run / "checkpoints")
     if described_in is None or not found:
@@ -270,7 +272,9 @@ def _checkpoint(run: Path, kind: str, part: str) -> SavedModel:
         except ModelError as error:
             reasons.append(str(error).removesuffix("."))
             continue
-        if part == "ema":
+        own = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        tensors = tensors if part == "model-average" else own or tensors
+        if part == "model-average":
             unfitted = "latent_std" in tensors and bool((tensors["latent_std"] == 1).all())
             warnings.warn(
                 f"the run in {run} has not ended: this is the average of its weights at step {step}"

@@ -14,15 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from softvq import config as configs
 from softvq import released
-from softvq.data.images import Fit, fit, open_image, to_bytes, to_rgb, to_tensor
+from softvq.data.images import Fit, a_kind, as_image, fit, to_bytes, to_tensor
 from softvq.errors import ImageError, ModelError
 from softvq.files import fingerprint
 from softvq.layers import Refinement, Trunk, VisionTransformer, ViTConfig, init_linear
@@ -189,7 +188,7 @@ class Tokenizer(Saved):
         """Return images of (height, width) `size` (default: the model's own), not clamped; undoes `encode`'s
         normalisation."""
         if not isinstance(latents, Tensor):
-            raise ModelError(f"decode takes latents as a tensor (B, L, D), not {_a(latents)}.")
+            raise ModelError(f"decode takes latents as a tensor (B, L, D), not {a_kind(latents)}.")
         if latents.shape[1:] != (self.config.tokens, self.config.latent_dim):
             raise ModelError(
                 f"latents have shape {tuple(latents.shape)}, but this model's are "
@@ -266,30 +265,15 @@ class Tokenizer(Saved):
 
     def _fitted(self, image: Any, how: Fit) -> Float[Tensor, "3 S S"]:
         size = self.config.image_size
-        if isinstance(image, str | Path):
-            image = open_image(image)
-        elif isinstance(image, Tensor):
+        if isinstance(image, Tensor) and image.is_floating_point():
             if image.ndim != 3 or image.shape[0] != 3:
                 raise ImageError(f"a tensor must be an image (3, H, W), or a batch of them, not {tuple(image.shape)}.")
-            if image.is_floating_point():
-                if not (image.isfinite().all() and image.abs().max() <= 1 + 1e-3):
-                    raise ImageError(
-                        "a tensor of floats must be in [-1, 1]: give x / 127.5 - 1 for pixels of 0 to 255."
-                    )
-                if image.shape[1:] == (size, size):
-                    return image.float().cpu()
-                image = to_bytes(image[None].float().cpu())[0]
-            if image.dtype != torch.uint8:
-                raise ImageError(f"a tensor must be of floats in [-1, 1] or 8-bit (torch.uint8), not {image.dtype}.")
-            image = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
-        elif isinstance(image, np.ndarray):
-            colours = image.shape[2] if image.ndim == 3 else 1 if image.ndim == 2 else 0
-            if image.dtype != np.uint8 or colours not in (1, 3, 4):
-                raise ImageError(f"an array must be 8-bit (H, W, 3), not {image.dtype} of {image.shape}.")
-            image = Image.fromarray(image.squeeze(2) if image.shape[2:] == (1,) else image)
-        elif not isinstance(image, Image.Image):
-            raise ImageError(f"an image must be a PIL image, a path, an array or a tensor, not {_a(image)}.")
-        return to_tensor(fit(to_rgb(ImageOps.exif_transpose(image)), size, how))
+            if not (image.isfinite().all() and image.abs().max() <= 1 + 1e-3):
+                raise ImageError("a tensor of floats must be in [-1, 1]: give x / 127.5 - 1 for pixels of 0 to 255.")
+            if image.shape[1:] == (size, size):
+                return image.float().cpu()
+            image = to_bytes(image[None].float().cpu())[0]
+        return to_tensor(fit(as_image(image), size, how))
 
     @classmethod
     def read_config(cls, config: Any, about: dict[str, Any]) -> tuple[Callable[[], "Tokenizer"], int]:
@@ -329,7 +313,7 @@ class Tokenizer(Saved):
     def _encoded(self, images: Tensor) -> Tensor:
         if not isinstance(images, Tensor):
             raise ImageError(
-                f"encode takes a batch of images as a tensor (B, 3, H, W) in [-1, 1], not {_a(images)}: "
+                f"encode takes a batch of images as a tensor (B, 3, H, W) in [-1, 1], not {a_kind(images)}: "
                 "tokenizer.prepare(image) makes one of PIL images and files, and tokenizer.reconstruct(image) gives "
                 "the reconstruction at once."
             )
@@ -344,11 +328,6 @@ class Tokenizer(Saved):
         size = size or (self.config.image_size, self.config.image_size)
         _check_size(size, self.config.decoder.patch_size)
         return self.decoder(self.from_quantizer(latents.to(self.dtype)), size)
-
-
-def _a(value: Any) -> str:
-    name = f"{type(value).__module__.partition('.')[0]} {type(value).__name__}"
-    return "a PIL image" if isinstance(value, Image.Image) else f"a {name.removeprefix('builtins ')}"
 
 
 def _check_size(size: tuple[int, ...], patch_size: int) -> None:

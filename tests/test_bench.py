@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from softvq.cli import costs
-from softvq.cli.costs import ROWS
 from softvq.cli.main import main
+from softvq.evaluation import cost
+from softvq.evaluation.cost import ROWS
 from softvq.generators.base import Generator
 from softvq.generators.mar import MAR, Head, MARConfig, MARNetworkConfig
 from softvq.generators.transformer import Transformer
@@ -60,10 +60,10 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         contents.extend(not isinstance(p, FakeTensor) for p in model.parameters())
         return counting(model, call)
 
-    counting = costs.macs
+    counting = cost.macs
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "diffusers", None)
-        patch.setattr(costs, "macs", macs)
+        patch.setattr(cost, "macs", macs)
         out = tmp_path_factory.mktemp("counted")
         result = measured(out, *PAPERS, *KL, *TOKENIZERS, "kl-f8", "--no-time")
     return {**result, "contents": contents, "out": out}
@@ -99,8 +99,8 @@ def test_a_denoisers_blocks_are_28_of_width_1152(counted, name: str):
 def test_a_mars_encoder_sees_its_buffer_its_decoder_all_and_its_head_each_token(counted, tokens: int):
     layers, square = counted["rows"][f"mar-h-{tokens}"]["by_layer"], 20 * 1280**2 / 1e9
     for half, seen in (("encoder", 64), ("decoder", 64 + tokens)):
-        found = [layers[f"{half}.{part}"] for part in ("attn.qkv", "attn.proj", "mlp")]
-        assert found == pytest.approx([times * seen * square for times in (3, 1, 8)])
+        found = [layers[f"{half}.{part}"] for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+        assert found == pytest.approx([times * seen * square for times in (3, 1, 4, 4)])
     assert layers["head.layers.mlp"] == pytest.approx(2 * 12 * tokens * 1536**2 / 1e9)
 
 
@@ -214,8 +214,8 @@ def two_seconds(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
         timed(call, None, 1)
         return 3_000_000_000 if list(model.parameters()) else 0
 
-    monkeypatch.setattr(costs, "timed", timed)
-    monkeypatch.setattr(costs, "call_memory", call_memory)
+    monkeypatch.setattr(cost, "timed", timed)
+    monkeypatch.setattr(cost, "call_memory", call_memory)
     return seen
 
 
@@ -269,9 +269,9 @@ def test_a_mars_step_hides_the_mean_and_its_head_makes_a_steps_share(
     """In eight steps of the cosine 64, 62, 59, 53, 45, 35, 24 and 12 of 64 tokens are hidden: 44.25 in the mean."""
     hidden, made, places, forward = [], [], MAR.places, Head.forward
 
-    def spied(self, latents, masked, labels):
-        hidden.append(masked.sum(1).tolist())
-        return places(self, latents, masked, labels)
+    def spied(self, latents, visible, labels):
+        hidden.append([64 - len(set(row.tolist())) for row in visible])
+        return places(self, latents, visible, labels)
 
     def spied_head(self, x, t, z):
         made.append((isinstance(x, FakeTensor), len(x), len(t), len(z)))
@@ -296,18 +296,18 @@ def test_the_same_command_has_one_file_and_another_its_own(tmp_path: Path):
         ([], 2, "required: what"),
         (["speed"], 2, "invalid choice: 'speed'"),
         (["cost", "sit-xl-46"], 2, "there is no row 'sit-xl-46'; did you mean sit-xl-64"),
-        (["cost", "--steps", "0"], 2, "--steps, --repeats and --batch must be at least 1"),
+        (["cost", "--steps", "0"], 2, "steps, repeats and batch_size must be at least 1"),
         (["cost", "--repeats", "0"], 2, "must be at least 1"),
         (["cost", "--batch", "0"], 2, "must be at least 1"),
         (["cost", "--batch", "-2"], 2, "must be at least 1"),
-        (["cost", "sit-xl-64", "--model", "emoji-sit"], 2, "--model goes without rows"),
+        (["cost", "sit-xl-64", "--model", "emoji-sit"], 2, "rows or models are measured, not both at once (--model)"),
         (["cost", "--model", "nowhere"], 1, "no model folder 'nowhere'"),
         (["cost", "--model", "emoji-sit", "--device", "tpu"], 2, "the device 'tpu' cannot be used here"),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(tmp_path: Path, monkeypatch, words, code: int, message: str):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(costs, "measured", lambda *_: pytest.fail("something was measured"))
+    monkeypatch.setattr(cost, "_measured", lambda *_: pytest.fail("something was measured"))
     found, told, errors = run(*words)
     assert (found, told) == (code, "")
     assert message in errors

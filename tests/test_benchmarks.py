@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from softvq import Generator, Tokenizer, files, hub
-from softvq.data.sources import open_listed
+from softvq.data.opening import open_source
 from softvq.generators.sit import SiTConfig
 from softvq.generators.transformer import TransformerConfig
 
@@ -45,7 +45,7 @@ def read(path: Path) -> dict:
 @pytest.fixture(scope="module")
 def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two of the validation images of each of the nine classes."""
-    root, source = tmp_path_factory.mktemp("images") / "emoji", open_listed("emoji-val")
+    root, source = tmp_path_factory.mktemp("images") / "emoji", open_source("emoji-val")
     for label, name in enumerate(source.classes):
         (root / name).mkdir(parents=True)
         for index in [i for i, found in enumerate(source.labels) if found == label][:2]:

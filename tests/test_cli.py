@@ -28,10 +28,10 @@ def photo(tmp_path: Path) -> Path:
 @pytest.fixture
 def emoji(tmp_path: Path) -> Path:
     """One of the validation images, as a file."""
-    from softvq.data.sources import open_listed
+    from softvq.data.opening import open_source
 
     path = tmp_path / "emoji.webp"
-    path.write_bytes(open_listed("emoji-val").read(3))
+    path.write_bytes(open_source("emoji-val").read(3))
     return path
 
 
@@ -87,7 +87,7 @@ def test_every_command_shares_its_common_options(capsys):
         (["train", "tokenizer", "emoji-64", "--seed", "-1"], "seed must not be negative"),
         (["train", "tokenizer", "softvq-l-64", "--pretrained", "x"], "--pretrained x: write NAME=FILE"),
         (["train", "tokenizer", "softvq-l-64", "--alignment.teachr", "x"], "did you mean --alignment.teacher"),
-        (["train", "tokenizer", "emoji-64", "--workers", "-1"], "--workers must not be negative"),
+        (["train", "tokenizer", "emoji-64", "--workers", "-1"], "workers must not be negative, not -1 (--workers)"),
         (["train", "tokenizer", "emoji-64", "--augment.min-scale", "0.001"], "min_scale must be in [0.1, 1]"),
         (["train", "tokenizer", "emoji-64", "--tokenizer.quantizer", "VQ"], "leave kl out of the weights"),
         (["demo", "--device", "meta"], "softvq runs on cpu, cuda and mps"),

@@ -14,17 +14,19 @@ import torch
 from PIL import Image
 
 from softvq import Tokenizer
-from softvq.cli import evaluate_reconstruction, evaluating
+from softvq.cli.evaluate import show
 from softvq.cli.main import main
-from softvq.data.images import fit, open_image
+from softvq.data.arrays import ArrayFile
+from softvq.data.images import fit, open_image, to_bytes
 from softvq.data.loader import ordered_batches
-from softvq.data.sources import Folder, open_listed
+from softvq.data.opening import open_source
+from softvq.data.sources import Folder
+from softvq.evaluation import measuring, reconstruction
 from softvq.evaluation.distribution import inception_score, precision_recall
 from softvq.evaluation.frechet import frechet_distance, moments_of
-from softvq.evaluation.metrics import as_bytes
 from softvq.evaluation.parts import Parts
-from softvq.evaluation.protocol import Protocol
 from softvq.evaluation.reconstruction import score
+from softvq.evaluation.results import Protocol
 from softvq.pipeline import Pipeline
 from softvq.pretrained import inception, lpips
 from softvq.pretrained.features import FeatureNetwork
@@ -44,14 +46,14 @@ def small() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inception.Inception, "activations", fewer)
-        for module in (evaluating, evaluate_reconstruction):
+        for module in (measuring, reconstruction):
             patch.setattr(module, "Parts", partial(Parts, size=5))
         yield
 
 
 def lay(folder: Path, numbers: range, size: int = 80) -> Path:
     """Those of the bundled validation images, larger than the model's."""
-    source = open_listed("emoji-val")
+    source = open_source("emoji-val")
     folder.mkdir(parents=True)
     for number in numbers:
         fit(open_image(source.read(number * 20)), size).save(folder / f"{number:02}.png")
@@ -122,8 +124,8 @@ def test_a_reconstructions_figures_are_those_of_the_pieces(real: Path, reconstru
     tokenizer, network = Tokenizer.from_pretrained("softvq-emoji-64"), FeatureNetwork.load("tiny_inception")
     images = pixels(real)
     whole = tokenizer(images)
-    expected = score(lambda x: tokenizer(x).images, [images], features=lambda x: network(x)["pool"]).summary()
-    spatial = [network(as_bytes(side))["spatial"] for side in (whole.images, images)]
+    expected = score(lambda x: tokenizer(x).images, [images], features=network).summary()
+    spatial = [network(to_bytes(side))["spatial"] for side in (whole.images, images)]
     scores = reconstructed["scores"]
     for name in ("psnr", "ssim", "rfid"):
         assert scores[name] == pytest.approx(expected[name], rel=1e-4)
@@ -164,7 +166,7 @@ def test_a_result_says_what_it_rests_on(real: Path, reference: Path, reconstruct
     assert (ours["images"], ours["reference_images"], theirs["images"], theirs["reference_images"]) == (12, 12, 11, 12)
     assert (ours["reference"], theirs["reference"]) == (str(real), str(reference))
     assert (ours["crop"], theirs["crop"]) == ("ADM's centre crop", "none")
-    assert theirs["reference_checksum"] == evaluating.ArrayFile(reference).checksum
+    assert theirs["reference_checksum"] == ArrayFile(reference).checksum
     assert drawn["sampling"]["steps"] == 2
     assert (reconstructed["kind"], drawn["kind"]) == ("reconstruction", "generation")
     assert reconstructed["model"]["fingerprint"] == Tokenizer.from_pretrained("softvq-emoji-64").fingerprint
@@ -206,7 +208,7 @@ def test_a_reference_stands_for_its_images_and_samples_for_theirs(real: Path, ot
         *("nearest", "reliable", "nearly_blank", "gradient_energy"),
         *("blockiness", "blockiness_real", "blockiness_4", "blockiness_8", "blockiness_16"),
     }
-    images = {path: as_bytes(pixels(path)).permute(0, 2, 3, 1).numpy() for path in (real, other)}
+    images = {path: to_bytes(pixels(path)).permute(0, 2, 3, 1).numpy() for path in (real, other)}
     np.savez(tmp_path / "real.npz", images[real])
     np.savez_compressed(tmp_path / "other.npz", images[other], np.arange(len(images[other])))
     for samples, against in ((other, real), (tmp_path / "other.npz", tmp_path / "real.npz")):
@@ -225,7 +227,7 @@ def test_a_reference_stands_for_its_images_and_samples_for_theirs(real: Path, ot
 def test_the_figures_of_samples_are_those_of_their_features(real: Path, other: Path, reference: Path, tmp_path: Path):
     network = FeatureNetwork.load("tiny_inception")
     found = done(tmp_path, "generation", "--samples", other, "--reference", reference)["scores"]
-    features = [network(as_bytes(pixels(folder))) for folder in (other, real)]
+    features = [network(to_bytes(pixels(folder))) for folder in (other, real)]
     for name, figure in (("pool", "gfid"), ("spatial", "gsfid")):
         expected = frechet_distance(*(moments_of(side[name]) for side in features))
         assert found[figure] == pytest.approx(expected, rel=1e-4)
@@ -258,7 +260,7 @@ def test_over_seeds_there_is_a_mean_and_a_deviation(reference: Path, tmp_path: P
             pair = [first, second["scores"][name]]
             assert found["scores"][name] == pytest.approx(np.mean(pair), rel=1e-6)
             assert found["scores"][f"{name}_over_seeds"] == pytest.approx(np.std(pair, ddof=1), rel=1e-6, abs=1e-9)
-    evaluating.show(found)
+    show(found)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("gfid"))
     assert line.split() == ["gfid", f"{found['scores']['gfid']:.4f}", "±", f"{found['scores']['gfid_over_seeds']:.4f}"]
 
@@ -275,7 +277,9 @@ def test_a_sweep_measures_each_scale_in_each_interval_and_draws_them(reference: 
     distances = [cell["scores"]["gfid"] for cell in found["sweep"]]
     assert distances[0] == pytest.approx(distances[2], rel=1e-6)  # no guidance, wherever
     assert len({round(value, 9) for value in distances}) == 3
-    picture = Image.open(found["picture"])
+    (name,) = found["pictures"]
+    assert Path(name) == Path(found["file"]).with_suffix(".png")
+    picture = Image.open(name)
     assert min(picture.size) > 400
     assert np.asarray(picture.convert("RGB")).std() > 5
 
@@ -315,7 +319,7 @@ def test_a_stopped_generation_goes_on_where_it_was(reference: Path, tmp_path: Pa
 
 
 def test_a_stopped_reconstruction_goes_on_where_it_was(real: Path, tmp_path: Path, reconstructed, monkeypatch):
-    psnr, seen = evaluate_reconstruction.psnr, []
+    psnr, seen = reconstruction.psnr, []
 
     def stopping(*sides: torch.Tensor) -> torch.Tensor:
         if len(seen) == 2:
@@ -325,9 +329,9 @@ def test_a_stopped_reconstruction_goes_on_where_it_was(real: Path, tmp_path: Pat
 
     words = ("reconstruction", "--data", real)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate_reconstruction, "psnr", stopping)
+        patch.setattr(reconstruction, "psnr", stopping)
         assert run(tmp_path, *words)[0] == 130
     again = []
-    monkeypatch.setattr(evaluate_reconstruction, "psnr", lambda *sides: again.append(1) or psnr(*sides))
+    monkeypatch.setattr(reconstruction, "psnr", lambda *sides: again.append(1) or psnr(*sides))
     assert done(tmp_path, *words)["scores"] == reconstructed["scores"]
     assert len(again) == 1  # of three parts

@@ -29,26 +29,35 @@ def refused(code: int, out: Path, *words: object) -> str:
         ([], "required: WHAT"),
         (["reconstructions"], "invalid choice: 'reconstructions'"),
         (["reference"], "required: --data, --to"),
-        (["reference", "--data", "x", "--to", "ref"], "--to the name of an .npz file"),
-        (["reference", "--data", "x", "--to", "ref.npz", "--size", "0"], "--size must be at least 1"),
-        (["generation", "--samples", "x.npz"], "--samples need a --reference"),
-        (["generation", "--samples", "x", "--reference", "y", "-n", "4"], "--num and --scale are for models"),
-        (["generation", "--samples", "x", "--reference", "y", "--scale", "2"], "--num and --scale are for models"),
-        (["generation", "-n", "1"], "--num must be at least 2"),
-        (["generation", "-n", "-5"], "--num must be at least 2"),
-        (["generation", "-n", "0"], "--num must be at least 2"),
-        (["generation", "--seed", "-1"], "--seed not negative"),
-        (["generation", "--seed", "3", "3"], "seeds that differ"),
-        (["generation", "--within", "0:1"], "--within goes with --scale"),
+        (["reference", "--data", "x", "--to", "ref"], "the statistics are written to an .npz file"),
+        (["reference", "--data", "x", "--to", "ref.npz", "--size", "0"], "size must be at least 1"),
+        (["generation", "--samples", "x.npz"], "need a reference to be compared with (--reference)"),
+        (
+            ["generation", "--samples", "x", "--reference", "y", "-n", "4"],
+            "num, scales and sampling are for a pipeline",
+        ),
+        (
+            ["generation", "--samples", "x", "--reference", "y", "--scale", "2"],
+            "num, scales and sampling are for a pipeline",
+        ),
+        (["generation", "-n", "1"], "num must be at least 2, not 1 (--num)"),
+        (["generation", "-n", "-5"], "num must be at least 2, not -5 (--num)"),
+        (["generation", "-n", "0"], "num must be at least 2, not 0 (--num)"),
+        (["generation", "--seed", "-1"], "seed must not be negative and be below 2^63, not -1 (--seed)"),
+        (["generation", "--seed", "3", "3"], "seeds that differ, at least one (--seed)"),
+        (["generation", "--within", "0:1"], "intervals go with guidance scales (--scale)"),
         (["generation", "--scale", "2", "--within", "0-1"], "an interval is LOW:HIGH"),
         (["generation", "--scale", "2", "--within", "0:0.5:1"], "an interval is LOW:HIGH"),
         (["generation", "--scale", "2", "--within", "0.5:2"], "the guidance interval must lie in [0, 1]"),
         (["generation", "--scale", "many"], "invalid float value: 'many'"),
         (["generation", "--sampler", "ddpm"], "a SiT is sampled with"),
-        (["generation", "--batch", "0"], "--batch must be at least 1"),
-        (["reconstruction", "--workers", "-1"], "--workers not negative"),
+        (["generation", "--batch", "0"], "must be at least 1, not 0 (--batch)"),
+        (["reconstruction", "--workers", "-1"], "workers must be at least 0, not -1 (--workers)"),
         (["reconstruction", "--pretrained", "tiny_inception"], "write NAME=FILE"),
-        (["reconstruction", "--pretrained", f"vgg16={__file__}"], "vgg16 is not used"),
+        (
+            ["reconstruction", "--pretrained", f"vgg16={__file__}"],
+            "a file is given for vgg16, which is not used; this uses tiny_inception (--pretrained)",
+        ),
         (["reconstruction", "--resize", "bilinear"], "invalid choice: 'bilinear'"),
     ],
 )
@@ -194,10 +203,10 @@ SCRIPT = """
 import json, sys
 from functools import partial
 from softvq import distributed
-from softvq.cli import evaluate_reconstruction, evaluating
 from softvq.cli.main import main
+from softvq.evaluation import measuring, reconstruction
 from softvq.evaluation.parts import Parts
-for module in (evaluating, evaluate_reconstruction):
+for module in (measuring, reconstruction):
     module.Parts = partial(Parts, size=5)
 stop, distributed.stop = distributed.stop, lambda: None  # one group for all
 codes = [main(words) for words in json.loads(sys.argv[1])]

@@ -25,8 +25,9 @@ EXTENSION = Path(__file__).parent / "extension"
 VIT = json.dumps({"width": 16, "depth": 1, "heads": 1, "patch_size": 8, "layer_scale": None})
 STRIPES = '{"type": "Stripes", "count": 12}'
 SMALL = (
-    "--device cpu --log-every 1 --checkpoint-every 2 --val null --init vit --batch_size 4 --tokenizer.image_size 32 "
-    f"--tokenizer.tokens 16 --tokenizer.latent_dim 4 --tokenizer.encoder '{VIT}' --tokenizer.decoder '{VIT}'"
+    "--device cpu --precision float32 --log-every 1 --checkpoint-every 2 --val null --init vit --batch_size 4 "
+    "--tokenizer.image_size 32 --tokenizer.tokens 16 --tokenizer.latent_dim 4 "
+    f"--tokenizer.encoder '{VIT}' --tokenizer.decoder '{VIT}'"
 )
 # The command of the architecture's example, with fewer and smaller steps on fewer images.
 ROUND = (
@@ -369,10 +370,14 @@ def test_a_module_may_hold_what_is_not_saved(fresh: dict[str, Answer]):
 
 def test_buffers_of_the_average_are_those_of_the_model(made: dict[str, Answer], work: Path):
     run = work / "kept"
-    last, average = (read_tensors(run / "checkpoints" / "step-0000003" / f"{n}.safetensors") for n in ("model", "ema"))
-    assert last["quantizer.largest"] > 0
-    assert average["quantizer.largest"] == last["quantizer.largest"]
-    assert read_tensors(run / "model" / "model.safetensors")["quantizer.largest"] == last["quantizer.largest"]
+    last, average = (
+        read_tensors(run / "checkpoints" / "step-0000003" / f"{name}.safetensors")
+        for name in ("model", "model-average")
+    )
+    largest = last["model.quantizer.largest"]
+    assert largest > 0
+    assert average["quantizer.largest"] == largest
+    assert read_tensors(run / "model" / "model.safetensors")["quantizer.largest"] == largest
 
 
 def test_discriminator_term_optimizer_and_source_take_part(made: dict[str, Answer], work: Path):
@@ -386,9 +391,9 @@ def test_discriminator_term_optimizer_and_source_take_part(made: dict[str, Answe
         assert parts["edges"] > 0
         assert line["optimizer/discriminator_gradient_norm"] > 0
     newest = work / "objective" / "checkpoints" / "step-0000006"
-    judge = read_tensors(newest / "judge.safetensors")
-    assert judge["discriminator.layers.0.weight"].shape == (4, 3, 4, 4)
-    state = read_tensors(newest / "optimizer.safetensors")
+    rival = read_tensors(newest / "discriminator.safetensors")
+    assert rival["discriminator.layers.0.weight"].shape == (4, 3, 4, 4)
+    state = read_tensors(newest / "model-optimizer.safetensors")
     steps = {name: int(value) for name, value in state.items() if "/step" in name}
     assert set(steps.values()) == {6}
     assert all(name.endswith("/step:int") for name in steps)
@@ -398,7 +403,7 @@ def test_discriminator_term_optimizer_and_source_take_part(made: dict[str, Answe
 def test_an_optimizer_of_ones_own_has_its_rate_and_schedule(made: dict[str, Answer], work: Path):
     rates = [line["optimizer/lr"] for line in logged(work / "momentum") if "optimizer/lr" in line]
     assert rates == pytest.approx([0.1, 0.05])
-    states = read_tensors(work / "momentum" / "checkpoints" / "step-0000002" / "optimizer.safetensors")
+    states = read_tensors(work / "momentum" / "checkpoints" / "step-0000002" / "model-optimizer.safetensors")
     assert {name.rsplit("/", 1)[1] for name in states} == {"momentum_buffer"}
 
 
@@ -417,7 +422,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(made: dict[str, Answer], fr
     assert "step 5/6" in fresh["resume killed"].err
     assert weights(work / "killed") == weights(work / "objective")
     last = "checkpoints/step-0000006"
-    for part in ("optimizer", "judge", "judge_optimizer", "ema"):
+    for part in ("model-optimizer", "model-average", "discriminator", "discriminator-optimizer"):
         files = [work / run / last / f"{part}.safetensors" for run in ("killed", "objective")]
         assert files[0].read_bytes() == files[1].read_bytes(), part
 

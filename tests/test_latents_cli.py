@@ -65,6 +65,7 @@ def test_pictures_and_figures_of_the_bundled_tokenizer(capsys, pictures: Path, t
     code, out, err = softvq(capsys, *arguments, "--out", tmp_path / "a")
     assert code == 0, err
     result = json.loads(out)
+    assert result.pop("file") == str(tmp_path / "a" / "latents.json")
     assert json.loads((tmp_path / "a" / "latents.json").read_text()) == result
     assert result["pictures"] == [str(tmp_path / "a" / f"{name}.png") for name in ("channels", "codebooks", "umap")]
     assert are_pngs(result["pictures"])
@@ -138,7 +139,9 @@ def test_what_is_not_installed_is_said_before_the_work_begins(
     capsys, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ):
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr("softvq.pipeline.load_tokenizer", lambda name: pytest.fail("the tokenizer was loaded"))
+    monkeypatch.setattr(
+        "softvq.evaluation.latent_space.load_tokenizer", lambda name: pytest.fail("the tokenizer was loaded")
+    )
     code, out, err = softvq(capsys, "latents", "--data", pictures, "--out", tmp_path / "out")
     assert (code, out) == (1, "")
     assert err.startswith("softvq: ")
@@ -152,7 +155,7 @@ def test_what_is_not_installed_is_said_before_the_work_begins(
     [
         (["--num", "0"], 2, "must be at least 1"),
         (["--classes", "0"], 2, "must be at least 1"),
-        (["--workers", "-1"], 2, "--workers not negative"),
+        (["--workers", "-1"], 2, "workers must be at least 0, not -1 (--workers)"),
         (["--data", "nowhere"], 1, "there is no folder 'nowhere'"),
         (["--model", "nowhere"], 1, "no model folder 'nowhere'"),
         (["--model", "emoji-sit"], 1, "holds a 'generator', not a 'tokenizer'"),

@@ -206,7 +206,7 @@ def test_a_dit_that_names_no_tokenizer_is_told_one(capsys, pictures: Path, model
 def test_unreadable_images_are_left_out_even_where_they_fill_a_part(
     capsys, pictures: Path, tmp_path: Path, monkeypatch, sides
 ):
-    monkeypatch.setattr("softvq.cli.representing.Parts", partial(Parts, size=2))
+    monkeypatch.setattr("softvq.evaluation.probe.Parts", partial(Parts, size=2))
     folder = Path(shutil.copytree(pictures / "train", tmp_path / "train"))
     for bad in ("blue/0", "blue/1", "red/5"):
         (folder / f"{bad}.png").write_bytes(b"no image")
@@ -243,7 +243,7 @@ def test_a_stopped_command_encodes_no_image_again(capsys, pictures: Path, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(probe, "linear_probe", stop)
         assert softvq(capsys, *arguments)[0] == 1
-    monkeypatch.setattr("softvq.cli.representing.ordered_batches", lambda *_, **__: pytest.fail("images were read"))
+    monkeypatch.setattr("softvq.evaluation.probe.ordered_batches", lambda *_, **__: pytest.fail("images were read"))
     code, out, err = softvq(capsys, *arguments)
     assert code == 0, err
     assert json.loads(out)["protocol"]["images"] == 18
@@ -261,12 +261,12 @@ def test_a_stopped_command_encodes_no_image_again(capsys, pictures: Path, tmp_pa
         (["--data", "nowhere"], 1, "there is no folder 'nowhere'"),
         (["--model", "nowhere"], 1, "no model folder 'nowhere'"),
         (["--model", "{models}/mar"], 2, "is a MAR; a SiT or DiT is probed"),
-        (["--model", "emoji-sit", "--layer", "10"], 2, "--layer 10: emoji-sit has layers 1 to 9"),
-        (["--model", "emoji-sit", "--layer", "0"], 2, "--layer 0: emoji-sit has layers 1 to 9"),
-        (["--model", "emoji-sit", "--time", "1.5"], 2, "--time in [0, 1]"),
+        (["--model", "emoji-sit", "--layer", "10"], 2, "emoji-sit has layers 1 to 9, and none 10 (--layer)"),
+        (["--model", "emoji-sit", "--layer", "0"], 2, "emoji-sit has layers 1 to 9, and none 0 (--layer)"),
+        (["--model", "emoji-sit", "--time", "1.5"], 2, "time must be from 0 (data) to 1 (noise), not 1.5 (--time)"),
         (["--epochs", "0"], 2, "epochs must be at least 1"),
         (["--probe-batch", "1"], 2, "batch_size at least 2"),
-        (["--batch", "0"], 2, "--batch must be at least 1"),
+        (["--batch", "0"], 2, "must be at least 1, not 0 (--batch)"),
     ],
 )
 def test_what_cannot_be_probed_is_one_sentence(

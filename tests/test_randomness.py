@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import softvq
-from softvq.data.loader import Order
+from softvq.data.order import Order
 from softvq.generators.base import Noise
 from softvq.randomness import Stream, rng
 

@@ -13,12 +13,12 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from PIL import Image
 from torch import nn
 
-from softvq import figures as plots
-from softvq.cli.evaluating import write_result
 from softvq.cli.main import main
-from softvq.evaluation.protocol import Protocol
+from softvq.evaluation import report as reports
+from softvq.evaluation.results import Protocol, Result
 from softvq.pretrained import inception
 from softvq.pretrained.features import FeatureNetwork
 
@@ -37,7 +37,8 @@ MARK = "Not the paper's protocol"
 
 def write(folder: Path, name: str, kind: str, **result: Any) -> Path:
     """As the commands do; gives the file."""
-    return Path(write_result(folder, name, kind, result, folder / name)["file"])
+    own = {part: result.pop(part, {}) for part in ("model", "protocol", "scores")}
+    return Path(Result(kind, name, **own, more=result).write(folder)["file"])
 
 
 def reconstruction(folder: Path, name: str, protocol: Protocol = PAPERS, **more: Any) -> Path:
@@ -289,7 +290,7 @@ def test_costs_stand_beside_tables_1_and_2(tmp_path: Path):
         (lambda folder, name: probe(folder, name, 0.5), without("protocol", "pool"), "without pool in its protocol"),
         (lambda folder, name: cost(folder, name, a={}), without("rows"), "without rows"),
         (lambda folder, name: cost(folder, name, a={}), without("protocol", "device"), "without device"),
-        (reconstruction, lambda result: result.update(softvq="latents"), "is not of softvq evaluate, probe or bench"),
+        (reconstruction, lambda result: result.update(softvq="latents"), "holds no result of an evaluation"),
     ],
 )
 def test_what_cannot_be_shown_is_left_out_and_named(tmp_path: Path, write_one, change, reason: str):
@@ -325,7 +326,7 @@ def test_no_results_are_a_sentence(tmp_path: Path, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("{}")
     for words, message in (
-        (["empty"], "empty holds no results; softvq evaluate, probe and bench write them."),
+        (["empty"], "empty holds no results of evaluations."),
         (["missing"], "there is no folder missing."),
         (["file"], "there is no folder file."),
         ([], "there is no folder evaluations."),
@@ -343,7 +344,9 @@ def links(text: str, out: Path) -> list[Path]:
 def test_sweeps_are_linked_wherever_the_folder_is(tmp_path: Path, monkeypatch):
     """A result says where its picture was, as seen from where the command ran; it is beside the result."""
     monkeypatch.chdir(tmp_path)
-    there, _ = (generation(Path("my results"), name, picture=f"my results/{name}.png") for name in ("a b", "lost"))
+    there, _ = (
+        generation(Path("my results"), name, pictures=[f"my results/generation-{name}.png"]) for name in ("a b", "lost")
+    )
     there.with_suffix(".png").write_bytes(b"PNG")
     assert links(told(Path("my results"))[1], Path("my results/report.md")) == [there.with_suffix(".png").resolve()]
     shutil.move("my results", "moved")
@@ -365,14 +368,14 @@ def some_of_each(folder: Path) -> None:
 
 def test_figures_are_drawn_with_a_bar_each_and_linked(tmp_path: Path, monkeypatch):
     pytest.importorskip("matplotlib")
-    drawn, save = [], plots.save_figure
+    drawn, render = [], reports.rendered
 
-    def spied(figure, path: Path) -> None:
+    def spied(figure) -> Image.Image:
         names, bars = figure.axes[0].get_yticklabels(), figure.axes[0].patches
         drawn.append({name.get_text(): bar.get_width() for name, bar in zip(names, bars, strict=True)})
-        save(figure, path)
+        return render(figure)
 
-    monkeypatch.setattr(plots, "save_figure", spied)
+    monkeypatch.setattr(reports, "rendered", spied)
     some_of_each(tmp_path / "in")
     out = tmp_path / "other place" / "my results.md"
     found, text = told(tmp_path / "in", "--out", out)

@@ -26,9 +26,9 @@ from softvq.quantizers.hard import VQConfig
 from softvq.quantizers.soft import GMMVQConfig, SoftVQConfig
 from softvq.saving import card
 from softvq.tokenizer import TokenizerConfig
-from softvq.training.loop import Intervals
-from softvq.training.run import RunOptions
-from softvq.training.tokenizer import train
+from softvq.training.options import Intervals, RunOptions
+from softvq.training.run import train
+from softvq.training.tokenizer import TokenizerTask
 from tests.training.test_run import VIT, tiny_recipe
 
 BUNDLED = "softvq-emoji-64"
@@ -120,15 +120,15 @@ def test_another_kind_of_generator_is_refused(tmp_path: Path):
 
 
 def test_a_run_that_has_not_ended_gives_its_average_and_says_so(tmp_path: Path):
-    from softvq.training.loop import Hook
+    from softvq.training.task import Hook
 
     def stop(state, log) -> None:
         raise KeyboardInterrupt
 
     recipe = tiny_recipe(steps=6)
-    options = RunOptions(tmp_path / "run", torch.device("cpu"), workers=0, intervals=Intervals(1, 2))
+    options = RunOptions(tmp_path / "run", torch.device("cpu"), "float32", workers=0, intervals=Intervals(1, 2))
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, options, hooks=lambda folder: [Hook(5, stop)])
+        train(TokenizerTask(recipe), options, hooks=[Hook(5, stop)])
     assert not (tmp_path / "run" / "model").exists()
     with pytest.warns(Notice, match=r"not ended: this is the average of its weights at step 4, whose latents are not"):
         average = Tokenizer.from_pretrained(tmp_path / "run")
@@ -136,13 +136,13 @@ def test_a_run_that_has_not_ended_gives_its_average_and_says_so(tmp_path: Path):
         warnings.simplefilter("error")
         trained = Tokenizer.from_pretrained(tmp_path / "run", average=False)
     last = tmp_path / "run" / "checkpoints" / "step-0000004"
-    for model, part in ((average, "ema"), (trained, "model")):
+    for model, part, prefix in ((average, "model-average", ""), (trained, "model", "model.")):
         stored = read_tensors(last / f"{part}.safetensors")
-        assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
+        assert all(torch.equal(tensor, stored[prefix + name]) for name, tensor in model.state_dict().items())
     assert average.about["recipe"]["name"] == "tiny"
     assert average.about["step"] == 4
     assert average.fingerprint != trained.fingerprint
-    (last / "ema.safetensors").write_bytes(b"cut")
+    (last / "model-average.safetensors").write_bytes(b"cut")
     with pytest.warns(Notice, match="at step 2"):
         Tokenizer.from_pretrained(tmp_path / "run")
 
@@ -216,9 +216,10 @@ def test_tensors_of_the_models_size_are_not_rounded(tokenizer: Tokenizer):
     [
         (pictures(1)[0] * 255, r"must be in \[-1, 1\]"),
         (pictures(1)[0] * float("nan"), r"must be in \[-1, 1\]"),
-        (torch.zeros(3, 64, 64, dtype=torch.int64), r"8-bit \(torch\.uint8\), not torch\.int64"),
+        (torch.zeros(3, 64, 64, dtype=torch.int64), "must be 8-bit, .*, not int64 of"),
         (pictures(1)[0, :1], r"must be an image \(3, H, W\)"),
-        (np.zeros((8, 8, 3)), "must be 8-bit"),
+        (np.zeros((8, 8, 3)), "of floating-point numbers, .* give 8-bit images"),
+        (np.zeros((8, 8, 2), np.uint8), "must be 8-bit, .*, not uint8 of"),
         (3, "not a int"),
         ([], "there are no images"),
         ("nothing.png", r"nothing\.png"),

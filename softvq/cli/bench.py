@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from softvq.cli.main import Usage
+from softvq.cli.results import written
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,54 +35,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    import torch
-    from tqdm import tqdm
+    from softvq.evaluation.cost import ROWS, cost
 
-    from softvq.cli.costs import ROWS, measured, models
-    from softvq.cli.evaluating import short_name, write_result
-    from softvq.config import nearest
-    from softvq.runtime import pick_device, pick_precision
-
-    if min(options.steps, options.repeats, 1 if options.batch is None else options.batch) < 1:
-        raise Usage("--steps, --repeats and --batch must be at least 1")
-    if options.rows and options.model:
-        raise Usage("--model goes without rows")
     if options.list:
         for name, row in ROWS.items() if not options.json else ():
             print(f"{name:18} Table {row.table}: {row.about}")
         return {"rows": list(ROWS)}
-    for name in options.rows:
-        if name not in ROWS:
-            raise Usage(f"there is no row {name!r}{nearest(name, list(ROWS))}")
-    device = pick_device(options.device)
-    precision = pick_precision(options.precision, device, training=False)
-    batch = options.batch or (1 if device.type == "cpu" else 64)
-    rows = models(options.model) if options.model else {name: ROWS[name] for name in options.rows or ROWS}
-    found = {}
-    with tqdm(rows.items(), unit="row", dynamic_ncols=True, disable=options.no_time) as bar:
-        for name, row in bar:
-            bar.set_description(name)
-            found[name] = measured(row, options, device, precision, batch)
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {_threads()} threads"
-    result = {
-        "protocol": {
-            **{"device": kind, "torch": torch.__version__, "precision": precision, "batch": batch},
-            **{"steps": options.steps, "guidance": options.guidance, "repeats": options.repeats},
-            "timed": not options.no_time,
-        },
-        "rows": found,
-    }
-    stem = f"cost-{short_name(result['protocol'], list(found))}"
-    result = write_result(options.out, stem, "cost", result, options.out / stem)
-    if not options.json:
-        _show(result)
-    return result
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
+    result = cost(
+        options.rows,
+        models=options.model,
+        steps=options.steps,
+        guidance=options.guidance,
+        batch_size=options.batch,
+        repeats=options.repeats,
+        timed=not options.no_time,
+        device=options.device,
+        precision=options.precision,
+    )
+    return written(options, result, _show)
 
 
 _COLUMNS = {  # of a row: heading, width and digits

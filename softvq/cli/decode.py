@@ -22,10 +22,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq.cli.main import Failure, Usage
-    from softvq.cli.models import Runner
     from softvq.data.images import to_image
     from softvq.figures import save_picture
     from softvq.files import read_metadata, read_tensors
+    from softvq.models import Coder, load_tokenizer
+    from softvq.runtime import pick_device
 
     if options.batch_size < 1:
         raise Usage("--batch-size must be at least 1")
@@ -37,8 +38,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise Failure(f"{options.latents} holds latents that are NaN or infinite; the file is damaged.")
     options.model = options.model or metadata.get("model", BUNDLED_TOKENIZER)
     names = _names(metadata, len(latents))
-    runner = Runner(options)
-    own = (runner.tokenizer.config.tokens, runner.tokenizer.config.latent_dim)
+    tokenizer = load_tokenizer(options.model).to(pick_device(options.device))
+    coder = Coder(tokenizer, options.precision)
+    own = (tokenizer.config.tokens, tokenizer.config.latent_dim)
     if latents.shape[1:] != own:
         raise Failure(
             f"{options.latents} holds latents of {latents.shape[1]} × {latents.shape[2]}, "
@@ -46,7 +48,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         )
     written = []
     for start in range(0, len(latents), options.batch_size):
-        images = runner.decode(latents[start : start + options.batch_size].float())
+        images = coder.decode(latents[start : start + options.batch_size].float())
         for number, image in enumerate(images, start):
             path = options.out / f"{number:06d}{names[number]}.png"
             save_picture(to_image(image), path)

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from softvq.cli.main import Parser, Usage, common_options
+from softvq.cli.main import Usage
 from softvq.cli.options import BUNDLED_TOKENIZER
 
 _RECIPE = "emoji-64-quick"
@@ -29,33 +29,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from softvq.cli.hooks import spread
-    from softvq.cli.models import Runner
     from softvq.data.loader import ordered_batches
-    from softvq.data.sources import open_listed
+    from softvq.data.opening import open_source
+    from softvq.evaluation.comparison import yardsticks
     from softvq.evaluation.metrics import CONVENTION
     from softvq.evaluation.reconstruction import score
     from softvq.figures import comparison, save_picture
+    from softvq.models import Coder, load_tokenizer
+    from softvq.runtime import pick_device
+    from softvq.training.hooks import spread
 
     if options.steps is not None and not options.train:
         raise Usage("--steps goes with --train")
-    options.model = _train(options) if options.train else BUNDLED_TOKENIZER
-    runner = Runner(options)
-    source = open_listed("emoji-val")
+    model = _train(options) if options.train else BUNDLED_TOKENIZER
+    coder = Coder(load_tokenizer(model).to(pick_device(options.device)), options.precision)
+    source, size = open_source("emoji-val"), coder.tokenizer.config.image_size
     scores = score(
-        lambda images: runner.decode(runner.encode(images)),
-        (batch.images for batch in ordered_batches(source, size=runner.size, batch_size=28)),
+        lambda images: coder.decode(coder.encode(images)),
+        (batch.images for batch in ordered_batches(source, size=size, batch_size=28)),
     )
-    shown = spread(source, runner.size, _SHOWN)
+    shown = spread(source, size, _SHOWN)
     picture = options.out / "reconstruction.png"
-    save_picture(comparison(shown, runner.decode(runner.encode(shown))), picture)
-    means = scores.summary()
-    rows = [{"method": f"softvq ({options.model})", **means}, *yardsticks(runner.size, runner.latent_floats)]
+    save_picture(comparison(shown, coder.decode(coder.encode(shown))), picture)
+    rows = [{"method": f"softvq ({model})", **scores.summary()}, *yardsticks(size, coder.latent_floats)]
     result = {
-        "model": str(options.model),
-        "size": runner.size,
-        "latent_floats": runner.latent_floats,
-        "compression": 3 * runner.size**2 / runner.latent_floats,
+        "model": str(model),
+        "size": size,
+        "latent_floats": coder.latent_floats,
+        "compression": 3 * size**2 / coder.latent_floats,
         "rows": rows,
         "convention": CONVENTION,
         "picture": str(picture),
@@ -67,26 +68,21 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(options: argparse.Namespace) -> str:
-    """Train the quick recipe as `softvq train` does; gives the model's folder."""
-    from softvq.cli import train
+    """Train the quick recipe; return the model's folder."""
+    from softvq.recipes.opening import open_recipe
+    from softvq.training.options import Intervals, RunOptions
+    from softvq.training.run import train
+    from softvq.training.tokenizer import TokenizerTask
 
-    steps = [] if options.steps is None else ["--steps", str(options.steps)]
-    parser = Parser(parents=[common_options()])
-    train.configure(parser)
-    own = ["--out", str(options.out / "run"), "--sample-every", "200", "--workers", str(options.workers)]
-    shared = ["--device", options.device, "--precision", options.precision, "--json"]
-    chosen = parser.parse_args(["tokenizer", _RECIPE, *own, *shared])
-    chosen.extra = steps
-    return train.run(chosen)["model"]
-
-
-def yardsticks(size: int, floats: int) -> list[dict[str, Any]]:
-    """The shipped figures of PCA and box-downsampling at this size and number of floats (none for others)."""
-    from softvq.data.sources import EMOJI
-    from softvq.files import read_json
-
-    rows = read_json(EMOJI.parent / "yardsticks.json")["rows"]
-    return [row for row in rows if (row["size"], row["floats"]) == (size, floats)]
+    recipe = open_recipe(_RECIPE, changes={} if options.steps is None else {"steps": options.steps})
+    own = RunOptions(
+        options.out / "run",
+        options.device,
+        options.precision,
+        workers=options.workers,
+        intervals=Intervals(samples=200),
+    )
+    return str(train(TokenizerTask(recipe), own))
 
 
 def print_table(result: dict[str, Any]) -> None:

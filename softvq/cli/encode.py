@@ -14,7 +14,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from softvq.cli.main import Usage
 from softvq.cli.runs import plugin_words
 
 
@@ -30,33 +29,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq import distributed
-    from softvq.data.encode import Encoding, encode
-    from softvq.data.loader import listing
-    from softvq.pipeline import load_tokenizer
-    from softvq.runtime import autocast, pick_device, pick_precision
+    from softvq.encoding import encode
+    from softvq.models import load_tokenizer
+    from softvq.runtime import pick_device
 
-    if min(options.batch, options.shard) < 1 or options.workers < 0:
-        raise Usage("--batch and --shard must be at least 1, --workers not negative")
     device = distributed.start(pick_device(options.device))
-    precision = pick_precision(options.precision, device, training=False)
-    tokenizer = load_tokenizer(options.model).to(device)
-    config = tokenizer.config
-    encoding = Encoding(
-        tokenizer=options.model,
-        fingerprint=tokenizer.latent_fingerprint,
-        source=options.data,
-        size=config.image_size,
-        tokens=config.tokens,
-        channels=config.latent_dim,
+    index = encode(
+        load_tokenizer(options.model).to(device),
+        options.data,
+        options.out,
         mirrored=not options.no_mirror,
         shard=options.shard,
+        batch_size=options.batch,
+        workers=options.workers,
+        precision=options.precision,
     )
-
-    def latents_of(images):
-        with autocast(device, precision):
-            return tokenizer.encode(images.to(device)).float().cpu()
-
-    index = encode(latents_of, listing(options.data), options.out, encoding, options.batch, options.workers)
     count = sum(index.shards)
     if distributed.rank() == 0 and not options.json:
         skipped = f", {len(index.bad)} unreadable images left out" if index.bad else ""

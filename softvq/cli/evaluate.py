@@ -26,7 +26,8 @@ from typing import Any
 
 from softvq.cli.main import Parser, Usage, common_options
 from softvq.cli.options import add_model_option
-from softvq.cli.sample import add_sampling_options
+from softvq.cli.results import add_measuring_options, measuring_settings, written
+from softvq.cli.sample import add_sampling_options, pipeline_of
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     reference.add_argument("--size", type=int, default=256, help="their side after ADM's centre crop (default: 256)")
     reference.add_argument("--to", type=Path, required=True, metavar="FILE.npz")
     for one in (reconstruction, generation, reference):
-        _add_shared_options(one)
+        add_measuring_options(one)
 
 
 def _add_generation_options(parser: argparse.ArgumentParser) -> None:
@@ -69,33 +70,70 @@ def _add_generation_options(parser: argparse.ArgumentParser) -> None:
     add("--within", action="append", metavar="LOW:HIGH", help=within)
 
 
-def _add_shared_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--features", metavar="NETWORK", help="inception-2015-12-05, vit_large_patch14_dinov2.lvd142m, …")
-    add("--resize", choices=("tf1", "clean"), help="to the network's size: as FID is defined, or as clean-fid does")
-    add("--pretrained", action="append", default=[], metavar="NAME=FILE", help="a network's weights from a file")
-    if not any(action.dest == "batch" for action in parser._actions):
-        add("--batch", type=int, default=64, help="images at a time (default: 64)")
-    add("--workers", type=int, default=2, help="processes that decode images (default: 2)")
-    add("--out", type=Path, default=Path("evaluations"), help="the folder of results (default: evaluations)")
-
-
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from softvq import distributed
-    from softvq.cli import evaluate_generation, evaluating
-    from softvq.cli.evaluate_reconstruction import reconstruction
+    measure = {"reconstruction": _reconstruction, "generation": _generation, "reference": _reference}
+    return measure[options.what](options)
 
-    if options.batch < 1 or options.workers < 0:
-        raise Usage("--batch must be at least 1, --workers not negative")
-    measure = {
-        "reconstruction": reconstruction,
-        "generation": evaluate_generation.generation,
-        "reference": evaluate_generation.reference,
-    }
-    result = measure[options.what](options)
+
+def _reconstruction(options: argparse.Namespace) -> dict[str, Any]:
+    from softvq.evaluation.reconstruction import evaluate_reconstruction
+
+    result = evaluate_reconstruction(options.model, options.data, lpips=options.lpips, **measuring_settings(options))
+    return written(options, result, show)
+
+
+def _generation(options: argparse.Namespace) -> dict[str, Any]:
+    from softvq.evaluation.generation import evaluate_generation
+
+    try:
+        intervals = [(float(low), float(high)) for low, high in (one.split(":") for one in options.within or ())]
+    except ValueError:
+        raise Usage(f"--within {' '.join(options.within)}: an interval is LOW:HIGH, from 0 to 1") from None
+    images, sampling = options.samples, {}
+    if images is None:
+        images, asked = pipeline_of(options)
+        sampling = {name: value for name, value in asked.items() if name != "batch_size"}
+    result = evaluate_generation(
+        images,
+        options.reference,
+        num=options.num,
+        seeds=options.seed,
+        scales=options.scale or (),
+        intervals=intervals,
+        checksum=options.checksum,
+        sampling=sampling,
+        **measuring_settings(options),
+    )
+    return written(options, result, show)
+
+
+def _reference(options: argparse.Namespace) -> dict[str, Any]:
+    from softvq import distributed
+    from softvq.evaluation.references import write_reference
+
+    result = write_reference(options.data, options.to, options.size, **measuring_settings(options))
     if distributed.rank() > 0:
         options.json = False
     elif not options.json:
-        evaluating.show(result)
+        print(f"statistics of {result['images']} images in {result['reference']}")
     distributed.stop()
     return result
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print figures for people."""
+    scores = result["scores"]
+    for name, value in scores.items():
+        deviation = scores.get(f"{name}_over_seeds")
+        if not name.endswith("_over_seeds") and value is not None and name != "reliable":
+            print(f"{name:24} {value:10.4f}" + (f" ± {deviation:.4f}" if deviation is not None else ""))
+    p = result["protocol"]
+    print(f"\n{p['images']} images of {p['size']} px against {p['reference']} ({p['reference_checksum']})")
+    print(f"features: {p['features']} ({p['weights']}), {p['resizing']}, {p['precision']}")
+    for note in result["notes"]:
+        print(f"note: {note}.")
+    if unreadable := result.get("unreadable"):
+        print(f"{len(unreadable)} unreadable images left out; the first: {next(iter(unreadable.values()))}")
+    for picture in result.get("pictures", ()):
+        print(f"picture: {picture}")
+    print(result["file"])

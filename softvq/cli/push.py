@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from softvq.pipeline import open_model
+    from softvq.models import open_model
 
     model = open_model(options.model)
     if not hasattr(model, "push_to_hub"):

@@ -1,32 +1,31 @@
-"""List the recipes; with a name, show one with every field.
+"""List the recipes; with a name, show one with every field, as a file that can be edited and trained.
 
 softvq recipes
 softvq recipes softvq-l-64
+softvq recipes emoji-64 > mine.yaml && softvq train tokenizer mine.yaml
+softvq recipes runs/emoji-64         the recipe that a model was trained with
 softvq recipes softvq-l-64-paper     the quantizer as the paper prints it, not as released
 softvq recipes softvq-l-64-tiny      the same in small: trains in a minute on a laptop, offline
 """
 
 import argparse
-import json
 from typing import Any
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", help="a recipe to show in full")
+    parser.add_argument("name", nargs="?", help="a recipe to show in full: a name, a file or a model's folder")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq import config as configs
     from softvq.recipes import all as recipes
+    from softvq.recipes.opening import open_recipe, recipe_text
 
     if options.name is not None:
-        find = recipes.find
-        if options.name in recipes.GENERATORS or options.name.removesuffix("-tiny") in recipes.GENERATORS:
-            find = recipes.find_generator
-        recipe = configs.to_dict(find(options.name))
+        recipe = open_recipe(options.name)
         if not options.json:
-            print(json.dumps(recipe, indent=2, ensure_ascii=False))
-        return recipe
+            print(recipe_text(recipe), end="")
+        return configs.to_dict(recipe)
     listed = {}
     for name, recipe in recipes.RECIPES.items():
         rfid = None if recipe.published is None else recipe.published.rfid

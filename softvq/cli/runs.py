@@ -3,7 +3,7 @@
 import argparse
 import shlex
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from softvq.cli.main import Usage
 
@@ -25,44 +25,42 @@ OWN_OPTIONS = (
 )
 
 
-T = TypeVar("T")
-
-
-def changed(recipe: T, changes: dict[str, str], name: str) -> T:
+def recipe_of(options: argparse.Namespace, changes: dict[str, str]) -> Any:
     """Return the recipe with the fields that were given as options."""
     from softvq import config as configs
+    from softvq.recipes.opening import open_recipe
 
     try:
-        return configs.override(recipe, changes, f"recipe {name}")
+        return open_recipe(options.recipe, options.what, changes)
     except configs.UnknownField as error:
         hint = configs.nearest(error.path, [*error.valid, *OWN_OPTIONS], "--")
         raise Usage(f"unknown option --{error.path}{hint}") from None
 
 
-def run_folder(options: argparse.Namespace, name: str) -> Path:
-    """Return where the run is; with --resume there must be one."""
-    out = options.out or Path("runs") / name
+def run_options(options: argparse.Namespace, recipe: Any) -> Any:
+    """Return where and how the run is made; with --resume there must be one."""
+    from softvq.recipes.opening import is_file
+    from softvq.training.options import Intervals, RunOptions
+
+    named = Path(options.recipe).stem if is_file(options.recipe) else recipe.name
+    out = options.out or Path("runs") / named
     if options.resume and not any((out / "checkpoints").glob("step-*")):
         raise Usage(f"--resume: {out} holds no run to resume; leave --resume out to start one")
-    return out
-
-
-def run_options(options: argparse.Namespace, out: Path, device: Any, precision: str) -> Any:
-    """Return what both kinds of runs take from the command line."""
-    from softvq.training.loop import Intervals
-    from softvq.training.run import RunOptions
-
+    for name in ("log_every", "checkpoint_every", "sample_every"):
+        if getattr(options, name) < 1:
+            raise Usage(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
     return RunOptions(
         out,
-        device,
-        precision,
+        options.device,
+        options.precision,
         workers=options.workers,
+        pretrained=pretrained_files(options.pretrained),
         parallel=options.parallel,
         most_bad=options.most_bad,
         recompute=options.recompute,
         compile=options.compile,
         command=shlex.join(["softvq", "train", options.what, options.recipe, *plugin_words(options), *options.extra]),
-        intervals=Intervals(options.log_every, options.checkpoint_every),
+        intervals=Intervals(options.log_every, options.checkpoint_every, options.sample_every),
         wandb=options.wandb,
     )
 
@@ -88,16 +86,15 @@ def plugin_words(options: argparse.Namespace) -> list[str]:
     return [word for file in options.plugin for word in ("--plugin", file)]
 
 
-def pretrained_files(pairs: list[str], used: list[str]) -> dict[str, Path]:
-    """Return the files of NAME=FILE pairs; each must be of a network that is used."""
+def pretrained_files(pairs: list[str]) -> dict[str, Path]:
+    """Return the files of NAME=FILE pairs."""
     files: dict[str, Path] = {}
     for pair in pairs:
         name, equals, file = pair.partition("=")
         if not equals or not Path(file).is_file():
             raise Usage(f"--pretrained {pair}: write NAME=FILE, with a file that exists")
-        if name not in used or name in files:
-            why = "is given twice" if name in files else f"is not used; this recipe uses {', '.join(used) or 'none'}"
-            raise Usage(f"--pretrained {pair}: {name} {why}")
+        if name in files:
+            raise Usage(f"--pretrained {pair}: {name} is given twice")
         files[name] = Path(file)
     return files
 

@@ -24,22 +24,24 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     from softvq import files, hub
     from softvq.cli.main import Failure, Usage
-    from softvq.cli.models import Runner
-    from softvq.data.loader import listing
-    from softvq.runtime import autocast
+    from softvq.data.opening import listing
+    from softvq.models import load_tokenizer
+    from softvq.runtime import autocast, pick_device, pick_precision
     from softvq.training.tokenizer import fit_statistics, statistics_batches
 
     if options.images < 2 or options.batch_size < 1:
         raise Usage("--images must be at least 2 and --batch-size at least 1")
     if options.out is None and not is_ours(Path(options.model)):
         raise Usage(f"{options.model} is no folder in our format to write to; name one with --out")
-    runner = Runner(options)
+    device = pick_device(options.device)
+    precision = pick_precision(options.precision, device, training=False)
+    tokenizer = load_tokenizer(options.model).to(device)
     source = listing(options.data, options.images)
     used, bad = 0, {}
 
     def images(bar: tqdm):
         nonlocal used
-        for batch in statistics_batches(source, runner.size, options.images, options.batch_size):
+        for batch in statistics_batches(source, tokenizer.config.image_size, options.images, options.batch_size):
             used += len(batch.images)
             bad.update(batch.bad)
             bar.update(len(batch.images) + len(batch.bad))
@@ -47,16 +49,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     total = min(options.images, len(source.names))
     bar = tqdm(total=total, unit="image", disable=not sys.stderr.isatty())
-    with bar, autocast(runner.device, runner.precision):
-        mean, std = fit_statistics(runner.tokenizer, images(bar))
+    with bar, autocast(device, precision):
+        mean, std = fit_statistics(tokenizer, images(bar))
     for reason in bad.values():
         print(f"skipped: {reason}", file=sys.stderr)
     if (std == 0).any():
         raise Failure(f"{int((std == 0).sum())} latent channels are the same for all these images; give more of them.")
     out = options.out or hub.find(options.model)
-    runner.tokenizer.set_statistics(mean, std)
+    tokenizer.set_statistics(mean, std)
     stored = files.read_tensors(hub.find(options.model) / hub.WEIGHTS)
-    runner.tokenizer.save_pretrained(out, stored.get("decoder.mask_token", mean).dtype)
+    tokenizer.save_pretrained(out, stored.get("decoder.mask_token", mean).dtype)
     if not options.json:
         print(f"latent mean {mean.mean():.4g}, standard deviation {std.mean():.4g} (over channels); stored in {out}")
     return {"model": str(out), "images": used, "skipped": bad, "mean": mean.tolist(), "std": std.tolist()}

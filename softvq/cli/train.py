@@ -7,12 +7,14 @@
   softvq train tokenizer softvq-l-64 --data 'shards/train-{0000..1023}.tar' --val 'shards/val-*.tar'
   softvq train tokenizer softvq-l-64 --data 'https://host/train-{0000..1023}.tar' --val hf:OWNER/NAME:validation
   softvq train tokenizer softvq-l-64 --dry-run
+  softvq recipes emoji-64 > mine.yaml; softvq train tokenizer mine.yaml
   softvq train tokenizer softvq-b-64 --init SoftVQVAE/softvq-b-64 --data my_photos/ --steps 20000
   softvq encode imagenet/train --model SoftVQVAE/softvq-l-64 --out latents/
   softvq train generator sit-xl-softvq-l-64 --data latents/ --val val_latents/
 
 Every field of the recipe can be set: --FIELD VALUE, dotted for nested ones (`softvq recipes NAME` shows them all).
-A run that was stopped goes on where its last checkpoint stands when the same command is given again.
+A run that was stopped goes on where its last checkpoint stands when the same command is given again; with more --steps
+a run that was stopped or has ended is made longer.
 Several GPUs or machines: torchrun --nproc-per-node 8 -m softvq train tokenizer … (the batch size stays the same).
 A field that is null takes JSON: --alignment '{"teacher": "vit_base_patch14_dinov2.lvd142m"}'; its term then needs a
 weight: --weights '{"reconstruction": 1, "kl": 0.01, "alignment": 0.1}'.
@@ -34,12 +36,15 @@ from pathlib import Path
 from typing import Any
 
 from softvq.cli.main import Usage
-from softvq.cli.runs import changed, field_changes, pretrained_files, run_folder, run_options, told
+from softvq.cli.runs import field_changes, recipe_of, run_options, told
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("tokenizer", "generator"), help="the kind of model")
-    parser.add_argument("recipe", help="a recipe's name; `softvq recipes` lists them")
+    parser.add_argument(
+        "recipe",
+        help="a recipe's name (`softvq recipes` lists them), a .yaml or .json file of one, or a model's folder",
+    )
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
     parser.add_argument("--resume", action="store_true", help="insist on a run to resume: an error where there is none")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode images (default: 2)")
@@ -85,65 +90,36 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    for name in ("log_every", "checkpoint_every", "sample_every"):
-        if getattr(options, name) < 1:
-            raise Usage(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
-    if options.workers < 0:
-        raise Usage(f"--workers must not be negative, not {options.workers}")
-    if options.what == "generator":
-        from softvq.cli.train_generator import run_generator
-
-        return run_generator(options)
-    return run_tokenizer(options)
-
-
-def run_tokenizer(options: argparse.Namespace) -> dict[str, Any]:
-    from softvq import distributed
-    from softvq.data.loader import open_source
-    from softvq.recipes import all as recipes
-    from softvq.runtime import pick_device, pick_precision
     from softvq.training.plan import plan, show_plan
-    from softvq.training.run import RunOptions
+    from softvq.training.run import train
 
     changes = field_changes(options.extra)
-    if changes.get("data", "emoji") != "emoji" and "val" not in changes:
+    if options.what == "tokenizer" and changes.get("data", "emoji") != "emoji" and "val" not in changes:
         changes["val"] = "null"  # the recipe's validation images are of another kind than yours
         print("validating on nothing: give --val FOLDER (or --val emoji-val) to measure as it goes", file=sys.stderr)
-    recipe = changed(recipes.find(options.recipe), changes, options.recipe)
-    if options.rfid and recipe.val is None:
-        raise Usage("--rfid needs validation images: give --val")
-    out = run_folder(options, recipe.name)
-    device = pick_device(options.device)
-    precision = pick_precision(options.precision, device, training=True)
+    recipe = recipe_of(options, changes)
+    own = run_options(options, recipe)
+    task = _task(options, recipe, changes)
     if options.dry_run:
-        found = plan(recipe, RunOptions(out, device, precision, recompute=options.recompute))
+        found = plan(task, own)
         if not options.json:
             print(show_plan(found))
         return found.to_dict()
-    files = pretrained_files(options.pretrained, [*recipe.networks, *([options.rfid] if options.rfid else [])])
-    open_source(recipe.data)  # what is missing is said before networks are downloaded
-    chosen = run_options(options, out, distributed.start(device), precision)
-    folder = _train_tokenizer(options, recipe, chosen, files)
-    return told(options, folder, f"softvq reconstruct --model {folder} IMAGE", recipe.steps)
-
-
-def _train_tokenizer(options: argparse.Namespace, recipe: Any, chosen: Any, files: dict[str, Path]) -> Path:
-    from dataclasses import replace
-
-    from softvq.cli.hooks import Judges, figures_of, sample_hooks
-    from softvq.pretrained.inception import Inception
-    from softvq.pretrained.lpips import LPIPS
-    from softvq.training.step import Frozen
-    from softvq.training.tokenizer import train
-
-    inception = files.pop(options.rfid, None)
-    frozen = Frozen.of(recipe, chosen.device, files)
-    lpips = frozen.perceptual if isinstance(frozen.perceptual, LPIPS) else None
-    judges = Judges(lpips, Inception.load(options.rfid, inception).to(chosen.device) if options.rfid else None)
-    return train(
-        recipe,
-        replace(chosen, pretrained=files),
-        frozen=frozen,
-        hooks=lambda run: sample_hooks(run, recipe, options.sample_every, judges),
-        finish=lambda tokenizer: figures_of(tokenizer, recipe.val, judges),
+    folder = train(task, own)
+    then = (
+        f"softvq reconstruct --model {folder} IMAGE"
+        if options.what == "tokenizer"
+        else f"softvq sample --model {folder}"
     )
+    return told(options, folder, then, recipe.steps)
+
+
+def _task(options: argparse.Namespace, recipe: Any, changes: dict[str, str]) -> Any:
+    from softvq.training.generator import GeneratorTask
+    from softvq.training.tokenizer import TokenizerTask
+
+    if options.what == "tokenizer":
+        return TokenizerTask(recipe, rfid=options.rfid)
+    if options.rfid:
+        raise Usage("--rfid is for training tokenizers")
+    return GeneratorTask(recipe, tokenizer=recipe.tokenizer if "tokenizer" in changes else None)

@@ -1,19 +1,23 @@
 """Images and latents to train on. Importing this package registers the built-in sources."""
 
 from softvq.data.images import Augment, center_crop, fit, open_image, to_bytes, to_image, to_tensor
-from softvq.data.sources import Folder, HubDataset, Shards, Source, TarFile, open_listed
+from softvq.data.objects import Objects
+from softvq.data.opening import listing, open_source
+from softvq.data.sources import Folder, HubDataset, Shards, Source, TarFile
 
 __all__ = [
     "Augment",
     "Folder",
     "HubDataset",
+    "Objects",
     "Shards",
     "Source",
     "TarFile",
     "center_crop",
     "fit",
+    "listing",
     "open_image",
-    "open_listed",
+    "open_source",
     "to_bytes",
     "to_image",
     "to_tensor",

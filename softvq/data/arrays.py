@@ -1,7 +1,6 @@
 """ADM's `.npz` files: generated images (`arr_0`, N × H × W × 3, 8-bit), and statistics of real ones (`mu`, `sigma`, and
 `mu_s`, `sigma_s` for sFID). Images are read from disk a batch at a time, however many there are."""
 
-import hashlib
 import json
 import math
 import zipfile
@@ -17,7 +16,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from softvq.errors import DataError
-from softvq.files import atomic
+from softvq.files import atomic, checksum
 
 _IMAGES = "arr_0"
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
@@ -45,11 +44,7 @@ class ArrayFile:
     @cached_property
     def checksum(self) -> str:
         """16 hex digits of the file's SHA-256."""
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while block := file.read(2**22):
-                digest.update(block)
-        return digest.hexdigest()[:16]
+        return checksum(self.path)
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:

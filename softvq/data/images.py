@@ -9,7 +9,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,6 +44,53 @@ def open_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
         raise ImageError(f"{name} is not an image of a kind that can be read.") from None
     except Exception as error:  # on damaged files Pillow raises OSError, SyntaxError, struct.error and more
         raise ImageError(f"{name} is not an image that can be read, or is truncated ({error}).") from error
+
+
+def as_image(image: Any, name: str = "the image", value_range: tuple[float, float] | None = None) -> Image.Image:
+    """Return 8-bit RGB of a path, a PIL image, an 8-bit array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or an 8-bit
+    tensor (3, H, W) or (1, H, W). Floating-point numbers need `value_range`, black and white. `ImageError` names what
+    is none of these."""
+    if isinstance(image, str | Path):
+        return open_image(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(image))
+    if not isinstance(image, np.ndarray | Tensor):
+        raise ImageError(f"{name} must be a PIL image, a path, an array or a tensor, not {a_kind(image)}.")
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] not in (1, 3):
+            raise ImageError(f"{name} must be a tensor (3, H, W), not {tuple(image.shape)}.")
+        image = image.detach().permute(1, 2, 0).cpu()
+        array = (image.float() if image.is_floating_point() else image).numpy()
+    else:
+        array = image
+    if np.issubdtype(array.dtype, np.floating):
+        array = _scaled(array, name, value_range)
+    colours = array.shape[2] if array.ndim == 3 else 1 if array.ndim == 2 else 0
+    if array.dtype != np.uint8 or colours not in (1, 3, 4):
+        raise ImageError(f"{name} must be 8-bit, (H, W, 3) as an array, not {array.dtype} of {array.shape}.")
+    array = np.ascontiguousarray(array.squeeze(2) if array.shape[2:] == (1,) else array)
+    return to_rgb(Image.fromarray(array))
+
+
+def _scaled(array: np.ndarray, name: str, value_range: tuple[float, float] | None) -> np.ndarray:
+    if value_range is None:
+        raise ImageError(
+            f"{name} is of floating-point numbers, whose black and white cannot be known: give 8-bit images, or "
+            "their value_range, (0, 1) or (-1, 1), where one can be given."
+        )
+    black, white = value_range
+    scaled = (array.astype(np.float64) - black) / (white - black)
+    if not (np.isfinite(scaled).all() and scaled.min() >= -1e-3 and scaled.max() <= 1 + 1e-3):
+        raise ImageError(
+            f"{name} has numbers from {array.min():g} to {array.max():g}, outside of {black:g} to {white:g}."
+        )
+    return (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def a_kind(value: Any) -> str:
+    """Return what a value is, for a sentence: "a PIL image", "a torch Tensor"."""
+    name = f"{type(value).__module__.partition('.')[0]} {type(value).__name__}"
+    return "a PIL image" if isinstance(value, Image.Image) else f"a {name.removeprefix('builtins ')}"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

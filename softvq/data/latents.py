@@ -4,6 +4,7 @@ and an index that says of which tokenizer and of which images they are."""
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from softvq import distributed
-from softvq.data.loader import Order
+from softvq.data.order import Order, check_batch, positions_of
 from softvq.errors import DataError
 from softvq.files import write_json
 from softvq.randomness import Stream, rng
@@ -65,20 +65,22 @@ def shard_path(folder: Path, number: int) -> Path:
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Latents of zero mean and unit variance, class labels, the images' names, sample numbers."""
+    """Latents of zero mean and unit variance, class labels, the images' names, sample numbers, and the step it is for.
+    (`bad` is there for those who read images.)"""
 
     latents: Float[Tensor, "B T C"]
     labels: Int[Tensor, " B"]
     names: list[str]
     positions: list[int]
     bad: dict[str, str] = field(default_factory=dict)
+    step: int = 0
 
     def __len__(self) -> int:
         return len(self.latents)
 
-    @property
-    def device(self) -> torch.device:
-        return self.latents.device
+    def part(self, rows: slice) -> "LatentBatch":
+        """Return some of the batch's samples."""
+        return LatentBatch(self.latents[rows], self.labels[rows], self.names[rows], self.positions[rows], {}, self.step)
 
     def to(self, device: torch.device) -> "LatentBatch":
         return replace(self, latents=self.latents.to(device), labels=self.labels.to(device))
@@ -102,13 +104,13 @@ class Latents:
         return int(self.starts[-1])
 
     def _open(self, number: int):
-        path, count = shard_path(self.folder, number), self.index.shards[number]
+        path, images = shard_path(self.folder, number), self.index.shards[number]
         try:
             file = safe_open(path, "pt")
             shape = tuple(file.get_slice("latents").get_shape())
         except (OSError, SafetensorError) as error:
             raise DataError(f"{path} is missing or damaged ({error}); make it again with softvq encode.") from error
-        expected = (count, 2 if self.index.mirrored else 1, self.index.tokens, self.index.channels)
+        expected = (images, 2 if self.index.mirrored else 1, self.index.tokens, self.index.channels)
         if shape != expected:
             raise DataError(f"{path} holds latents of shape {shape}, expected {expected}; remove it and encode again.")
         return file
@@ -120,25 +122,21 @@ class Latents:
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
         return self._files[shard].get_slice("latents")[index - int(self.starts[shard])][mirror].float()
 
-    def batches(self, batch_size: int, seed: int, start_step: int = 0) -> Iterator[LatentBatch]:
-        """Endless batches; `batch_size` is over all ranks. Which image and which of its mirrors a sample number is, is
-        a function of the seed alone."""
-        if batch_size % distributed.world_size():
-            raise DataError(f"batch_size {batch_size} is not a multiple of the {distributed.world_size()} processes.")
-        local, order, step = batch_size // distributed.world_size(), Order(len(self), seed), start_step
-        while True:
-            first = step * batch_size + distributed.rank() * local
-            positions = list(range(first, first + local))
+    def batches(self, batch_size: int, seed: int, start_step: int = 0, parts: int = 1) -> Iterator[LatentBatch]:
+        """Endless batches; `batch_size` is over all ranks, each gets its share of each of `parts` equal parts. Which
+        image and which of its mirrors a sample number is, is a function of the seed alone."""
+        check_batch(batch_size, parts)
+        order = Order(len(self), seed)
+        for step in count(start_step):
+            positions = positions_of(step, batch_size, parts)
             mirrors = [int(rng(seed, Stream.MIRROR, p).random() < 0.5 and self.index.mirrored) for p in positions]
-            indices = order(first, first + local)
-            yield self._batch(indices, mirrors, positions)
-            step += 1
+            yield replace(self._batch(order.at(positions), mirrors, positions), step=step)
 
     def in_order(self, batch_size: int, limit: int | None = None) -> Iterator[LatentBatch]:
         """The images as they are, once."""
-        count = len(self) if limit is None else min(limit, len(self))
-        for first in range(0, count, batch_size):
-            indices = list(range(first, min(count, first + batch_size)))
+        total = len(self) if limit is None else min(limit, len(self))
+        for first in range(0, total, batch_size):
+            indices = list(range(first, min(total, first + batch_size)))
             yield self._batch(indices, [0] * len(indices), indices)
 
     def _batch(self, indices: list[int], mirrors: list[int], positions: list[int]) -> LatentBatch:

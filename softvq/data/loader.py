@@ -1,28 +1,23 @@
-"""Batches in a deterministic endless order that can start at any step.
-
-Sample number p = step · batch + i decides which image is read (a fresh permutation every epoch) and every random
-number used on it, whatever the number of workers and ranks. Resuming is starting at another step.
-"""
+"""Batches of images: endless ones to train on, from any step on, and a data set once, in order."""
 
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from softvq import distributed, plugins
-from softvq.data.images import Augment, fit, open_image, to_tensor
-from softvq.data.sources import Source, open_listed
-from softvq.data.stream import ShardStream, StreamOrder, open_stream
+from softvq import plugins
+from softvq.data.images import Augment, fit, to_tensor
+from softvq.data.order import Reader, SampleOrder, check_batch, positions_of
+from softvq.data.sources import Source
 from softvq.errors import DataError, ImageError
 from softvq.randomness import Stream, rng
 
@@ -30,20 +25,21 @@ from softvq.randomness import Stream, rng
 @dataclass(frozen=True)
 class Batch:
     """Images in [-1, 1], class labels, the names they were read from, their sample numbers, and the bad files that
-    were replaced by the next readable image: {name: reason}."""
+    were replaced by the next readable image: {name: reason}. `step`: of training, which one it is for, from 0 on."""
 
     images: Float[Tensor, "B 3 H W"]
     labels: Int[Tensor, " B"]
     names: list[str]
     positions: list[int]
-    bad: dict[str, str]
+    bad: dict[str, str] = field(default_factory=dict)
+    step: int = 0
 
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def device(self) -> torch.device:
-        return self.images.device
+    def part(self, rows: slice) -> "Batch":
+        """Return some of the batch's samples."""
+        return Batch(self.images[rows], self.labels[rows], self.names[rows], self.positions[rows], {}, self.step)
 
     def to(self, device: torch.device) -> "Batch":
         return replace(
@@ -51,45 +47,6 @@ class Batch:
             images=self.images.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
         )
-
-
-@dataclass(frozen=True)
-class Order:
-    """The endless order: epoch e is the e-th random permutation of the source."""
-
-    length: int
-    seed: int
-
-    def permutation(self, epoch: int) -> np.ndarray:
-        return _permutation(self.length, self.seed, epoch)
-
-    def __call__(self, start: int, stop: int) -> list[int]:
-        """Image indices of the sample numbers start … stop − 1."""
-        indices: list[int] = []
-        while start < stop:
-            epoch, offset = divmod(start, self.length)
-            taken = self.permutation(epoch)[offset : offset + stop - start]
-            indices += taken.tolist()
-            start += len(taken)
-        return indices
-
-
-@lru_cache(4)  # samples of an epoch share one
-def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
-    return rng(seed, Stream.ORDER, epoch).permutation(length)
-
-
-@dataclass
-class _SourceOrder:
-    """Sample number → image for a source that lists its images."""
-
-    source: Source
-    order: Order
-
-    def find(self, position: int, attempt: int) -> tuple[str, int, Callable[[], bytes]]:
-        """Name, label and reader of a sample; after `attempt` unreadable ones, the image that many places on."""
-        index = (self.order(position, position + 1)[0] + attempt) % self.order.length
-        return self.source.names[index], self.source.labels[index], lambda: self.source.read(index)
 
 
 class NoneReadable(DataError):
@@ -103,46 +60,98 @@ class NoneReadable(DataError):
         return f"none of the {len(self.bad)} images can be read; the first: {next(iter(self.bad.values()))}"
 
 
-class _Samples(Dataset):
-    """Reads one sample in a worker process, by its number; a bad file gives the next readable one.
+@dataclass(frozen=True)
+class Sample:
+    """An image as a tensor (None: it cannot be read), its label, name and number, and the bad files met on the way."""
 
-    Where none is readable the `DataError` is the sample: raised in a worker it would reach people as a traceback.
+    image: Float[Tensor, "3 H W"] | None
+    label: int
+    name: str
+    position: int
+    bad: dict[str, str]
+
+
+class Samples(Dataset):
+    """Reads one image by its number, in a worker process, and makes a square of it.
+
+    A bad file gives the next readable one where `replaces` says so, else a sample without an image. A `DataError` is
+    the sample: raised in a worker it would reach people as a traceback.
     """
 
-    def __init__(self, order: _SourceOrder | StreamOrder, size: int, augment: Augment, seed: int):
-        self.order, self.size, self.augment, self.seed = order, size, augment, seed
+    def __init__(self, order: SampleOrder, square: "Augmented | Fitted", replaces: bool):
+        self.order, self.square, self.replaces = order, square, replaces
 
-    def __getitem__(self, position: int):
+    def __getitem__(self, position: int) -> Sample | DataError:
         bad: dict[str, str] = {}
         try:
             for attempt in count():
-                name, label, read = self.order.find(position, attempt)
+                name, read = self.order.find(position, attempt)
                 if name in bad:  # once around
                     return NoneReadable(bad)
                 try:
-                    image = self.augment(_decode(read, name), self.size, rng(self.seed, Stream.AUGMENT, position))
-                    return to_tensor(image), label, name, position, bad
+                    image, label = read()
+                    return Sample(to_tensor(self.square(image, position, name)), label, name, position, bad)
                 except ImageError as error:
                     bad[name] = str(error)
+                    if not self.replaces:
+                        return Sample(None, -1, name, position, bad)
         except DataError as error:
             return error
 
 
-class _Steps:
-    """A batch sampler: this rank's sample numbers of step `start`, `start` + 1, …"""
+@dataclass(frozen=True)
+class Augmented:
+    """What training makes of an image: a function of the seed and the sample number."""
 
-    def __init__(self, batch_size: int, start: int):
-        self.batch_size, self.start = batch_size, start
+    augment: Augment
+    size: int
+    seed: int
+
+    def __call__(self, image: Image.Image, position: int, name: str) -> Image.Image:
+        return self.augment(image, self.size, rng(self.seed, Stream.AUGMENT, position))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An image fitted to a size (see `images.fit`); `keep`: it is of that size, or it is a `DataError`."""
+
+    size: int
+    how: str
+
+    def __call__(self, image: Image.Image, position: int, name: str) -> Image.Image:
+        if self.how != "keep":
+            return fit(image, self.size, self.how)
+        if image.size != (self.size, self.size):
+            raise DataError(
+                f"{name} has {image.width}×{image.height} pixels, not {self.size}×{self.size}: all must be of one size."
+            )
+        return image
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """A source's images by their index."""
+
+    source: Source
+
+    def find(self, position: int, attempt: int = 0) -> tuple[str, Reader]:
+        """Return an image's name and reader."""
+        return self.source.names[position], partial(self.source.image, position)
+
+
+class _Steps:
+    """A batch sampler: this process's sample numbers of step `start`, `start` + 1, …"""
+
+    def __init__(self, batch_size: int, start: int, parts: int):
+        self.batch_size, self.start, self.parts = batch_size, start, parts
 
     def __iter__(self) -> Iterator[list[int]]:
-        local = self.batch_size // distributed.world_size()
         for step in count(self.start):
-            first = step * self.batch_size + distributed.rank() * local
-            yield list(range(first, first + local))
+            yield positions_of(step, self.batch_size, self.parts)
 
 
 def training_batches(
-    source: Source | ShardStream,
+    source: Source,
     *,
     size: int,
     batch_size: int,
@@ -150,51 +159,28 @@ def training_batches(
     seed: int,
     start_step: int = 0,
     workers: int = 2,
+    parts: int = 1,
 ) -> Iterator[Batch]:
-    """Endless batches from `start_step` on; `batch_size` is over all ranks, each rank gets its share.
+    """Endless batches from `start_step` on; `batch_size` is over all ranks, each rank gets its share of each of `parts`
+    equal parts.
 
     `workers` processes decode; 0 decodes in this one.
     """
-    if batch_size % distributed.world_size():
-        raise DataError(f"batch_size {batch_size} is not a multiple of the {distributed.world_size()} processes.")
-    if isinstance(source, ShardStream):
-        order = source.order(batch_size, seed)
-    else:
-        order = _SourceOrder(source, Order(len(source.names), seed))
+    check_batch(batch_size, parts)
     with _workers_as_asked():
         loader = DataLoader(
-            plugins.carried(_Samples(order, size, augment, seed)),
-            batch_sampler=_Steps(batch_size, start_step),
+            plugins.carried(Samples(source.order(batch_size, seed), Augmented(augment, size, seed), replaces=True)),
+            batch_sampler=_Steps(batch_size, start_step, parts),
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=_collated,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_start_worker,
         )
         batches = iter(loader)
-    for batch in batches:
+    for step, batch in enumerate(batches, start_step):
         if isinstance(batch, DataError):
             raise batch
-        yield batch
-
-
-class _Fitted(Dataset):
-    """Images by their index in the source, or the reason why one is bad."""
-
-    def __init__(self, source: Source, size: int, how: str):
-        self.source, self.size, self.how = source, size, how
-
-    def __getitem__(self, index: int):
-        name = self.source.names[index]
-        try:
-            image = _decode(partial(self.source.read, index), name)
-        except ImageError as error:
-            return name, str(error)
-        if self.how == "keep" and image.size != (self.size, self.size):
-            return DataError(
-                f"{name} has {image.width}×{image.height} pixels, not {self.size}×{self.size}: all must be of one size."
-            )
-        image = image if self.how == "keep" else fit(image, self.size, self.how)
-        return to_tensor(image), self.source.labels[index], name, index, {}
+        yield replace(batch, step=step)
 
 
 def ordered_batches(
@@ -215,17 +201,16 @@ def ordered_batches(
     chosen = range(len(source.names)) if chosen is None else chosen
     ready: Batch | None = None  # held back, to name the bad files that no later batch can
     bad: dict[str, str] = {}
-    dataset = _Fitted(source, size, how)
+    dataset = Samples(InOrder(source), Fitted(size, how), replaces=False)
     with _workers_as_asked():
         loader = iter(
             DataLoader(plugins.carried(dataset), batch_size, sampler=list(chosen), num_workers=workers, collate_fn=list)
         )
-    for found in loader:
-        if failed := [sample for sample in found if isinstance(sample, DataError)]:
+    for samples in loader:
+        if failed := [sample for sample in samples if isinstance(sample, DataError)]:
             raise failed[0]
-        bad |= dict(sample for sample in found if len(sample) == 2)
-        samples = [sample for sample in found if len(sample) != 2]
-        if samples:
+        bad |= {name: reason for sample in samples if sample.image is None for name, reason in sample.bad.items()}
+        if samples := [sample for sample in samples if sample.image is not None]:
             if ready is not None:
                 yield ready
             ready, bad = replace(_collate(samples), bad=bad), {}
@@ -235,35 +220,20 @@ def ordered_batches(
         raise NoneReadable(bad)
 
 
-def open_source(data: str) -> Source | ShardStream:
-    """What `sources.open_listed` opens, or tar shards at an address, `https://host/train-{0000..1023}.tar`, which are
-    streamed."""
-    if "://" in data:
-        if not data.lower().endswith(".tar"):
-            raise DataError(f"{data!r} names no tar shards; remote images are read from .tar files.")
-        return open_stream(data)
-    return open_listed(data)
+def _collated(samples: list[Sample | DataError]) -> Batch | DataError:
+    """Return a batch, in the worker, where one copy serves all its images; or what a worker hands on as its sample."""
+    return next((sample for sample in samples if isinstance(sample, DataError)), None) or _collate(samples)
 
 
-def listing(data: str, images: int | None = None) -> Source:
-    """The images as a list: all, or where they are streamed at least `images` of them."""
-    source = open_source(data)
-    return source.listing(images) if isinstance(source, ShardStream) else source
-
-
-def _decode(read: Callable[[], bytes], name: str) -> Image.Image:
-    try:
-        return open_image(read(), name)
-    except OSError as error:
-        raise ImageError(f"{name} cannot be read ({error.strerror}).") from error
-
-
-def _collate(samples: list) -> Batch | DataError:
-    if failed := [sample for sample in samples if isinstance(sample, DataError)]:
-        return failed[0]
-    images, labels, names, positions, bads = zip(*samples, strict=True)
-    bad = {name: reason for bad in bads for name, reason in bad.items()}
-    return Batch(torch.stack(images), torch.tensor(labels), list(names), list(positions), bad)
+def _collate(samples: list[Sample]) -> Batch:
+    bad = {name: reason for sample in samples for name, reason in sample.bad.items()}
+    return Batch(
+        torch.stack([sample.image for sample in samples]),
+        torch.tensor([sample.label for sample in samples]),
+        [sample.name for sample in samples],
+        [sample.position for sample in samples],
+        bad,
+    )
 
 
 @contextmanager

@@ -1,34 +1,26 @@
 """Where images come from: folders, tar shards, Hugging Face datasets, and the emoji that ship with the package.
 
-A source has a length, names, classes, and `read(index)`: the encoded bytes. Sources are small and picklable; files are
+A source has names, labels, classes, and `read(index)`: the encoded bytes. Sources are small and picklable; files are
 opened by the process that reads them.
 """
 
-import glob
 import hashlib
-import json
 import os
-import re
 import tarfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar
 
-from softvq.config import family, parse, register, variants
-from softvq.data.images import EXTENSIONS
-from softvq.errors import DataError
+from PIL import Image
+
+from softvq.config import family, register
+from softvq.data.images import EXTENSIONS, open_image
+from softvq.data.order import Order, Reader, SampleOrder
+from softvq.errors import DataError, ImageError
 
 EMOJI = Path(__file__).parent.parent / "assets" / "emoji"
-# The bundled sets of images. Recipes and settings are chosen on `emoji-dev` (after training on `emoji-train`, which has
-# none of its images), so that `emoji-val` is left for figures that are quoted.
-BUNDLED = {
-    "emoji": "the 3,094 bundled training images",
-    "emoji-train": "the 2,794 of them that are not in emoji-dev",
-    "emoji-dev": "300 of them, by class and without their tone variants elsewhere, to choose recipes and settings on",
-    "emoji-val": "the 280 bundled validation images, for final figures",
-}
 
 
 @family
@@ -46,6 +38,48 @@ class Source(ABC):
     @abstractmethod
     def read(self, index: int) -> bytes:
         """Return an image's bytes, as in a file of it; `OSError` or `ImageError` where it cannot be read."""
+
+    def image(self, index: int) -> tuple[Image.Image, int]:
+        """Return an image, 8-bit RGB, and its label; `ImageError` names what cannot be read."""
+        name = self.names[index]
+        try:
+            return open_image(self.read(index), name), self.labels[index]
+        except OSError as error:
+            raise ImageError(f"{name} cannot be read ({error.strerror}).") from error
+
+    def __len__(self) -> int:
+        """How many images there are; of a stream, about how many."""
+        return len(self.names)
+
+    def __str__(self) -> str:
+        return f"{len(self):,} images ({type(self).__name__})"
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """Which images these are: how many, and a checksum of their names."""
+        names = hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogateescape")).hexdigest()
+        return {"count": len(self.names), "names": names[:16]}
+
+    def listing(self, images: int | None = None) -> "Source":
+        """Return the images as a list that costs nothing to look through: all, or at least `images` of them."""
+        return self
+
+    def order(self, batch_size: int, seed: int) -> SampleOrder:
+        """Return the order in which a run of this batch size reads the images."""
+        return ListedOrder(self, Order(len(self.names), seed))
+
+
+@dataclass(frozen=True)
+class ListedOrder:
+    """Sample number → image of a source that lists its images."""
+
+    source: Source
+    order: Order
+
+    def find(self, position: int, attempt: int = 0) -> tuple[str, Reader]:
+        """Return name and reader of a sample; after `attempt` unreadable ones, of the image that many places on."""
+        index = (self.order.at([position])[0] + attempt) % self.order.length
+        return self.source.names[index], partial(self.source.image, index)
 
 
 class _ByFolder(Source):
@@ -259,76 +293,6 @@ def read_at(path: Path, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
-def braces(pattern: str) -> list[str]:
-    """`train-{000..127}.tar` written out; any pattern without such a range as it is."""
-    if not (found := re.search(r"\{(\d+)\.\.(\d+)\}", pattern)):
-        return [pattern]
-    first, last = found.groups()
-    numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-    return [one for n in numbers for one in braces(pattern[: found.start()] + n + pattern[found.end() :])]
-
-
-def expand(pattern: str) -> list[Path]:
-    """The files of a pattern with ranges in braces and wildcards, `train-{000..127}.tar` or `shards/*.tar`, in order.
-    `DataError` when one of a range is missing, or nothing matches."""
-    found = []
-    for one in braces(pattern):
-        if any(mark in one for mark in "*?["):
-            found += sorted(map(Path, glob.glob(os.path.expanduser(one))))
-        elif not (path := Path(one).expanduser()).is_file():
-            raise DataError(f"there is no file {one!r}.")
-        else:
-            found.append(path)
-    if not found:
-        raise DataError(f"no file matches {pattern!r}.")
-    return found
-
-
-def open_listed(data: str) -> Source:
-    """Return images that can be listed: one of the bundled sets in `BUNDLED`, a folder, tar shards (`train.tar`,
-    `shards/*.tar`, `train-{0000..1023}.tar`), a Hugging Face dataset (`hf:OWNER/NAME`, `hf:OWNER/NAME:SPLIT`),
-    parquet files of one (`part-*.parquet`), or a registered source by name or as JSON (`{"type": NAME, …}`)."""
-    if data in BUNDLED:
-        return _bundled(data)
-    if data.startswith("{") and data.endswith("}") and '"type"' in data:
-        return _registered(data)
-    if data.isidentifier() and data in variants(Source):
-        if Path(data).exists():
-            raise DataError(f'{data!r} is a folder and a registered source; write ./{data}, or {{"type": "{data}"}}.')
-        return _registered(json.dumps({"type": data}))
-    if data.startswith("hf:") and not data.startswith("hf://"):
-        name, _, split = data[3:].partition(":")
-        return HubDataset(name, split or "train")
-    if data.lower().endswith(".parquet"):
-        expand(data)
-        return HubDataset(data)
-    if data.lower().endswith(".tar"):
-        return Shards(tuple(expand(data)))
-    return Folder(Path(data).expanduser())
-
-
-def _registered(data: str) -> Source:
-    try:
-        described = json.loads(data)
-    except ValueError as error:
-        raise DataError(f"{data!r} is no JSON ({error}).") from error
-    return parse(Source, described, "data")
-
-
-def _bundled(name: str) -> TarFile:
-    if name == "emoji-val":
-        return TarFile(EMOJI / "val.tar")
-    if name == "emoji":
-        return TarFile(EMOJI / "train.tar")
-    dev = frozenset(json.loads((EMOJI / "dev.json").read_text(encoding="utf-8")))
-    return TarFile(EMOJI / "train.tar", only=dev) if name == "emoji-dev" else TarFile(EMOJI / "train.tar", without=dev)
-
-
-def emoji_labels() -> dict[str, dict[str, str]]:
-    """Of each bundled emoji by code points: its name, Unicode group and subgroup, and split."""
-    return json.loads((EMOJI / "labels.json").read_text(encoding="utf-8"))
-
-
 _MOST_NUMBERS = 10**6  # beyond it, numbers are names: a date, an identifier
 
 
@@ -342,11 +306,3 @@ def _classes(labels: set[str]) -> list[str]:
 def _class_of(name: str) -> str:
     parts = Path(name).parts
     return parts[0] if len(parts) > 1 else ""
-
-
-def identity(source: Source) -> dict[str, object]:
-    """Which images these are: how many, and a checksum of their names."""
-    if hasattr(source, "identity"):  # a stream's own
-        return source.identity
-    names = hashlib.sha256("\n".join(source.names).encode("utf-8", "surrogateescape")).hexdigest()
-    return {"count": len(source.names), "names": names[:16]}

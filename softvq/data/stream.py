@@ -10,21 +10,24 @@ lanes' shards only; what is held at once is a shard a lane.
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
+from PIL import Image
 
-from softvq.data.sources import Entry, Shards, braces, read_at, shard_entries
-from softvq.errors import DataError
+from softvq.data.images import open_image
+from softvq.data.order import Reader
+from softvq.data.sources import Entry, Shards, Source, read_at, shard_entries
+from softvq.errors import DataError, ImageError
 from softvq.files import atomic, write_text
 from softvq.randomness import Stream, rng
 
@@ -101,8 +104,9 @@ def _download(url: str, path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class ShardStream:
-    """Images of the shards at `urls`, in an endless order that knows nothing of the shards it has not come to.
+class ShardStream(Source):
+    """Images of the shards at `urls`, in an endless order that knows nothing of the shards it has not come to. (Names,
+    classes and images by index are those of `listing`, which fetches all shards.)
 
     Labels are the numbers in `.cls` files, −1 where there are none.
     """
@@ -110,13 +114,32 @@ class ShardStream:
     urls: tuple[str, ...]
     cache: ShardCache
 
+    @cached_property
+    def _listed(self) -> Shards:
+        return self.listing()
+
+    @property
+    def names(self) -> list[str]:
+        return self._listed.names
+
+    @property
+    def labels(self) -> list[int]:
+        return self._listed.labels
+
+    @property
+    def classes(self) -> list[str]:
+        return self._listed.classes
+
+    def read(self, index: int) -> bytes:
+        return self._listed.read(index)
+
     @property
     def identity(self) -> dict[str, object]:
         """What must be the same for a run to be resumed."""
         return {"shards": len(self.urls), "names": hashlib.sha256("\n".join(self.urls).encode()).hexdigest()[:16]}
 
-    def about(self) -> int:
-        """How many images there are, going by the first shard."""
+    def __len__(self) -> int:
+        """About how many images there are, going by the first shard."""
         return len(self.urls) * len(self.cache.entries(self.urls[0]))
 
     def listing(self, images: int | None = None) -> Shards:
@@ -164,8 +187,8 @@ class StreamOrder:
         lane, offset = divmod(within, share)
         return lane, step * share + offset
 
-    def find(self, position: int, attempt: int) -> tuple[str, int, Callable[[], bytes]]:
-        """Name, label and reader of a sample; after `attempt` unreadable ones, the image that many places on."""
+    def find(self, position: int, attempt: int = 0) -> tuple[str, Reader]:
+        """Return name and reader of a sample; after `attempt` unreadable ones, of the image that many places on."""
         lane, place = self.place(position)
         ends = self._ends.setdefault(lane, [])
         while not ends or ends[-1] <= place:
@@ -177,8 +200,7 @@ class StreamOrder:
         shard = self._shard(lane, number)
         first = ends[number - 1] if number else 0
         entry = shard.entries[shard.order[(place - first + attempt) % len(shard.entries)]]
-        label = int(entry.label) if entry.label.isdecimal() else -1
-        return entry.name, label, lambda: self._read(shard.url, entry)
+        return entry.name, lambda: self._image(shard.url, entry)
 
     def _url(self, lane: int, number: int) -> str:
         shards = len(self.stream.urls)
@@ -204,6 +226,13 @@ class StreamOrder:
         with suppress(DataError, OSError):  # said when its turn comes
             self.stream.cache.fetch(url)
 
+    def _image(self, url: str, entry: Entry) -> tuple[Image.Image, int]:
+        label = int(entry.label) if entry.label.isdecimal() else -1
+        try:
+            return open_image(self._read(url, entry), entry.name), label
+        except OSError as error:
+            raise ImageError(f"{entry.name} cannot be read ({error.strerror}).") from error
+
     def _read(self, url: str, entry: Entry) -> bytes:
         for _ in range(2):
             try:
@@ -218,6 +247,15 @@ class StreamOrder:
 @lru_cache(8)
 def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
     return rng(seed, Stream.SHARD_ORDER, epoch).permutation(length)
+
+
+def braces(pattern: str) -> list[str]:
+    """`train-{000..127}.tar` written out; any pattern without such a range as it is."""
+    if not (found := re.search(r"\{(\d+)\.\.(\d+)\}", pattern)):
+        return [pattern]
+    first, last = found.groups()
+    numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+    return [one for n in numbers for one in braces(pattern[: found.start()] + n + pattern[found.end() :])]
 
 
 def open_stream(pattern: str) -> ShardStream:

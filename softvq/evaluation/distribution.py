@@ -9,6 +9,7 @@ from torch import Tensor
 from softvq.errors import MetricError
 
 NEIGHBOURS = 3  # precision and recall (Kynkäänniemi et al. 2019), as ADM takes them
+MOST = 10_000  # reference images of precision and recall, as in ADM
 _SEED = 2020  # of torch-fidelity's permutation and subsets
 _BLOCK = 2048
 

@@ -1,63 +1,233 @@
-"""How good generated images are: every figure of the paper's tables, from features that are there already."""
+"""How good generated images are: every figure of the paper's tables.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+result = evaluate_generation("emoji-sit", num=900, scales=(1, 2, 3.5))
+result = evaluate_generation("samples.npz", "VIRTUAL_imagenet256_labeled.npz")
+result = frechet("samples/", "photos/")
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
-from softvq.evaluation.appearance import NAMES, appearance_scores
+from softvq.errors import ConfigError, SoftVQError
+from softvq.evaluation.appearance import appearance_scores
 from softvq.evaluation.distribution import inception_score, kernel_distance, nearest_distances, precision_recall
-from softvq.evaluation.frechet import Gaussian, Moments, frechet_distance
-from softvq.evaluation.parts import Parts
-from softvq.randomness import Stream, rng
+from softvq.evaluation.frechet import frechet_distance
+from softvq.evaluation.images import ArrayImages, DrawnImages, open_images
+from softvq.evaluation.measuring import (
+    Measuring,
+    Settings,
+    knows_bundled,
+    patch_of,
+    settled_device,
+    workplace,
+)
+from softvq.evaluation.parts import Parts, appearance_of, moments
+from softvq.evaluation.references import Reference, look_for, reference_of
+from softvq.evaluation.results import Result, described
+from softvq.figures import pyplot, rendered
+from softvq.generators.base import Sampling
+from softvq.pipeline import Pipeline, Request
 
-MOST = 10_000  # reference images of precision and recall, as in ADM
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Real images: the moments of their features (and spatial ones, of Inception), and up to `MOST` features, where
-    there are images and not statistics alone."""
-
-    pool: Moments
-    spatial: Moments | None
-    features: Float[Tensor, "M F"] | None
-    appearance: Mapping[str, Tensor] | None = None  # rows of `evaluation.appearance`
-
-    @classmethod
-    def of_parts(cls, parts: Parts) -> "Reference":
-        features = parts.all("pool")
-        pool, spatial = moments(parts, "pool"), moments(parts, "spatial")
-        return cls(pool, spatial, features[chosen(len(features))], appearance_of(parts))
+Logits = Callable[[Tensor], Tensor | None] | None  # pooled features → class logits, of Inception
+_BUNDLED_IMAGES, _IMAGES = 900, 50_000
 
 
-def appearance_of(parts: Parts, prefix: str = "") -> dict[str, Tensor] | None:
-    """The rows of `evaluation.appearance` of all images, None where there are none."""
-    rows = {name: parts.all(prefix + name) for name in NAMES}
-    return None if rows["ink"] is None else rows
+def evaluate_generation(
+    images: Any,
+    reference: Any = None,
+    *,
+    num: int | None = None,
+    seeds: Sequence[int] = (0,),
+    scales: Sequence[float] = (),
+    intervals: Sequence[tuple[float, float]] = (),
+    checksum: str | None = None,
+    sampling: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Result:
+    """Return gFID (or FD, in the features of another network than Inception's) and its relatives, and what people see.
+
+    `images`: a `Pipeline`, or images that are there: an `.npz` file or all that `data.open_source` takes, of one size.
+    `reference`: real images, or an `.npz` of them or of their statistics; by default what a generator has learned.
+    `checksum`: of the reference; another is refused.
+
+    Of a pipeline: `num` images (default: 50,000, of the bundled ones 900) with each of `seeds`: figures are means, with
+    their deviation; with guidance `scales` those are measured too, in each of `intervals` of time, and drawn as a
+    curve.
+    `sampling`: what `Pipeline.request` takes. `settings`: see `Settings`."""
+    given = Settings(**settings)
+    if isinstance(images, Pipeline):
+        asked = _asked(images, num, seeds, {"batch_size": given.batch_size, **(sampling or {})})
+        return _of_pipeline(images, asked, seeds, _cells(asked.sampling, scales, intervals), reference, checksum, given)
+    if num is not None or scales or intervals or sampling:
+        raise ConfigError(
+            "images that are there are measured as they are; num, scales and sampling are for a pipeline."
+        )
+    if reference is None:
+        raise ConfigError("images that are there need a reference to be compared with.", setting="reference")
+    return _of_images(images, reference, checksum, given)
 
 
-def chosen(count: int, most: int = MOST) -> list[int]:
-    """Which of `count` reference images precision and recall take: all, or `most` of a fixed permutation, in order."""
-    if count <= most:
-        return list(range(count))
-    return sorted(rng(0, Stream.REFERENCE).permutation(count)[:most].tolist())
+def frechet(images: Any, other: Any, *, size: int | None = None, **settings: Any) -> Result:
+    """Return the Fréchet distance between two sets of images: `scores["fd"]`, or `"fid"` in Inception's features. Each
+    is an `.npz` file or all that `data.open_source` takes, cut to `size` pixels (default: the first's are of one size,
+    and the second's are cut to it). `settings`: see `Settings`."""
+    given = Settings(**settings)
+    first = open_images(images, size, given.batch_size, given.workers)
+    look_for(other)
+    device = settled_device(given.device)
+    with workplace(given.folder) as folder:
+        measuring = Measuring(given, folder, device, bundled=False)
+        reference, compared = reference_of(measuring, other, first.size)
+        name = f"frechet-{Path(first.title).stem}-{measuring.stem(first.title, first.checksum, compared[1])}"
+        parts = measuring.parts(first, name)
+        own = moments(parts, "pool")
+        scores = measuring.named({"fd": frechet_distance(own, reference.pool)}, "")
+        scores["reliable"] = own.reliable and reference.pool.reliable
+        count = first.count - len(parts.bad)
+        return Result(
+            "generation",
+            name,
+            {"name": first.title, "fingerprint": _checksum(first, parts)},
+            measuring.protocol(count, first.size, first.crop, compared),
+            scores,
+            notes=tuple(measuring.notes(scores)),
+            unreadable=dict(measuring.unreadable),
+            parts=parts.folder,
+        )
 
 
-def moments(parts: Parts, name: str) -> Moments | None:
-    """Of a tensor of all images, a part at a time; None where there is none of that name."""
-    gaussian = None
-    for part in parts.each(name):
-        gaussian = gaussian or Gaussian(part.shape[1])
-        gaussian.add(part)
-    return gaussian and gaussian.moments
+def _asked(pipeline: Pipeline, num: int | None, seeds: Sequence[int], sampling: dict[str, Any]) -> Request:
+    if num is not None and num < 2:
+        raise ConfigError(f"num must be at least 2, not {num}.", setting="num")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError("a deviation needs seeds that differ, at least one.", setting="seed")
+    count = num or (_BUNDLED_IMAGES if knows_bundled(pipeline.tokenizer) else _IMAGES)
+    requests = [pipeline.request(num=count, seed=seed, **sampling) for seed in seeds]
+    return requests[0]
+
+
+def _cells(sampling: Sampling, scales: Sequence[float], intervals: Sequence[tuple[float, float]]) -> list[Sampling]:
+    """Return the sampler's settings with each guidance scale in each interval."""
+    own = sampling.guidance
+    if intervals and not scales:
+        raise ConfigError("intervals go with guidance scales.", setting="scale")
+    try:
+        wanted = [
+            replace(own, scale=float(scale), interval=(float(low), float(high)))
+            for low, high in intervals or [own.interval]
+            for scale in scales
+        ]
+    except SoftVQError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{error}; an interval is from 0 (data) to 1 (noise).", setting="scale") from None
+    return [replace(sampling, guidance=guidance) for guidance in wanted]
+
+
+def _of_pipeline(
+    pipeline: Pipeline,
+    request: Request,
+    seeds: Sequence[int],
+    cells: list[Sampling],
+    reference: Any,
+    checksum: str | None,
+    given: Settings,
+) -> Result:
+    if cells:
+        pyplot()  # what is missing is said before the work begins
+    model, size, count = described(pipeline.generator), pipeline.image_size, request.num
+    reference = pipeline.generator.about.get("data") if reference is None else reference
+    if reference is None:
+        raise ConfigError(f"{model['name']} does not say which images it learned; name some.", setting="reference")
+    look_for(reference)
+    device = settled_device(given.device if given.device is not None else pipeline.device)
+    pipeline.to(device)
+    with workplace(given.folder) as folder:
+        bundled = knows_bundled(pipeline.tokenizer)
+        measuring = Measuring(given, folder, device, bundled, patch_of(pipeline.tokenizer))
+        known = {"name": model["name"], "fingerprint": model["fingerprint"]}
+        named = str(reference)
+        stem = measuring.stem(known, pipeline.settings(request), count, named, list(seeds))
+        name = f"generation-{Path(model['name']).name}-{stem}"
+        real, compared = reference_of(measuring, reference, size, checksum)
+
+        def measured(called: str, sampling: Sampling) -> dict[str, Any]:
+            found = []
+            for seed in seeds:
+                drawn = DrawnImages(pipeline, replace(request, seed=seed, sampling=sampling))
+                parts = measuring.parts(drawn, f"{name}/{called}-seed{seed}")
+                found.append(generation_scores(parts, real, measuring.network.logits, size, measuring.periods(size)))
+            return measuring.named(spread(found), "g")
+
+        scores, sweep = measured("own", request.sampling), []
+        for cell in cells:
+            g = cell.guidance
+            found = measured(f"scale{g.scale!r}-{g.interval[0]!r}-{g.interval[1]!r}", cell)
+            sweep.append({"guidance": g.scale, "interval": list(g.interval), "scores": found})
+        more = {
+            "tokenizer": pipeline.generator.about.get("tokenizer", {}).get("name"),
+            "sampling": {**pipeline.settings(request), "seed": list(seeds)},
+            **({"sweep": sweep} if sweep else {}),
+        }
+        recipe = pipeline.generator.about.get("recipe", {})
+        return _result(
+            name,
+            {**model, "steps": recipe.get("steps")},
+            measuring,
+            measuring.protocol(count, size, "none", compared),
+            scores,
+            more,
+            {name: drawn_sweep(sweep, count)} if sweep else {},
+            folder / name,
+        )
+
+
+def _of_images(given_images: Any, reference: Any, checksum: str | None, given: Settings) -> Result:
+    images = open_images(given_images, None, given.batch_size, given.workers)
+    named = str(given_images) if isinstance(given_images, str | Path) else images.title
+    look_for(reference)
+    device = settled_device(given.device)
+    with workplace(given.folder) as folder:
+        measuring = Measuring(given, folder, device, reference in ("emoji", "emoji-val"))
+        real, compared = reference_of(measuring, reference, images.size, checksum)
+        name = f"generation-{Path(named).stem}-{measuring.stem(named, images.checksum, compared[1])}"
+        parts = measuring.parts(images, name)
+        periods = measuring.periods(images.size)
+        found = generation_scores(parts, real, measuring.network.logits, images.size, periods)
+        protocol = measuring.protocol(images.count - len(parts.bad), images.size, images.crop, compared)
+        model = {"name": named, "fingerprint": _checksum(images, parts)}
+        return _result(name, model, measuring, protocol, measuring.named(found, "g"), {}, {}, parts.folder)
+
+
+def _checksum(images: Any, parts: Parts) -> str:
+    return images.checksum if isinstance(images, ArrayImages) else parts.checksum
+
+
+def _result(
+    name: str,
+    model: dict[str, Any],
+    measuring: Measuring,
+    protocol: dict[str, Any],
+    scores: dict[str, Any],
+    more: dict[str, Any],
+    pictures: dict[str, Image.Image],
+    parts: Path,
+) -> Result:
+    notes = measuring.notes(scores)
+    if "precision" not in scores:
+        notes.append("the reference holds no images: no KID, precision and recall")
+    unreadable = dict(measuring.unreadable)
+    return Result("generation", name, model, protocol, scores, more, tuple(notes), unreadable, pictures, parts)
 
 
 def generation_scores(
-    samples: Parts, reference: Reference, logits=None, size: int = 0, periods: Sequence[int] = ()
+    samples: Parts, reference: Reference, logits: Logits = None, size: int = 0, periods: Sequence[int] = ()
 ) -> dict[str, Any]:
     """`fd`, the Fréchet distance (FID with Inception), `spatial_fd` (sFID), `inception_score`, `kid`, `precision`,
     `recall`, `nearest` (the median distance to the nearest reference image), and what people see
@@ -96,3 +266,18 @@ def spread(scores: list[dict[str, Any]]) -> dict[str, Any]:
         if len(values) > 1:
             result[f"{name}_over_seeds"] = float(np.std(values, ddof=1))
     return result
+
+
+def drawn_sweep(sweep: list[dict[str, Any]], count: int) -> Image.Image:
+    """Fréchet distance over guidance scale, a curve an interval."""
+    name = "gfid" if "gfid" in sweep[0]["scores"] else "gfd"
+    figure, axes = pyplot().subplots(figsize=(5, 3.5), layout="constrained")
+    for interval in dict.fromkeys(tuple(cell["interval"]) for cell in sweep):
+        row = sorted((c for c in sweep if tuple(c["interval"]) == interval), key=lambda c: c["guidance"])
+        values = [cell["scores"][name] for cell in row]
+        errors = [cell["scores"].get(f"{name}_over_seeds", 0.0) for cell in row]
+        label = f"t in [{interval[0]:g}, {interval[1]:g}]"
+        axes.errorbar([cell["guidance"] for cell in row], values, errors, marker="o", capsize=3, label=label)
+    axes.set(xlabel="guidance scale", ylabel=f"{name[0]}{name[1:].upper()} ({count:,} images)")
+    axes.legend()
+    return rendered(figure)

@@ -1,15 +1,149 @@
 """What a latent space looks like: statistics of its channels, of what the quantizer changes, and of its codewords; UMAP
-(Fig. 4)."""
+(Fig. 4).
+
+    result = latent_space("softvq-emoji-64", "emoji")
+    result.pictures["umap"].save("umap.png")
+"""
 
 import warnings
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from softvq.errors import MetricError
+from softvq import distributed
+from softvq.data.loader import ordered_batches
+from softvq.data.opening import listing
+from softvq.errors import ConfigError, DataError, MetricError
+from softvq.evaluation.measuring import Settings, settled_device
+from softvq.evaluation.results import Result, described
+from softvq.figures import pyplot, rendered
+from softvq.models import AnyTokenizer, load_tokenizer
+from softvq.quantizers.base import Quantized, Quantizer
+from softvq.runtime import autocast, pick_precision
+
+
+def latent_space(
+    tokenizer: AnyTokenizer | str | Path,
+    images: Any = "emoji",
+    *,
+    num: int = 2000,
+    classes: int = 20,
+    seed: int = 0,
+    **settings: Any,
+) -> Result:
+    """Return statistics and pictures of a tokenizer's latents: `channels`, `codebooks` where it has some, and `umap`.
+
+    Of `num` images, evenly over those of the first so many `classes`. `images`: all that `data.open_source` takes;
+    `seed`: of UMAP; `settings`: device, precision, batch_size and workers of `Settings`."""
+    given = Settings(**settings)
+    if min(num, classes) < 1:
+        raise ConfigError("num and classes must be at least 1.")
+    pyplot()  # what is missing is said before the work begins
+    umap_learn()
+    tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+    source = listing(images)
+    among = [n for n, label in enumerate(source.labels) if label < classes]
+    if not among:
+        raise DataError(f"{source} holds no images of its first {classes} classes.")
+    chosen = sorted({among[round(i * (len(among) - 1) / max(1, num - 1))] for i in range(num)})
+    device = settled_device(given.device)
+    batches = ordered_batches(
+        source,
+        size=tokenizer.config.image_size,
+        batch_size=given.batch_size,
+        chosen=chosen,
+        workers=given.workers,
+    )
+    seen = _seen(tokenizer.to(device), batches, len(chosen), pick_precision(given.precision, device, training=False))
+    statistics = channel_statistics(seen.latents)
+    pictures = {"channels": drawn_channels(statistics)}
+    scores: dict[str, float] = {}
+    if seen.encoded.shape == seen.latents.shape:
+        scores = change(seen.encoded, seen.latents)
+    if seen.counts is not None:
+        leaves = tokenizer.quantizer.leaves
+        nearest = [nearest_cosines(one.codebook) for one in leaves if hasattr(one, "codebook")]
+        scores |= codebook_scores(seen.counts, seen.entropy)
+        scores["nearest_cosine"] = sum(float(one.mean()) for one in nearest) / len(nearest)
+        pictures["codebooks"] = drawn_codebooks(seen.counts, nearest)
+    pictures["umap"] = drawn_umap(seen, source.classes, seed)
+    name = str(images if isinstance(images, str | Path) else source)
+    protocol = {"data": name, "images": len(seen.labels), "seed": seed}
+    channels = {name: values.tolist() for name, values in statistics.items()}
+    return Result(
+        "latents", "latents", described(tokenizer), protocol, scores, {"channels": channels}, pictures=pictures
+    )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """ẑ, z, labels and codeword counts of the images that are looked at."""
+
+    encoded: Tensor
+    latents: Tensor
+    labels: Tensor
+    counts: Tensor | None
+    entropy: Tensor | None
+
+
+@torch.no_grad()
+def _seen(tokenizer: AnyTokenizer, batches: Any, total: int, precision: str) -> _Seen:
+    counts = CodebookCounts(getattr(tokenizer, "quantizer", None))  # diffusers' have none
+    encoded, latents, labels = [], [], []
+    with tqdm(total=total, unit="image", dynamic_ncols=True, disable=distributed.rank() > 0) as bar:
+        for batch in batches:
+            with autocast(tokenizer.device, precision):
+                found = tokenizer(batch.images.to(tokenizer.device))
+            encoded.append(found.encoded.float().cpu())
+            latents.append(found.quantized.latent.float().cpu())
+            labels.append(batch.labels)
+            bar.update(len(batch))
+    told = counts.tensors()
+    return _Seen(
+        torch.cat(encoded),
+        torch.cat(latents),
+        torch.cat(labels),
+        told["counts"][0] if told else None,
+        told["entropy"][0] if told else None,
+    )
+
+
+class CodebookCounts:
+    """How often each codeword of each codebook was a token's most likely one, and the tokens' posterior entropy, of
+    all images that go through a quantizer."""
+
+    def __init__(self, quantizer: Quantizer | None):
+        self.counts: dict[int, Tensor] = {}
+        self.entropy: list[Tensor] = []
+        self.handles = [
+            one.register_forward_hook(lambda module, _, result, number=number: self._add(number, module, result))
+            for number, one in enumerate([] if quantizer is None else quantizer.leaves)
+            if hasattr(one, "codebook")
+        ]
+
+    def _add(self, number: int, module: nn.Module, result: Quantized) -> None:
+        if result.indices is None or "entropy" not in result.statistics:  # a quantizer of one's own, without them
+            return
+        size = len(module.codebook)
+        found = torch.bincount(result.indices.flatten().cpu(), minlength=size)
+        self.counts[number] = self.counts.get(number, torch.zeros(size, dtype=torch.int64)) + found
+        tokens = result.indices.numel()
+        self.entropy.append(torch.tensor([float(result.statistics["entropy"]) * tokens, tokens], dtype=torch.float64))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`counts` (1, codebooks, K) and `entropy` (1, 2): its sum over tokens, and how many; {} without codebooks."""
+        for handle in self.handles:
+            handle.remove()
+        if not self.counts:
+            return {}
+        return {"counts": torch.stack(list(self.counts.values()))[None], "entropy": sum(self.entropy)[None]}
 
 
 def channel_statistics(latents: Float[Tensor, "N L D"]) -> dict[str, Float[Tensor, " D"]]:
@@ -74,3 +208,44 @@ def umap(vectors: Float[Tensor, "N F"], seed: int = 0) -> Float[Tensor, "N 2"]:
         warnings.filterwarnings("ignore", message="n_jobs value")  # what a seed costs
         found = make(random_state=seed).fit_transform(vectors.float().numpy())
     return torch.from_numpy(found)
+
+
+def drawn_channels(statistics: dict[str, Tensor]) -> Image.Image:
+    """Return each channel's mean and deviation as a figure."""
+    figure, axes = pyplot().subplots(figsize=(7, 3), layout="constrained")
+    axes.errorbar(range(len(statistics["mean"])), statistics["mean"], statistics["std"], fmt="o", capsize=2)
+    axes.axhline(0, color="grey", linewidth=0.5)
+    axes.set(xlabel="channel of z", ylabel="mean ± deviation")
+    return rendered(figure)
+
+
+def drawn_codebooks(counts: Int[Tensor, "G K"], nearest: list[Tensor]) -> Image.Image:
+    """Return how often codewords are the likeliest, and how near they are to each other, as a figure."""
+    figure, (usage, distances) = pyplot().subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for number, (row, cosines) in enumerate(zip(counts, nearest, strict=True)):
+        share = row.sort(descending=True).values.double() / row.sum()
+        usage.plot(range(1, len(share) + 1), share, label=f"codebook {number + 1}")
+        distances.hist(cosines, bins=50, histtype="step")
+    usage.axhline(1 / counts.shape[1], color="grey", linewidth=0.5)
+    usage.set(xscale="log", xlabel="codeword, by how often it is the likeliest", ylabel="share of tokens")
+    distances.set(xlabel="cosine with the nearest other codeword", ylabel="codewords")
+    usage.legend(fontsize=7)
+    return rendered(figure)
+
+
+def drawn_umap(seen: "_Seen", classes: list[str], seed: int) -> Image.Image:
+    """Return images as points: UMAP of ẑ and of z."""
+    panels = {"ẑ: what the encoder gives": seen.encoded, "z: what the decoder gets": seen.latents}
+    figure, axes = pyplot().subplots(
+        1, len(panels), figsize=(5 * len(panels), 4.4), layout="constrained", squeeze=False
+    )
+    colours = pyplot().get_cmap("tab20")
+    for axis, (title, latents) in zip(axes[0], panels.items(), strict=True):
+        places = umap(latents.flatten(1), seed)
+        for label in seen.labels.unique().tolist():
+            chosen = seen.labels == label
+            name = classes[label] if label < len(classes) else str(label)
+            axis.scatter(*places[chosen].T, s=4, color=colours(label % 20), label=name[:24])
+        axis.set(title=title, xticks=[], yticks=[])
+    axes[0][-1].legend(fontsize=6, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    return rendered(figure)

@@ -6,9 +6,10 @@ an 11 × 11 Gaussian window, K = (0.01, 0.03), per colour channel, averaged over
 """
 
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from softvq.data.images import to_bytes
 from softvq.errors import MetricError
 
 CONVENTION = "PSNR and SSIM of clamped 8-bit RGB, data range 255; SSIM with an 11×11 Gaussian window, sigma 1.5"
@@ -37,13 +38,8 @@ def ssim(images: Shaped[Tensor, "B 3 H W"], targets: Shaped[Tensor, "B 3 H W"]) 
     return similarity.mean((1, 2, 3))
 
 
-def as_bytes(images: Float[Tensor, "B 3 H W"]) -> UInt8[Tensor, "B 3 H W"]:
-    """[-1, 1] to clamped 8-bit: what every figure is measured on."""
-    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-
-
 def _bytes(images: Tensor) -> Tensor:
-    return (images if images.dtype == torch.uint8 else as_bytes(images)).double()
+    return (images if images.dtype == torch.uint8 else to_bytes(images)).double()
 
 
 def _blur(images: Tensor) -> Tensor:

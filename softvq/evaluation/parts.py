@@ -1,5 +1,5 @@
-"""What is computed of many images, kept in parts: files of consecutive images, each made once by one rank, so that a
-stopped command makes none again and the result is the same for any number of ranks."""
+"""What is computed of many images, kept in parts: files of consecutive images, each made once by one process, so that a
+stopped call makes none again and the result is the same for any number of processes."""
 
 import hashlib
 import json
@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from tqdm import tqdm
 
 from softvq import distributed, files
+from softvq.evaluation.appearance import NAMES
+from softvq.evaluation.frechet import Gaussian, Moments
 
 SIZE = 500  # images a part
 
@@ -35,25 +36,26 @@ class Parts:
         self.folder, self.count, self.size = folder, count, size
 
     def fill(self, make: Callable[[range, Callable[[int], object]], Part], title: str) -> None:
-        """Make what is missing, each rank its share. `make` is told numbers of images, and tells how many are done."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        firsts = [first for first in range(0, self.count, self.size) if not self._path(first).is_file()]
-        distributed.barrier()  # all have looked
-        mine = firsts[distributed.rank() :: distributed.world_size()]
-        left = sum(len(self._range(first)) for first in mine)
-        quiet = distributed.rank() > 0 or not left
-        with tqdm(total=left, desc=title, unit="image", disable=quiet, dynamic_ncols=True) as bar:
-            for first in mine:
-                part = make(self._range(first), bar.update)
-                told = {"bad": json.dumps(dict(part.bad)), "checksum": part.checksum}
-                files.write_tensors(self._path(first), part.tensors, told)
-        distributed.barrier()
+        """Make what is missing, each process its share. `make` is told numbers of images, and tells how many are
+        done."""
+
+        def write(numbers: range, done: Callable[[int], object]) -> None:
+            part = make(numbers, done)
+            told = {"bad": json.dumps(dict(part.bad)), "checksum": part.checksum}
+            files.write_tensors(self._path(numbers.start), part.tensors, told)
+
+        distributed.in_parts(self.count, self.size, self._path, write, title)
 
     def each(self, name: str) -> Iterator[Tensor]:
         """A tensor, part by part; none where there is none of that name."""
         for file in self._files():
             if name in file.keys():  # noqa: SIM118
                 yield file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Yield all tensors, part by part."""
+        for file in self._files():
+            yield {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def all(self, name: str) -> Tensor | None:
         """A tensor of all images, None where there is none of that name."""
@@ -81,8 +83,20 @@ class Parts:
             with safe_open(self._path(first), "pt") as file:
                 yield file
 
-    def _range(self, first: int) -> range:
-        return range(first, min(self.count, first + self.size))
-
     def _path(self, first: int) -> Path:
         return self.folder / f"{first:08d}.safetensors"
+
+
+def moments(parts: Parts, name: str) -> Moments | None:
+    """The moments of a tensor of all images, a part at a time; None where there is none of that name."""
+    gaussian = None
+    for part in parts.each(name):
+        gaussian = gaussian or Gaussian(part.shape[1])
+        gaussian.add(part)
+    return gaussian and gaussian.moments
+
+
+def appearance_of(parts: Parts) -> dict[str, Tensor] | None:
+    """The rows of `evaluation.appearance` of all images, None where there are none."""
+    rows = {name: parts.all(name) for name in NAMES}
+    return None if rows["ink"] is None else rows

@@ -1,41 +1,137 @@
-"""How well images come back: takes a function, never a model class."""
+"""How well images come back from a tokenizer.
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+result = evaluate_reconstruction("softvq-emoji-64", "emoji-val")
+result.scores["psnr"], result.scores["rfd"]; result.write("evaluations")
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from softvq.errors import MetricError
+from softvq.data.images import to_bytes
+from softvq.errors import ConfigError, MetricError
+from softvq.evaluation.appearance import NAMES, appearance, appearance_scores
 from softvq.evaluation.frechet import Gaussian, frechet_distance
-from softvq.evaluation.metrics import CONVENTION, as_bytes, psnr, ssim
+from softvq.evaluation.images import DataImages
+from softvq.evaluation.latent_space import CodebookCounts, codebook_scores
+from softvq.evaluation.measuring import (
+    Measuring,
+    Settings,
+    concatenated,
+    knows_bundled,
+    none_readable,
+    patch_of,
+    settled_device,
+    workplace,
+)
+from softvq.evaluation.metrics import CONVENTION, psnr, ssim
+from softvq.evaluation.parts import Part, Parts
+from softvq.evaluation.results import Result, described
+from softvq.models import AnyTokenizer, load_tokenizer
+from softvq.pretrained import lpips as perceptual_networks
+from softvq.runtime import autocast
 
 Images = Float[Tensor, "_ 3 H W"]
+Perceptual = Callable[[Images, Images], Float[Tensor, " B"]]  # (reconstructions, images) → LPIPS
+Features = Callable[[UInt8[Tensor, "B 3 H W"]], Mapping[str, Tensor]]  # 8-bit images → features by name
 
 
 @dataclass(frozen=True)
-class ReconstructionScores:
-    """PSNR (dB), SSIM and, where a network for it was given, LPIPS of each image, in order; and rFID likewise, with
-    whether there were more images than features."""
+class Scores:
+    """PSNR (dB), SSIM and, where a network for it was given, LPIPS of each image, in order; and where features were,
+    the Fréchet distance (of sFID's features too) with whether there were more images than features. `appearance`: what
+    people see."""
 
     psnr: list[float]
     ssim: list[float]
     lpips: list[float] = field(default_factory=list)
-    rfid: float | None = None
-    rfid_reliable: bool = True
+    fd: float | None = None
+    spatial_fd: float | None = None
+    reliable: bool = True
+    appearance: Mapping[str, Any] = field(default_factory=dict)
 
     def summary(self) -> dict[str, float | int | str]:
-        """Means over images, their number, and the convention."""
+        """Return means over images, their number, and the convention; the Fréchet distance as rFID."""
         count = len(self.psnr)
         return {
             "psnr": sum(self.psnr) / count,
             "ssim": sum(self.ssim) / count,
             **({"lpips": sum(self.lpips) / count} if self.lpips else {}),
-            **({} if self.rfid is None else {"rfid": self.rfid, "rfid_reliable": self.rfid_reliable}),
+            **({} if self.fd is None else {"rfid": self.fd, "rfid_reliable": self.reliable}),
             "images": count,
             "convention": CONVENTION,
         }
+
+
+def measured(
+    images: Images,
+    output: Images,
+    *,
+    perceptual: Perceptual | None = None,
+    features: Features | None = None,
+    periods: Sequence[int] | None = None,
+) -> dict[str, Tensor]:
+    """Return what is measured of reconstructions, a row an image, on the CPU (float64 is not everywhere): `psnr`,
+    `ssim`, `lpips`; with `features` those of both sides, `made/…` and `real/…`; with `periods` what people see of both
+    (`evaluation.appearance`)."""
+    rows = {"psnr": psnr(output.cpu(), images.cpu()), "ssim": ssim(output.cpu(), images.cpu())}
+    if perceptual is not None:
+        rows["lpips"] = perceptual(output.float().clamp(-1, 1), images).double().cpu()
+    for side, pixels in (("made", output), ("real", images)) if features is not None or periods is not None else ():
+        seen = to_bytes(pixels)
+        found = {} if features is None else {name: tensor.cpu() for name, tensor in features(seen).items()}
+        found |= {} if periods is None else appearance(seen.cpu(), periods)
+        rows |= {f"{side}/{name}": tensor for name, tensor in found.items()}
+    return rows
+
+
+class Tally:
+    """The scores of rows that come a batch or a part at a time: memory is that of the images' numbers alone."""
+
+    def __init__(self):
+        self.values: dict[str, list[float]] = {"psnr": [], "ssim": [], "lpips": []}
+        self.gaussians: dict[str, Gaussian] = {}
+        self.seen: dict[str, list[Tensor]] = {}
+
+    def add(self, rows: Mapping[str, Tensor]) -> None:
+        """Count the rows of `measured`."""
+        for name, tensor in rows.items():
+            if name in self.values:
+                self.values[name] += tensor.tolist()
+            elif name.endswith(("/pool", "/spatial")):
+                self.gaussians.setdefault(name, Gaussian(tensor.shape[1])).add(tensor)
+            elif name.rpartition("/")[2] in NAMES:
+                self.seen.setdefault(name, []).append(tensor)
+
+    def scores(self, size: int = 0, periods: Sequence[int] = ()) -> Scores:
+        """Return the scores of all that was counted, of images of `size` px; `MetricError` where there is nothing."""
+        if not self.values["psnr"]:
+            raise MetricError("there are no images to measure.")
+        distances: dict[str, float | None] = {}
+        for name in ("pool", "spatial"):
+            sides = [self.gaussians.get(f"{side}/{name}") for side in ("made", "real")]
+            enough = None not in sides and sides[0].count > 1
+            distances[name] = frechet_distance(*(side.moments for side in sides)) if enough else None
+        made = self.gaussians.get("made/pool")
+        return Scores(
+            **self.values,
+            fd=distances["pool"],
+            spatial_fd=distances["spatial"],
+            reliable=made is None or made.count < 2 or made.moments.reliable,
+            appearance=self._appearance(size, periods),
+        )
+
+    def _appearance(self, size: int, periods: Sequence[int]) -> dict[str, Any]:
+        if not self.seen:
+            return {}
+        made, real = ({name: torch.cat(self.seen[f"{side}/{name}"]) for name in NAMES} for side in ("made", "real"))
+        return appearance_scores(made, real, size, periods)
 
 
 @torch.no_grad()
@@ -43,36 +139,110 @@ def score(
     reconstruct: Callable[[Images], Images],
     batches: Iterable[Images],
     *,
-    perceptual: Callable[[Images, Images], Float[Tensor, " B"]] | None = None,
-    features: Callable[[UInt8[Tensor, "B 3 H W"]], Float[Tensor, "B F"]] | None = None,
-) -> ReconstructionScores:
-    """Reconstruct every batch (in [-1, 1]) and measure it, PSNR and SSIM on the CPU (float64 is not everywhere).
-
-    `perceptual`: (reconstructions, images) → LPIPS. `features`: of 8-bit images, for rFID.
-    """
-    scores = ReconstructionScores([], [])
-    gaussians: tuple[Gaussian, Gaussian] | None = None
+    perceptual: Perceptual | None = None,
+    features: Features | None = None,
+) -> Scores:
+    """Reconstruct every batch (in [-1, 1]) and measure it."""
+    tally = Tally()
     for images in batches:
         output = reconstruct(images)
-        images = images.to(output.device)
-        if perceptual is not None:
-            scores.lpips.extend(perceptual(output.float().clamp(-1, 1), images).tolist())
-        if features is not None:
-            found = [features(as_bytes(side)) for side in (output, images)]
-            gaussians = gaussians or tuple(Gaussian(side.shape[1]) for side in found)
-            for gaussian, side in zip(gaussians, found, strict=True):
-                gaussian.add(side)
-        output, images = output.cpu(), images.cpu()
-        scores.psnr.extend(psnr(output, images).tolist())
-        scores.ssim.extend(ssim(output, images).tolist())
-    if not scores.psnr:
-        raise MetricError("there are no images to measure.")
-    if gaussians is None or gaussians[0].count < 2:
-        return scores
-    moments = [gaussian.moments for gaussian in gaussians]
-    return replace(scores, rfid=frechet_distance(*moments), rfid_reliable=moments[0].reliable)
+        tally.add(measured(images.to(output.device), output, perceptual=perceptual, features=features))
+    return tally.scores()
 
 
 def first_percentile(values: list[float]) -> float:
     """The value below which 1 % of them lie (linear interpolation)."""
     return float(torch.tensor(values, dtype=torch.float64).quantile(0.01))
+
+
+def evaluate_reconstruction(
+    tokenizer: AnyTokenizer | str | Path, images: Any = None, *, lpips: bool | None = None, **settings: Any
+) -> Result:
+    """Return rFID (or FD, in the features of another network than Inception's), PSNR, SSIM, LPIPS, codebook usage and
+    entropy of a tokenizer, and what people see of its images.
+
+    `images`: all that `data.open_source` takes; by default those that the model says it is for. `lpips`: with VGG16's
+    weights; by default unless the model is for the bundled images. `settings`: see `Settings`."""
+    given = Settings(**settings)
+    tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+    images = tokenizer.about.get("domain") if images is None else images
+    if images is None:
+        raise ConfigError(
+            f"{described(tokenizer)['name']} does not say which images it is for; name some.", setting="data"
+        )
+    bundled = knows_bundled(tokenizer)
+    lpips = not bundled if lpips is None else lpips
+    data = DataImages(images, tokenizer.config.image_size, given.batch_size, given.workers)
+    device = settled_device(given.device)
+    with workplace(given.folder) as folder:
+        more = (perceptual_networks.NAME,) if lpips else ()
+        measuring = Measuring(given, folder, device, bundled, patch_of(tokenizer), more)
+        judge = None
+        if lpips:
+            file = (given.pretrained or {}).get(perceptual_networks.NAME)
+            judge = perceptual_networks.LPIPS.load(perceptual_networks.NAME, file).to(device)
+        return _evaluated(tokenizer.to(device), data, measuring, judge)
+
+
+def _evaluated(tokenizer: AnyTokenizer, data: DataImages, measuring: Measuring, judge: Perceptual | None) -> Result:
+    model = described(tokenizer)
+    known = {"name": model["name"], "fingerprint": model["fingerprint"]}
+    stem = measuring.stem(known, data.title, data.checksum, judge is not None)
+    name = f"reconstruction-{Path(model['name']).name}-{stem}"
+    parts = Parts(measuring.folder / f"{name}.parts", data.count)
+    parts.fill(lambda numbers, done: _part(tokenizer, measuring, data, numbers, done, judge), data.title)
+    tally = Tally()
+    for rows in parts:
+        tally.add(rows)
+    if not (count := len(tally.values["psnr"])):
+        raise none_readable(data, parts)
+    found = tally.scores(data.size, measuring.periods(data.size))
+    distances = {"fd": found.fd, **({} if found.spatial_fd is None else {"spatial_fd": found.spatial_fd})}
+    means = {name: getattr(found, name) for name in ("psnr", "ssim", "lpips")}
+    means = {name: float(torch.tensor(values, dtype=torch.float64).mean()) for name, values in means.items() if values}
+    scores = {**measuring.named(distances, "r"), **means, **found.appearance}
+    if (counts := parts.all("counts")) is not None:
+        scores |= codebook_scores(counts.sum(0), parts.all("entropy").sum(0))
+    scores["reliable"] = found.reliable
+    return Result(
+        "reconstruction",
+        name,
+        model,
+        measuring.protocol(count, data.size, data.crop, (data.title, parts.checksum, count)),
+        scores,
+        {"tokens": tokenizer.config.tokens},
+        (*measuring.notes(scores), CONVENTION),
+        parts.bad,
+        parts=parts.folder,
+    )
+
+
+@torch.no_grad()
+def _part(
+    tokenizer: AnyTokenizer,
+    measuring: Measuring,
+    data: DataImages,
+    numbers: range,
+    done: Callable[[int], object],
+    judge: Perceptual | None,
+) -> Part:
+    counts = CodebookCounts(getattr(tokenizer, "quantizer", None))
+    rows: list[dict[str, Tensor]] = []
+    bad: dict[str, str] = {}
+    digest = hashlib.sha256()
+    for batch in data.tensors(numbers, bad):
+        digest.update(to_bytes(batch).contiguous().numpy())
+        batch = batch.to(measuring.device)
+        with autocast(measuring.device, measuring.precision):
+            output = tokenizer(batch).images.float().clamp(-1, 1)
+        rows.append(
+            measured(
+                batch,
+                output,
+                perceptual=judge,
+                features=measuring.features,
+                periods=measuring.periods(data.size),
+            )
+        )
+        done(len(batch))
+    return Part({**concatenated(rows), **counts.tensors()}, bad, digest.hexdigest())

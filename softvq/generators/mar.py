@@ -3,20 +3,19 @@ what the decoder says of its place."""
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from softvq.config import register
 from softvq.generators.base import Generator, GeneratorConfig, Noise, Part, Progress, Sampling, check_share
 from softvq.generators.transformer import FinalLayer, TimeEmbedder, start_at_zero
+from softvq.layers import Block, Dropout, ViTConfig, modulated
 from softvq.transports import samplers
 from softvq.transports.diffusion import LEAST, STEPS, Diffusion
 from softvq.transports.guidance import Guidance, guided
@@ -97,38 +96,6 @@ class MARConfig(GeneratorConfig):
         return MAR(self, about)
 
 
-class _Attention(nn.Module):
-    def __init__(self, config: MARNetworkConfig, dropout: float):
-        super().__init__()
-        D, self.heads = config.width, config.heads
-        self.qkv, self.proj = nn.Linear(D, 3 * D), nn.Linear(D, D)
-        normed = config.query_key_norm
-        self.q_norm = nn.LayerNorm(D // self.heads, eps=1e-6) if normed else nn.Identity()
-        self.k_norm = nn.LayerNorm(D // self.heads, eps=1e-6) if normed else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout.p if self.training else 0.0)
-        return self.dropout(self.proj(x.transpose(1, 2).flatten(2)))
-
-
-class _Block(nn.Module):
-    def __init__(self, config: MARNetworkConfig, dropout: float):
-        super().__init__()
-        D = config.width
-        self.norm1, self.norm2 = nn.LayerNorm(D, eps=1e-6), nn.LayerNorm(D, eps=1e-6)
-        self.attn = _Attention(config, dropout)
-        self.mlp = nn.Sequential(
-            nn.Linear(D, 4 * D), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * D, D), nn.Dropout(dropout)
-        )
-
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
 class _HeadBlock(nn.Module):
     """x + gate · mlp(modulated norm(x)), of single tokens."""
 
@@ -140,7 +107,7 @@ class _HeadBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "M D"], condition: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
         shift, scale, gate = self.adaLN_modulation(condition).chunk(3, dim=-1)
-        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
+        return x + gate * self.mlp(modulated(self.norm(x), shift, scale))
 
 
 class Head(nn.Module):
@@ -170,19 +137,20 @@ class MAR(Generator):
 
     def __init__(self, config: MARConfig, about: dict[str, Any] | None = None):
         super().__init__(config, about)
-        c, drop = config.network, config.hidden_dropout
+        c = config.network
+        shape = ViTConfig(c.width, c.depth, c.heads, layer_scale=None)
         self.recompute = False
         self.diffusion = Diffusion.named("cosine")
         self.token_embedder = nn.Linear(c.channels, c.width)
         self.label_embedder = nn.Embedding(c.classes + 1, c.width)
         self.embed_norm = nn.LayerNorm(c.width, eps=1e-6)
         self.encoder_pos_embed = nn.Parameter(torch.empty(1, c.buffer + c.tokens, c.width))
-        self.encoder = nn.ModuleList(_Block(c, drop) for _ in range(c.depth))
+        self.encoder = nn.ModuleList(Block(shape, c.query_key_norm, config.hidden_dropout) for _ in range(c.depth))
         self.encoder_norm = nn.LayerNorm(c.width, eps=1e-6)
         self.decoder_embed = nn.Linear(c.width, c.width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, c.width))
         self.decoder_pos_embed = nn.Parameter(torch.empty(1, c.buffer + c.tokens, c.width))
-        self.decoder = nn.ModuleList(_Block(c, drop) for _ in range(c.depth))
+        self.decoder = nn.ModuleList(Block(shape, c.query_key_norm, config.hidden_dropout) for _ in range(c.depth))
         self.decoder_norm = nn.LayerNorm(c.width, eps=1e-6)
         self.head_pos_embed = nn.Parameter(torch.empty(1, c.tokens, c.width))
         self.head = Head(c)
@@ -191,6 +159,9 @@ class MAR(Generator):
         times = [self.head.t_embedder.mlp[layer].weight for layer in (0, 2)]
         for weight in (*embeddings, self.label_embedder.weight, *times):
             nn.init.normal_(weight, std=0.02)
+        self._dropouts = [module for module in self.modules() if isinstance(module, Dropout)]
+        for number, dropout in enumerate(self._dropouts):
+            dropout.layer = number
 
     @property
     def default_sampling(self) -> Sampling:
@@ -220,18 +191,20 @@ class MAR(Generator):
             "order": torch.from_numpy(np.stack([g.permutation(T) for g in rngs])),
             "noise": torch.from_numpy(np.stack([g.standard_normal((R, T, C), dtype=np.float32) for g in rngs])),
             "masked": torch.tensor(math.ceil(T * ratio), device="cpu"),
-            "seed": torch.from_numpy(rngs[0].integers(0, 2**31, 1)),
+            "seed": torch.from_numpy(np.stack([g.integers(0, 2**31) for g in rngs])),
         }
 
     def loss(
         self, latents: Float[Tensor, "B T C"], labels: Int[Tensor, " B"], draws: dict[str, Tensor]
     ) -> dict[str, Float[Tensor, " B"]]:
         """The head's loss (noise and variance, as DiT's) at the masked tokens, the mean over them and the repeats."""
-        masked = draws["order"].argsort(1) < draws["masked"]  # B T: the first of the order are hidden
-        with _seeded(int(draws["seed"]), latents.device):
-            z = self.places(latents, masked, self.dropped(labels, draws["drop"]))
-        rows, columns = masked.nonzero(as_tuple=True)  # all samples hide as many tokens
-        R = self.config.repeats
+        for dropout in self._dropouts:
+            dropout.seeds = draws["seed"]
+        R, hidden = self.config.repeats, int(draws["masked"])
+        columns, visible = (part.sort(1).values for part in draws["order"].tensor_split([hidden], 1))
+        z = self.places(latents, visible, self.dropped(labels, draws["drop"]))
+        rows = torch.arange(len(latents), device=latents.device)[:, None].expand_as(columns).flatten()
+        columns = columns.flatten()
         target, z = latents[rows, columns].repeat(R, 1), z[rows, columns].repeat(R, 1)
         noise = draws["noise"][rows, :, columns].transpose(0, 1).flatten(0, 1).to(latents)
         step = (draws["time"][rows, :, columns].T.flatten() * STEPS).long()
@@ -243,19 +216,20 @@ class MAR(Generator):
         return {"loss": means["mse"] + means["bound"], **means}
 
     def places(
-        self, latents: Float[Tensor, "B T C"], masked: Bool[Tensor, "B T"], labels: Int[Tensor, " B"]
+        self, latents: Float[Tensor, "B T C"], visible: Int[Tensor, "B V"], labels: Int[Tensor, " B"]
     ) -> Float[Tensor, "B T D"]:
-        """What the decoder says of every place, given the tokens that are not masked (of each sample as many)."""
+        """What the decoder says of every place, given the tokens that are visible: their numbers, rising, of each
+        sample."""
         B, T, _ = latents.shape
         buffer = self.config.network.buffer
         tokens = self.token_embedder(latents.to(self.token_embedder.weight.dtype))
         label = self.label_embedder(labels)[:, None].expand(-1, buffer, -1)
         x = self.embed_norm(torch.cat([label.to(tokens.dtype), tokens], 1) + self.encoder_pos_embed)
-        kept = torch.cat([torch.ones(B, buffer, dtype=torch.bool, device=masked.device), ~masked], 1)
-        seen = self.through(self.encoder, x[kept].view(B, -1, x.shape[-1]))
+        first = torch.arange(buffer, device=visible.device).expand(B, -1)
+        kept = torch.cat([first, buffer + visible], 1)[:, :, None].expand(-1, -1, x.shape[-1])
+        seen = self.through(self.encoder, x.gather(1, kept))
         seen = self.decoder_embed(self.encoder_norm(seen))
-        x = self.mask_token.expand(B, buffer + T, -1).to(seen.dtype).clone()
-        x[kept] = seen.flatten(0, 1)
+        x = self.mask_token.expand(B, buffer + T, -1).to(seen.dtype).scatter(1, kept, seen)
         x = self.through(self.decoder, x + self.decoder_pos_embed)
         return self.decoder_norm(x)[:, buffer:] + self.head_pos_embed
 
@@ -285,11 +259,11 @@ class MAR(Generator):
         null = torch.full_like(labels, self.classes)
         plan = unmasking(T, sampling.steps)
         for after in progress(plan):
-            masked, chosen = rank < hidden, (rank < hidden) & (rank >= after)
+            chosen, visible = (rank < hidden) & (rank >= after), rank.argsort(1)[:, hidden:].sort(1).values
             at = torch.full((B,), after / T, dtype=torch.float64, device=device)
             scale = float(sampling.guidance.at(at)[0])
-            z = self.places(latents, masked, labels)[chosen]
-            other = self.places(latents, masked, null)[chosen] if scale != 1 else z
+            z = self.places(latents, visible, labels)[chosen]
+            other = self.places(latents, visible, null)[chosen] if scale != 1 else z
             latents[chosen] = self._tokens(z, other, scale, chosen, noise, getattr(torch, sampling.dtype))
             hidden = after
         return latents
@@ -315,14 +289,14 @@ class MAR(Generator):
         tokens, channels = self.shape
         rows, device = rows * (2 if guided else 1), self.device
         left = [tokens, *unmasking(tokens, steps)[:-1]]
-        masked = (torch.arange(tokens, device=device) < round(sum(left) / len(left))).expand(rows, -1)
+        visible = torch.arange(round(sum(left) / len(left)), tokens, device=device).expand(rows, -1)
         latents = torch.zeros(rows, tokens, channels, device=device)
         labels = torch.zeros(rows, dtype=torch.long, device=device)
         many = math.ceil(rows * tokens / len(left))
         x, t = torch.zeros(many, channels, device=device), torch.zeros(many, device=device)
         z = torch.zeros(many, self.config.network.width, device=device)
         return {
-            "evaluation": Part(lambda: self.places(latents, masked, labels), len(left)),
+            "evaluation": Part(lambda: self.places(latents, visible, labels), len(left)),
             "head": Part(lambda: self.head(x, t, z), len(left) * self.config.head_steps),
         }
 
@@ -359,11 +333,3 @@ def unmasking(tokens: int, steps: int) -> list[int]:
         left = 0 if i == steps else max(steps - i, min(wanted, left - 1))
         hidden.append(left)
     return hidden
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device):
-    """A block whose dropout is a function of the seed."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from softvq.layers import Attention, Mlp
+from softvq.layers import Attention, Mlp, modulated
 
 _FREQUENCIES = 256
 
@@ -93,10 +93,6 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(labels)
 
 
-def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale[:, None]) + shift[:, None]
-
-
 class AdaBlock(nn.Module):
     """A transformer block whose norms are shifted, scaled and gated by the condition (adaLN-Zero)."""
 
@@ -110,9 +106,9 @@ class AdaBlock(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(D, 6 * D))
 
     def forward(self, x: Float[Tensor, "B T D"], condition: Float[Tensor, "B D"]) -> Float[Tensor, "B T D"]:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, dim=-1)
-        x = x + gate1[:, None] * self.attn(_modulated(self.norm1(x), shift1, scale1))
-        return x + gate2[:, None] * self.mlp(_modulated(self.norm2(x), shift2, scale2))
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
+        x = x + gate1 * self.attn(modulated(self.norm1(x), shift1, scale1))
+        return x + gate2 * self.mlp(modulated(self.norm2(x), shift2, scale2))
 
 
 class FinalLayer(nn.Module):
@@ -125,8 +121,8 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, x: Float[Tensor, "B T D"], condition: Float[Tensor, "B D"]) -> Float[Tensor, "B T C"]:
-        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
-        return self.linear(_modulated(self.norm_final(x), shift, scale))
+        shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, dim=-1)
+        return self.linear(modulated(self.norm_final(x), shift, scale))
 
 
 class Transformer(nn.Module):

@@ -3,13 +3,14 @@
 TEACHERS["mine"] = Named(lambda image_size, patch_size, file, trained: MyTeacher(file))
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from torch import nn
 
+from softvq.errors import ConfigError
 from softvq.pretrained import lite, lpips, vit
 from softvq.pretrained.lite import LitePerceptual, LiteTeacher
 from softvq.pretrained.lpips import LPIPS
@@ -54,3 +55,12 @@ PERCEPTUAL: dict[str, Named] = {
     **{name: Named(partial(_lpips, name)) for name in (lpips.NAME, lpips.TINY)},
     **{name: Named(partial(_lite_perceptual, name), from_file=False) for name in lite.NAMES},
 }
+
+
+def check_used(pretrained: Mapping[str, Path], used: Collection[str]) -> None:
+    """`ConfigError` when a file is given for a network that is not used."""
+    if unused := [name for name in pretrained if name not in used]:
+        raise ConfigError(
+            f"a file is given for {unused[0]}, which is not used; this uses {', '.join(used) or 'none'}.",
+            setting="pretrained",
+        )

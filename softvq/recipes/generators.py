@@ -11,7 +11,8 @@ made with this code.
 
 from dataclasses import replace
 
-from softvq.generators.base import GeneratorConfig, Sampling
+from softvq import published
+from softvq.generators.base import Sampling
 from softvq.generators.dit import DiTConfig
 from softvq.generators.mar import MARConfig, MARNetworkConfig
 from softvq.generators.sit import SiTConfig
@@ -27,120 +28,90 @@ _MAR_EPOCH = _EPOCH // 2048
 _MAR = AdamWConfig(
     lr=2e-4, betas=(0.9, 0.95), weight_decay=0.02, warmup_steps=100 * _MAR_EPOCH, min_lr=1.0, grad_clip=3.0
 )
+_SAMPLERS = {"sit": "sde", "dit": "ddpm"}
 _DIMS = {256: 8, 128: 16, 64: 32, 32: 64}  # tokens -> numbers a token (Table 3)
 
 
-def _denoiser(
-    kind: str, size: str, tokenizer: str, tokens: int, published: PublishedGeneratorRecipe, steps: int
-) -> GeneratorRecipe:
+def _published(name: str) -> PublishedGeneratorRecipe:
+    row = published.GENERATORS[name]
+    plain, guided = published.GENERATION[name, row.steps]
+    return PublishedGeneratorRecipe(row.table, row.row, plain[0], guided and guided[0])
+
+
+def _guidance(name: str, own: Guidance) -> Guidance:
+    row = published.GENERATORS[name]
+    return replace(own, scale=row.scale, interval=row.interval)
+
+
+def _denoiser(kind: str, size: str, tokenizer: str, tokens: int) -> GeneratorRecipe:
     network = TransformerConfig.named(size, tokens, _DIMS[tokens], _IMAGENET)
-    model = SiTConfig(network) if kind == "sit" else DiTConfig(network)
+    name, row = f"{kind}-{size.lower()}-{tokenizer}", _published(f"{kind}-{size.lower()}-{tokenizer}")
     return GeneratorRecipe(
-        name=f"{kind}-{size.lower()}-{tokenizer}",
-        about=f"{published.row}, {tokens} tokens (Table {published.table}).",
-        model=model,
+        name=name,
+        about=f"{row.row}, {tokens} tokens (Table {row.table}).",
+        model=SiTConfig(network) if kind == "sit" else DiTConfig(network),
         tokenizer=f"SoftVQVAE/{tokenizer}",
-        steps=steps,
+        steps=published.GENERATORS[name].steps,
         optimizer=replace(_DIFFUSION, grad_clip=1.0 if kind == "sit" else None),
-        sampling=_sampling(kind, model, published),
-        published=published,
+        sampling=Sampling(_SAMPLERS[kind], 250, _guidance(name, Guidance())),
+        published=row,
     )
 
 
-def _sampling(kind: str, model: GeneratorConfig, published: PublishedGeneratorRecipe) -> Sampling:
-    guidance = Guidance() if published.gfid_guided is None else model.guidance
-    return Sampling({"sit": "sde", "dit": "ddpm"}[kind], 250, guidance)
-
-
-def _mar(tokenizer: str, tokens: int, published: PublishedGeneratorRecipe) -> GeneratorRecipe:
+def _mar(tokenizer: str, tokens: int) -> GeneratorRecipe:
     model = MARConfig(MARNetworkConfig.named("H", tokens, _DIMS[tokens], _IMAGENET))
+    name, row = f"mar-h-{tokenizer}", _published(f"mar-h-{tokenizer}")
     return GeneratorRecipe(
-        name=f"mar-h-{tokenizer}",
-        about=f"{published.row}, {tokens} tokens (Table {published.table}).",
+        name=name,
+        about=f"{row.row}, {tokens} tokens (Table {row.table}).",
         model=model,
         tokenizer=f"SoftVQVAE/{tokenizer}",
         batch_size=2048,
-        steps=500 * _MAR_EPOCH,
+        steps=published.GENERATORS[name].steps,
         optimizer=_MAR,
-        sampling=Sampling("mar", tokens, model.guidance),
-        published=published,
+        sampling=Sampling("mar", tokens, _guidance(name, model.guidance)),
+        published=row,
     )
 
 
-_LONG, _ABLATION = 3_000_000, 400_000  # steps (Section 4.1)
-
-
-def _published() -> list[GeneratorRecipe]:
-    found = []
-    # Tables 1 and 6 (3M steps): tokenizer, tokens, gFID without and with guidance of SiT-XL, then of DiT-XL
-    for size, tokens, sit, dit in (
-        ("B", 32, (7.99, 2.51), (9.83, 3.91)),
-        ("BL", 32, (7.67, 2.44), (9.22, 3.78)),
-        ("L", 32, (7.59, 2.44), (9.07, 3.69)),
-        ("B", 64, (5.98, 1.78), (6.62, 3.29)),
-        ("BL", 64, (5.80, 1.88), (6.53, 3.11)),
-        ("L", 64, (5.35, 1.86), (5.83, 2.93)),
-    ):
-        for kind, name, gfid in (("sit", "SiT-XL", sit), ("dit", "DiT-XL", dit)):
-            row = PublishedGeneratorRecipe("1", f"{name}, SoftVQ-{size}", *gfid)
-            found.append(_denoiser(kind, "XL", f"softvq-{size.lower()}-{tokens}", tokens, row, _LONG))
-    found.append(_mar("softvq-l-32", 32, PublishedGeneratorRecipe("1", "MAR-H, SoftVQ-L", 3.83, 2.54)))
-    found.append(_mar("softvq-bl-64", 64, PublishedGeneratorRecipe("1", "MAR-H, SoftVQ-BL", 2.81, 1.93)))
+def _of_the_paper() -> list[GeneratorRecipe]:
+    # Tables 1 and 6 (3M steps)
+    found = [
+        _denoiser(kind, "XL", f"softvq-{size}-{tokens}", tokens)
+        for tokens in (32, 64)
+        for size in ("b", "bl", "l")
+        for kind in ("sit", "dit")
+    ]
+    found += [_mar("softvq-l-32", 32), _mar("softvq-bl-64", 64)]
     # Tables 2 and 7, 512 px
-    bl_512 = PublishedGeneratorRecipe("2", "SiT-XL, SoftVQ-BL, 512 px", 7.96, 2.21)
-    found.append(_denoiser("sit", "XL", "softvq-bl-64-512", 64, bl_512, _LONG))
-    found.append(_mar("softvq-bl-64-512", 64, PublishedGeneratorRecipe("2", "MAR-H, SoftVQ-BL, 512 px", 8.21, 3.42)))
-    l_512 = PublishedGeneratorRecipe("7", "SiT-XL, SoftVQ-L, 512 px", 10.17, 4.23)
-    found.append(_denoiser("sit", "XL", "softvq-l-32-512", 32, l_512, _LONG))
+    found += [_denoiser("sit", "XL", "softvq-bl-64-512", 64), _mar("softvq-bl-64-512", 64)]
+    found.append(_denoiser("sit", "XL", "softvq-l-32-512", 32))
     # Table 3: SiT-L without guidance, 400K steps
-    for kind, gfids in (
-        ("VQ", (19.02, 18.51, 20.07, 21.57)),
-        ("AE", (22.11, 22.31, 25.53, 28.18)),
-        ("SoftVQ", (9.21, 10.12, 11.24, 12.89)),
-    ):
-        for tokens, gfid in zip(_DIMS, gfids, strict=True):
-            row = PublishedGeneratorRecipe("3", f"SiT-L, {kind}-S", gfid, None)
-            found.append(_denoiser("sit", "L", f"{kind.lower()}-s-{tokens}", tokens, row, _ABLATION))
+    found += [_denoiser("sit", "L", f"{kind}-s-{n}", n) for kind in ("vq", "ae", "softvq") for n in _DIMS]
     # Table 4: SiT-L on SoftVQ-B by encoder and alignment target; dinov2-dinov2 is softvq-b-64
-    for variant, gfid in (
-        ("-none-none", 20.33),
-        ("-none-dinov2", 10.96),
-        ("-dinov2-none", 17.20),
-        ("", 10.13),
-        ("-clip-clip", 9.89),
-        ("-eva02-eva02", 10.34),
-    ):
-        row = PublishedGeneratorRecipe(
-            "4", f"SiT-L, SoftVQ-B{variant.replace('-', ' ', 1) or ' dinov2-dinov2'}", gfid, None
-        )
-        found.append(_denoiser("sit", "L", f"softvq-b-64{variant}", 64, row, _ABLATION))
-    return found + _two_dimensional()
+    variants = ("-none-none", "-none-dinov2", "-dinov2-none", "", "-clip-clip", "-eva02-eva02")
+    found += [_denoiser("sit", "L", f"softvq-b-64{variant}", 64) for variant in variants]
+    return found + [_two_dimensional(kind, name) for kind, name in (("dit", "DiT-XL/2"), ("sit", "SiT-XL/2"))]
 
 
-def _two_dimensional() -> list[GeneratorRecipe]:
-    """The baselines of Table 1 as their authors trained them: 2-D latents of 32 × 32 × 4, two by two a token."""
-    found = []
-    for kind, name, gfid in (("dit", "DiT-XL/2", (9.62, 2.27)), ("sit", "SiT-XL/2", (8.30, 2.06))):
-        network = TransformerConfig.named("XL", 256, 16, _IMAGENET, positions="2d")
-        model = DiTConfig(network, betas="linear") if kind == "dit" else SiTConfig(network, "linear", "uniform")
-        row = PublishedGeneratorRecipe("1", f"{name}, KL, 1024 latents", *gfid)
-        found.append(
-            GeneratorRecipe(
-                name=f"{kind}-xl-2-kl",
-                about=f"{name} on a KL autoencoder's 32 × 32 latents (Table 1's baseline).",
-                model=model,
-                tokenizer="diffusers:stabilityai/sd-vae-ft-mse",
-                steps=7_000_000,
-                optimizer=replace(_DIFFUSION, grad_clip=None),
-                sampling=_sampling(kind, model, row),
-                published=row,
-            )
-        )
-    return found
+def _two_dimensional(kind: str, title: str) -> GeneratorRecipe:
+    """A baseline of Table 1 as its authors trained it: 2-D latents of 32 × 32 × 4, two by two a token."""
+    network = TransformerConfig.named("XL", 256, 16, _IMAGENET, positions="2d")
+    name = f"{kind}-xl-2-kl"
+    return GeneratorRecipe(
+        name=name,
+        about=f"{title} on a KL autoencoder's 32 × 32 latents (Table 1's baseline).",
+        model=DiTConfig(network, betas="linear") if kind == "dit" else SiTConfig(network, "linear", "uniform"),
+        tokenizer="diffusers:stabilityai/sd-vae-ft-mse",
+        steps=published.GENERATORS[name].steps,
+        optimizer=replace(_DIFFUSION, grad_clip=None),
+        sampling=Sampling(_SAMPLERS[kind], 250, _guidance(name, Guidance())),
+        published=_published(name),
+    )
 
 
 # Table 8 is the 1,000,000 and 4,000,000 steps of these; give --steps.
-PAPER_GENERATORS = _published()
+PAPER_GENERATORS = _of_the_paper()
 
 _EMOJI = TransformerConfig(tokens=64, channels=16, classes=9, width=192, depth=9, heads=6)
 _EMOJI_SIT = GeneratorRecipe(

@@ -11,6 +11,7 @@ No run at this scale has been made with this code: the published numbers are the
 from dataclasses import replace
 from typing import Any
 
+from softvq import published as published_figures
 from softvq.layers import ViTConfig
 from softvq.losses.discriminators import DinoDiscriminatorConfig
 from softvq.losses.total import ScheduleConfig
@@ -40,14 +41,13 @@ def _released(codebook_size: int = 8192, tau: float = 0.07, groups: int = 4) -> 
 
 def _recipe(
     name: str,
-    published: PublishedRecipe,
     size: str = "S",
     tokens: int = 64,
     quantizer: QuantizerConfig | None = None,
     image_size: int = 256,
     **fields: Any,
 ) -> TokenizerRecipe:
-    dim = fields.pop("latent_dim", DIMS[tokens])
+    published, dim = PublishedRecipe(*published_figures.TOKENIZERS[name]), fields.pop("latent_dim", DIMS[tokens])
     quantizer = quantizer or _released()
     tokenizer = TokenizerConfig.of_size(size, image_size=image_size, tokens=tokens, latent_dim=dim, quantizer=quantizer)
     about = f"{published.row}: {tokens} tokens × {dim}, {image_size} px (Table {published.table})."
@@ -70,45 +70,22 @@ def _recipe(
 
 def _main() -> list[TokenizerRecipe]:
     """Tables 1 and 2."""
-    rfid = {("B", 32): 0.89, ("BL", 32): 0.68, ("L", 32): 0.74, ("B", 64): 0.88, ("BL", 64): 0.65, ("L", 64): 0.61}
-    recipes = [
-        _recipe(f"softvq-{size.lower()}-{tokens}", PublishedRecipe("1", f"SoftVQ-{size}", value), size, tokens)
-        for (size, tokens), value in rfid.items()
-    ]
-    large = (("BL", 64, "2", 0.71), ("L", 32, "7", 0.64))
-    return recipes + [
-        _recipe(
-            f"softvq-{size.lower()}-{tokens}-512",
-            PublishedRecipe(table, f"SoftVQ-{size}", value),
-            size,
-            tokens,
-            image_size=512,
-        )
-        for size, tokens, table, value in large
-    ]
+    recipes = [_recipe(f"softvq-{size.lower()}-{n}", size, n) for n in (32, 64) for size in ("B", "BL", "L")]
+    large = (("BL", 64), ("L", 32))
+    return recipes + [_recipe(f"softvq-{size.lower()}-{n}-512", size, n, image_size=512) for size, n in large]
 
 
 def _comparison() -> list[TokenizerRecipe]:
     """Table 3: VQ, AE and SoftVQ of size S at four numbers of tokens."""
-    kinds: dict[str, tuple[QuantizerConfig, dict[str, float], tuple[float, ...]]] = {
-        "VQ": (
-            VQConfig(8192, "cosine"),
-            {**COMMON, "codebook": 1.0, "commitment": 0.25},
-            (1.45, 2.61, 4.04, 10.97),
-        ),
-        "AE": (AEConfig(), COMMON, (1.15, 1.33, 1.64, 2.01)),
-        "SoftVQ": (_released(), SOFT, (0.80, 0.92, 1.03, 1.24)),
+    kinds: dict[str, tuple[QuantizerConfig, dict[str, float]]] = {
+        "VQ": (VQConfig(8192, "cosine"), {**COMMON, "codebook": 1.0, "commitment": 0.25}),
+        "AE": (AEConfig(), COMMON),
+        "SoftVQ": (_released(), SOFT),
     }
     return [
-        _recipe(
-            f"{kind.lower()}-s-{tokens}",
-            PublishedRecipe("3", f"{kind}-S", rfid),
-            tokens=tokens,
-            quantizer=quantizer,
-            weights=weights,
-        )
-        for kind, (quantizer, weights, rfids) in kinds.items()
-        for tokens, rfid in zip(DIMS, rfids, strict=True)
+        _recipe(f"{kind.lower()}-s-{tokens}", tokens=tokens, quantizer=quantizer, weights=weights)
+        for kind, (quantizer, weights) in kinds.items()
+        for tokens in DIMS
     ]
 
 
@@ -116,15 +93,15 @@ def _initialisation() -> list[TokenizerRecipe]:
     """Table 4: what SoftVQ-B 64's encoder starts as and is aligned with. Its fourth row is softvq-b-64."""
     encoders = {name: ViTConfig.named(name.partition(".")[0]) for name in (DINOV2["B"], CLIP, EVA02)}
     rows = {
-        "none-none": (None, None, 0.98),
-        "none-dinov2": (None, DINOV2["B"], 0.93),
-        "dinov2-none": (DINOV2["B"], None, 0.73),
-        "clip-clip": (CLIP, CLIP, 0.75),
-        "eva02-eva02": (EVA02, EVA02, 0.81),
+        "none-none": (None, None),
+        "none-dinov2": (None, DINOV2["B"]),
+        "dinov2-none": (DINOV2["B"], None),
+        "clip-clip": (CLIP, CLIP),
+        "eva02-eva02": (EVA02, EVA02),
     }
     recipes = []
-    for row, (start, teacher, rfid) in rows.items():
-        recipe = _recipe(f"softvq-b-64-{row}", PublishedRecipe("4", f"SoftVQ-B, encoder and target {row}", rfid), "B")
+    for row, (start, teacher) in rows.items():
+        recipe = _recipe(f"softvq-b-64-{row}", "B")
         weights = SOFT if teacher else {name: λ for name, λ in SOFT.items() if name != "alignment"}
         recipes.append(
             replace(
@@ -142,38 +119,19 @@ def _ablation() -> list[TokenizerRecipe]:
     """Table 5; what it repeats of softvq-s-64 (PQ with 4 groups, K 8192, 64 tokens × 32, τ 0.07) is that recipe."""
     soft = SoftVQConfig.released()
     residual = ResidualConfig(soft, depth=2)
-    variants: dict[str, tuple[str, float, QuantizerConfig]] = {
-        "softvq-s-64-plain": ("SoftVQ-S", 1.33, soft),
-        "softvq-s-64-pq2": ("SoftVQ-S + PQ (G=2)", 1.19, _released(groups=2)),
-        "softvq-s-64-rq": ("SoftVQ-S + RQ", 1.55, residual),
-        "softvq-s-64-rpq": ("SoftVQ-S + R-PQ (G=4)", 1.17, ProductConfig(residual, 4, axis="token", kl="pooled")),
-        "gmmvq-s-64": ("GMMVQ-S", 1.12, GMMVQConfig(8192)),
-        **{
-            f"softvq-s-64-k{size}": (f"SoftVQ-S, K = {size}", rfid, _released(size))
-            for size, rfid in ((512, 1.82), (1024, 1.58), (2048, 1.35), (4096, 1.14), (16384, 1.23))
-        },
-        **{
-            f"softvq-s-64-tau{tau}": (f"SoftVQ-S, τ = {tau}", rfid, _released(tau=tau))
-            for tau, rfid in ((0.001, 2.03), (0.01, 1.37), (0.1, 1.19), (1.0, 1.52))
-        },
-        "softvq-s-64-tau-learned": (
-            "SoftVQ-S, τ learnable",
-            1.10,
-            ProductConfig(replace(soft, learn_tau=True), 4, axis="token", kl="pooled"),
-        ),
+    variants: dict[str, QuantizerConfig] = {
+        "softvq-s-64-plain": soft,
+        "softvq-s-64-pq2": _released(groups=2),
+        "softvq-s-64-rq": residual,
+        "softvq-s-64-rpq": ProductConfig(residual, 4, axis="token", kl="pooled"),
+        "gmmvq-s-64": GMMVQConfig(8192),
+        **{f"softvq-s-64-k{size}": _released(size) for size in (512, 1024, 2048, 4096, 16384)},
+        **{f"softvq-s-64-tau{tau}": _released(tau=tau) for tau in (0.001, 0.01, 0.1, 1.0)},
+        "softvq-s-64-tau-learned": ProductConfig(replace(soft, learn_tau=True), 4, axis="token", kl="pooled"),
     }
-    widths = {(64, 16): 2.31, (64, 64): 0.63, (32, 32): 1.61, (32, 128): 0.79}
-    return [
-        _recipe(name, PublishedRecipe("5", row, rfid), quantizer=quantizer)
-        for name, (row, rfid, quantizer) in variants.items()
-    ] + [
-        _recipe(
-            f"softvq-s-{tokens}-d{dim}",
-            PublishedRecipe("5", f"SoftVQ-S, L/D = {tokens}/{dim}", rfid),
-            tokens=tokens,
-            latent_dim=dim,
-        )
-        for (tokens, dim), rfid in widths.items()
+    widths = ((64, 16), (64, 64), (32, 32), (32, 128))
+    return [_recipe(name, quantizer=quantizer) for name, quantizer in variants.items()] + [
+        _recipe(f"softvq-s-{tokens}-d{dim}", tokens=tokens, latent_dim=dim) for tokens, dim in widths
     ]
 
 

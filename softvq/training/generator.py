@@ -1,9 +1,11 @@
-"""Training a generator on cached latents: the recipe, the step, the run."""
+"""Training a generator on cached latents: the recipe, its player, a step, the model that it ends with."""
 
-import json
-from collections.abc import Callable
+import copy
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,21 @@ from torch import Tensor, nn
 
 from softvq import config as configs
 from softvq import distributed
-from softvq.autoencoders import FoldedAutoencoder
 from softvq.data.latents import LatentBatch, Latents
+from softvq.errors import Notice
 from softvq.generators.base import Generator, GeneratorConfig, Sampling
+from softvq.models import AnyTokenizer, load_tokenizer
 from softvq.optim import AdamWConfig, OptimizerConfig
+from softvq.pretrained.named import check_used
 from softvq.randomness import Stream, rng
-from softvq.runtime import Precision, autocast
-from softvq.saving import recorded_plugins
-from softvq.tokenizer import Tokenizer
-from softvq.training.logs import Log
-from softvq.training.loop import Hook, fit
+from softvq.runtime import autocast
+from softvq.training.hooks import sample_hook
+from softvq.training.options import RunOptions
+from softvq.training.player import Player
 from softvq.training.recipe import check_run
-from softvq.training.run import RunOptions, open_run
-from softvq.training.state import Checkpoints, TrainState
-from softvq.training.update import add, finish, set_rate
+from softvq.training.state import Players
+from softvq.training.step import add_share, parts_of
+from softvq.training.task import Hook, Task
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,143 @@ class GeneratorRecipe:
         return f"softvq train generator {self.name} --data {self.data}"
 
 
-class _Pupil(nn.Module):
+class GeneratorTask(Task):
+    """A generator's training run on latents.
+
+    `data` and `val`: folders of latents instead of those that the recipe names. `tokenizer`: the one that the latents
+    must be of, loaded or by name; by default that of a recipe of the paper, else whichever they are of."""
+
+    kind = "generator"
+
+    def __init__(
+        self,
+        recipe: GeneratorRecipe,
+        data: str | Path | None = None,
+        val: str | Path | None = None,
+        *,
+        tokenizer: AnyTokenizer | str | Path | None = None,
+    ):
+        changes = {name: str(value) for name, value in (("data", data), ("val", val)) if value is not None}
+        super().__init__(replace(recipe, **changes))
+        self._tokenizer = tokenizer
+        if isinstance(tokenizer, str | Path):
+            self.recipe = replace(self.recipe, tokenizer=str(tokenizer))
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        return self.recipe.model.sizes.tokens, self.recipe.model.sizes.channels
+
+    @cached_property
+    def latents(self) -> Latents:
+        """The training latents."""
+        return Latents(self.recipe.data)
+
+    @cached_property
+    def held_out(self) -> Latents | None:
+        """The validation latents, None where there are none."""
+        return None if self.recipe.val is None else Latents(self.recipe.val)
+
+    @cached_property
+    def tokenizer(self) -> AnyTokenizer:
+        """The tokenizer whose latents these are."""
+        is_loaded = self._tokenizer is not None and not isinstance(self._tokenizer, str | Path)
+        return self._tokenizer if is_loaded else load_tokenizer(self.recipe.tokenizer)
+
+    def build(self, weights: bool = True) -> Players:
+        recipe, options = self.recipe, self.options
+        model = new_generator(recipe, started=weights and not self.resumes)
+        check_fit(recipe, model, options)
+        for module in model.modules():
+            if hasattr(module, "recompute"):
+                module.recompute = options.recompute
+        # Copying tensors without contents corrupts memory.
+        average = copy.deepcopy(model) if weights else new_generator(recipe, started=False)
+        return {"model": Player(Generating(model), recipe.optimizer, average=average, followed=model)}
+
+    def batches(self, start: int) -> Iterator[LatentBatch]:
+        return self.latents.batches(self.recipe.batch_size, self.recipe.seed, start, self.recipe.accumulate)
+
+    def step(self, players: Players, batch: LatentBatch) -> dict[str, Tensor]:
+        recipe, player = self.recipe, players["model"]
+        rate = player.set_rate(batch.step, recipe.steps)
+        player.module.train()
+        values: dict[str, Tensor] = {}
+        for part, last in parts_of(batch, recipe.accumulate):
+            draws = draws_of(player.followed, recipe, part)
+            with nullcontext() if last else player.unsynchronised():
+                losses = _losses(player, part, draws, self.options.precision)
+                (losses["loss"].mean() / recipe.accumulate).backward()
+            named = {"total" if name == "loss" else name: loss.mean() for name, loss in losses.items()}
+            add_share(values, {f"loss/{name}": value for name, value in named.items()}, recipe.accumulate)
+        values["optimizer/gradient_norm"], spike = player.update(recipe.skip_above)
+        if recipe.skip_above is not None:
+            values["optimizer/generator_skipped"] = torch.tensor(float(spike))
+        player.update_average(recipe.ema_decay, batch.step, recipe.ema_warmup)
+        return {**{name: value.detach() for name, value in values.items()}, "optimizer/lr": torch.tensor(rate)}
+
+    def finish(self, players: Players) -> Generator:
+        """Return the average's weights as a generator."""
+        generator = new_generator(self.recipe, started=False)
+        average = players["model"].average.state_dict()
+        generator.load_state_dict({name: distributed.whole(t).cpu() for name, t in average.items()})
+        generator.about = self.about()
+        return generator
+
+    def describe(self) -> dict[str, Any]:
+        check_used(self.options.pretrained, ())
+        latents, index = self.latents, self.latents.index
+        if self._tokenizer is None and self.recipe.published is None:
+            self.recipe = replace(self.recipe, tokenizer=index.tokenizer)
+        if not self.tokenizer.makes(index.fingerprint):
+            raise configs.ConfigError(
+                f"the latents in {self.recipe.data} were made with another tokenizer ({index.tokenizer}, "
+                f"{index.fingerprint}) than {self.recipe.tokenizer} ({self.tokenizer.latent_fingerprint}); "
+                "encode the images again."
+            )
+        self.held_out  # noqa: B018 - what is missing is said first
+        self.recipe = fitting(self.recipe, latents)
+        left_out = ("about", "published", "data", "val", "sampling", "steps")
+        choices = {key: value for key, value in configs.to_dict(self.recipe).items() if key not in left_out}
+        return {
+            "recipe": choices,
+            "precision": self.options.precision,
+            "compile": self.options.compile,
+            "latents": {"tokenizer": index.fingerprint, "images": index.identity, "count": len(latents)},
+        }
+
+    def about(self) -> dict[str, Any]:
+        """Return how the model was made, and what sampling from it needs to know."""
+        index, recipe = self.latents.index, self.recipe
+        return {
+            **super().about(),
+            "data": index.source,
+            "classes": index.classes,
+            "tokenizer": {"name": index.tokenizer, "fingerprint": index.fingerprint},
+            "images": len(self.latents),
+            **({} if recipe.sampling is None else {"sampling": configs.to_dict(recipe.sampling)}),
+        }
+
+    def images(self) -> int:
+        self.recipe = fitting(self.recipe, self.latents)
+        return len(self.latents)
+
+    def hooks(self, players: Players) -> list[Hook]:
+        held_out = self.held_out
+        loss = None if held_out is None else lambda model: validation_loss(model, self.recipe, held_out)
+        return [sample_hook(self.tokenizer.to(self.options.device), loss, self.options)]
+
+    def example(self, rows: int) -> LatentBatch:
+        sizes = self.recipe.model.sizes
+        labels = torch.zeros(rows, dtype=torch.long)
+        return LatentBatch(torch.zeros(rows, sizes.tokens, sizes.channels), labels, [""] * rows, [0] * rows)
+
+
+class Generating(nn.Module):
     """The generator's loss as a module's call: what is wrapped for several ranks."""
 
-    def __init__(self, model: Generator, heads: nn.ModuleDict):
+    def __init__(self, model: Generator):
         super().__init__()
-        self.model, self.heads = model, heads
+        self.model = model
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -99,85 +233,67 @@ class _Pupil(nn.Module):
 def new_generator(recipe: GeneratorRecipe, *, started: bool = True) -> Generator:
     """The recipe's generator before its first step: a function of the recipe (and of the model it goes on from) alone.
 
-    Without `started` the weights of `init` are not loaded: others will replace them. `ConfigError` where `init` is
-    another model, with what differs."""
+    Without `started` the weights of `init` are not loaded: others will replace them. Where `init` has another number of
+    classes, the classes' embeddings start anew and only that of no class is kept, with a `Notice`. `ConfigError` where
+    it is another model, with what differs."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         generator = recipe.model.build()
     if recipe.init is not None and started:
         start = Generator.from_pretrained(recipe.init)
-        if difference := _difference(start, generator):
+        if type(start) is not type(generator):
+            difference = f"it is a {type(start).__name__}, not a {type(generator).__name__}"
+        else:
+            difference = generator.config.same_meaning(start.config) or _take_over(generator, start, recipe)
+        if difference is not None:
             raise configs.ConfigError(f"recipe {recipe.name} cannot go on from {recipe.init}: {difference}.")
-        generator.load_state_dict(start.state_dict())
     return generator
 
 
-def _difference(start: Generator, generator: Generator) -> str | None:
-    """Say why the weights of the one are not for the other; None where they are."""
-    if type(start) is not type(generator):
-        return f"it is a {type(start).__name__}, not a {type(generator).__name__}"
-    if (difference := generator.config.same_meaning(start.config)) is not None:
-        return difference
+def _take_over(generator: Generator, start: Generator, recipe: GeneratorRecipe) -> str | None:
+    """Copy the weights of another generator; say why they are not for this one where they are not."""
     given, own = start.state_dict(), generator.state_dict()
     if differing := sorted(own.keys() ^ given.keys()):
         return f"{differing[0]} is not in both"
     for name, tensor in own.items():
+        counts = len(given[name]) - 1 if given[name].ndim else 0, len(tensor) - 1 if tensor.ndim else 0
+        if generator.classes != start.classes and counts == (start.classes, generator.classes):
+            given[name] = torch.cat([tensor[:-1], given[name][-1:]])  # the last is that of no class
+            warnings.warn(
+                f"recipe {recipe.name} has {counts[1]} classes and {recipe.init} {counts[0]}: "
+                "their embeddings start anew.",
+                Notice,
+                stacklevel=4,
+            )
         if tensor.shape != given[name].shape:
             return f"its {name} has the shape {tuple(given[name].shape)}, the recipe's {tuple(tensor.shape)}"
+    generator.load_state_dict(given)
     return None
 
 
-def draws_of(model: Generator, recipe: GeneratorRecipe, positions: list[int]) -> dict[str, Tensor]:
+def draws_of(model: Generator, recipe: GeneratorRecipe, batch: LatentBatch) -> dict[str, Tensor]:
     """The random numbers of these samples, the same whatever rank they are on."""
-    rngs = [rng(recipe.seed, Stream.DENOISING, position) for position in positions]
-    return model.draw(rngs, rng(recipe.seed, Stream.DENOISING_BATCH, positions[0] // recipe.batch_size))
-
-
-def make_step(recipe: GeneratorRecipe, precision: Precision) -> Callable[[TrainState, LatentBatch], dict[str, Tensor]]:
-    """The function that makes one step: it changes the state and gives named scalars for the log."""
-
-    def step(state: TrainState, batch: LatentBatch) -> dict[str, Tensor]:
-        rate = set_rate(recipe.optimizer, state.optimizers, state.step, recipe.steps)
-        state.model.train()
-        values: dict[str, Tensor] = {}
-        size = len(batch) // recipe.accumulate
-        for part in range(recipe.accumulate):
-            rows = slice(part * size, (part + 1) * size)
-            draws = draws_of(state.model, recipe, batch.positions[rows])
-            with state.no_sync() if part < recipe.accumulate - 1 else nullcontext():
-                losses = _losses(state.wrapped, batch.latents[rows], batch.labels[rows], draws, precision)
-                (losses["loss"].mean() / recipe.accumulate).backward()
-            named = {"total" if name == "loss" else name: loss.mean() for name, loss in losses.items()}
-            add(values, {f"loss/{name}": value for name, value in named.items()}, recipe.accumulate)
-        values |= finish(
-            state, state.trained, state.optimizers, recipe.optimizer.grad_clip, recipe.skip_above, "generator"
-        )
-        state.update_ema(recipe.ema_decay, recipe.ema_warmup)
-        return {**{name: value.detach() for name, value in values.items()}, "optimizer/lr": torch.tensor(rate)}
-
-    return step
+    rngs = [rng(recipe.seed, Stream.DENOISING, position) for position in batch.positions]
+    return model.draw(rngs, rng(recipe.seed, Stream.DENOISING_BATCH, batch.positions[0] // recipe.batch_size))
 
 
 def _losses(
-    model: Callable[..., dict[str, Tensor]],
-    latents: Tensor,
-    labels: Tensor,
-    draws: dict[str, Tensor],
-    precision: Precision,
-):
-    draws = {name: value.to(latents.device) for name, value in draws.items()}
-    with autocast(latents.device, precision):
-        return model(latents, labels, draws)
+    model: Callable[..., dict[str, Tensor]], batch: LatentBatch, draws: dict[str, Tensor], precision: str
+) -> dict[str, Tensor]:
+    device = batch.latents.device
+    draws = {name: value.to(device) for name, value in draws.items()}
+    with autocast(device, precision):
+        return model(batch.latents, batch.labels, draws)
 
 
 @torch.no_grad()
 def validation_loss(model: Generator, recipe: GeneratorRecipe, latents: Latents, limit: int = 2048) -> float:
     """The mean loss of up to `limit` images, always with the same random numbers."""
-    device, total, count = next(model.parameters()).device, 0.0, 0
+    total, count = 0.0, 0
     model.eval()
     for batch in latents.in_order(min(256, recipe.batch_size), limit):
-        batch = batch.to(device)
-        found = _losses(model.loss, batch.latents, batch.labels, draws_of(model, recipe, batch.positions), "float32")
+        batch = batch.to(model.device)
+        found = _losses(model.loss, batch, draws_of(model, recipe, batch), "float32")
         total, count = total + float(found["loss"].sum()), count + len(batch)
     return total / count
 
@@ -202,101 +318,8 @@ def check_fit(recipe: GeneratorRecipe, model: Generator, options: RunOptions) ->
             f"{recipe.sampling.sampler!r}; null stands for the model's own settings.",
             setting="sampling",
         )
-    if options.parallel == "fsdp" and distributed.world_size() > 1 and not (recipe.optimizer.sharded and model.blocks):
+    if options.is_sharded and not (recipe.optimizer.sharded and model.blocks):
         raise configs.ConfigError(
             f"recipe {recipe.name}: optimizers like Muon, and models without blocks, need parallel 'ddp'.",
             setting="parallel",
         )
-
-
-def train(
-    recipe: GeneratorRecipe,
-    options: RunOptions,
-    *,
-    tokenizer: Tokenizer | FoldedAutoencoder | None = None,
-    hooks: Callable[[Path], list[Hook]] = lambda folder: [],
-) -> Path:
-    """Run a recipe to its end, from its last checkpoint where `options.out` holds one; gives the model's folder.
-
-    `tokenizer`: the one that the latents must be of; others are a `ConfigError`.
-    """
-    latents = Latents(recipe.data)
-    if tokenizer is not None and not tokenizer.makes(latents.index.fingerprint):
-        raise configs.ConfigError(
-            f"the latents in {recipe.data} were made with another tokenizer ({latents.index.tokenizer}, "
-            f"{latents.index.fingerprint}) than {recipe.tokenizer} ({tokenizer.latent_fingerprint}); "
-            "encode the images again."
-        )
-    recipe = fitting(recipe, latents)
-    checkpoints = Checkpoints(options.out / "checkpoints")
-    model = new_generator(recipe, started=not checkpoints.all())
-    for block_owner in model.modules():
-        if hasattr(block_owner, "recompute"):
-            block_owner.recompute = options.recompute
-    heads, judge = nn.ModuleDict(), nn.ModuleDict()  # which only tokenizers have
-    check_fit(recipe, model, options)
-    try:
-        state = TrainState.of(
-            model.to(options.device), heads, judge, recipe.optimizer, None, options.parallel, student=_Pupil
-        )
-    except (ValueError, RuntimeError, OverflowError) as error:
-        raise configs.ConfigError(f"recipe {recipe.name}: {str(error).strip().splitlines()[0]}") from error
-    if options.compile:
-        state.trained.compile()
-    description = describe_run(recipe, options, latents)
-    model.about = about_of(recipe, options, latents)
-    meta = open_run(options.out, description, checkpoints, state, model.content())
-    log = Log(options.out, state.step, recipe.steps, options.wandb, description)
-    try:
-        fit(
-            state,
-            recipe.steps,
-            (batch.to(options.device) for batch in latents.batches(recipe.batch_size, recipe.seed, state.step)),
-            make_step(recipe, options.precision),
-            checkpoints=checkpoints,
-            log=log,
-            bad=dict(meta.get("bad_files", {})),
-            intervals=options.intervals,
-            hooks=hooks(options.out),
-        )
-        return _finish(recipe, options, latents, state)
-    finally:
-        log.close()
-
-
-def describe_run(recipe: GeneratorRecipe, options: RunOptions, latents: Latents) -> dict[str, Any]:
-    """What must be the same for a run to be resumed."""
-    left_out = ("about", "published", "data", "val", "sampling")
-    choices = {key: value for key, value in configs.to_dict(recipe).items() if key not in left_out}
-    index = latents.index
-    return {
-        "recipe": choices,
-        "precision": options.precision,
-        "compile": options.compile,
-        "latents": {"tokenizer": index.fingerprint, "images": index.identity, "count": len(latents)},
-    }
-
-
-def about_of(recipe: GeneratorRecipe, options: RunOptions, latents: Latents) -> dict[str, Any]:
-    """Return what is stored with the model: how it was made, and what sampling from it needs to know."""
-    return {
-        "recipe": json.loads(json.dumps(configs.to_dict(recipe))),
-        "command": options.command or recipe.command,
-        "precision": options.precision,
-        "data": latents.index.source,
-        "classes": latents.index.classes,
-        "tokenizer": {"name": latents.index.tokenizer, "fingerprint": latents.index.fingerprint},
-        "images": len(latents),
-        **({} if recipe.sampling is None else {"sampling": configs.to_dict(recipe.sampling)}),
-        **recorded_plugins(recipe),
-    }
-
-
-def _finish(recipe: GeneratorRecipe, options: RunOptions, latents: Latents, state: TrainState) -> Path:
-    generator = new_generator(recipe, started=False)
-    generator.load_state_dict({name: distributed.whole(t).cpu() for name, t in state.ema.state_dict().items()})
-    generator.about = about_of(recipe, options, latents)
-    if distributed.rank() == 0:
-        generator.save_pretrained(options.out / "model")
-    distributed.barrier()
-    return options.out / "model"

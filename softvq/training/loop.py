@@ -8,37 +8,18 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from softvq import distributed
-from softvq.data.latents import LatentBatch
-from softvq.data.loader import Batch
 from softvq.errors import Interrupted, TrainingError
 from softvq.training.logs import Log
-from softvq.training.state import Checkpoints, TrainState
+from softvq.training.options import Intervals
+from softvq.training.state import Checkpoints, Players, TrainState
+from softvq.training.task import Hook, Samples
 
-
-@dataclass(frozen=True)
-class Hook:
-    """`call(state, log)` after every `every` steps and after the last one."""
-
-    every: int
-    call: Callable[[TrainState, Log], None]
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """How often, in steps, a run writes a line of its log and a checkpoint."""
-
-    log: int = 20
-    checkpoint: int = 500
-
-
-Samples = Batch | LatentBatch
-Step = Callable[[TrainState, Any], dict[str, torch.Tensor]]
+Step = Callable[[Players, Any], dict[str, torch.Tensor]]
 
 
 def fit(
@@ -47,6 +28,7 @@ def fit(
     batches: Iterator[Samples],
     step: Step,
     *,
+    device: torch.device,
     checkpoints: Checkpoints,
     log: Log,
     bad: dict[str, str] | None = None,
@@ -54,7 +36,7 @@ def fit(
     intervals: Intervals | None = None,
     hooks: Sequence[Hook] = (),
 ) -> None:
-    """Train from `state.step` to `steps`. `step` changes the state and returns named scalars, `loss/total` among them.
+    """Train from `state.step` to `steps`. `step` changes the players and returns named scalars.
 
     `bad` are the unreadable files met before a resume, by name; more than `most_bad` of them stop the run at its next
     checkpoint. Raises `TrainingError` then, and when a logged loss or gradient norm is not finite (checked before every
@@ -63,24 +45,22 @@ def fit(
     intervals = intervals or Intervals()
     bad = {} if bad is None else bad
     recent: list[tuple[dict[str, torch.Tensor], list[str]]] = []  # values not read yet, and the images' names
-    with _Signals(next(state.model.parameters()).device) as signals:
+    with _Signals(device) as signals:
         clock, waited = time.monotonic(), 0.0
         while state.step < steps:
             asked = time.monotonic()
-            batch = _next(batches)
+            batch = _next(batches).to(device)
             waited += time.monotonic() - asked
             values = _run(step, state, batch)
             state.step += 1
             log.advance()
             _report_bad(batch, bad, state.step, log)
             recent.append((values, batch.names))
-            stopping = signals.agreed(
-                state.step
-            )  # read once: a signal that comes later in this step waits for the next
+            stopping = signals.agreed(state.step)  # read once: a later signal waits for the next step
             saving = stopping is not None or state.step == steps or state.step % intervals.checkpoint == 0
             if saving or state.step % intervals.log == 0:
                 _check_finite(recent, state.step)
-                speed = _speed(recent, batch, time.monotonic() - clock, waited)
+                speed = _speed(recent, batch, device, time.monotonic() - clock, waited)
                 log.values(state.step, _over_ranks(values), speed)
                 bad |= {name: why for files in distributed.gathered(bad) for name, why in files.items()}
                 recent, clock, waited = [], time.monotonic(), 0.0
@@ -118,7 +98,7 @@ def _next(batches: Iterator[Samples]) -> Samples:
 
 def _run(step: Step, state: TrainState, batch: Samples) -> dict[str, torch.Tensor]:
     try:
-        return step(state, batch)
+        return step(state.players, batch)
     except torch.OutOfMemoryError as error:
         raise TrainingError(f"the device has no memory left for {len(batch)} images a step.") from error
 
@@ -158,12 +138,12 @@ def _over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
     return dict(zip(values, (numbers if alone else means).tolist(), strict=True))
 
 
-def _speed(recent: list, batch: Samples, elapsed: float, waited: float) -> dict[str, float]:
+def _speed(recent: list, batch: Samples, device: torch.device, elapsed: float, waited: float) -> dict[str, float]:
     """Images a second over all ranks, the share of the time spent waiting for images, and the device's memory (GB)."""
     images = len(recent) * len(batch) * distributed.world_size()
     speed = {"images_per_second": images / elapsed, "waiting_share": waited / elapsed}
-    if batch.device.type == "cuda":
-        speed["memory_gb"] = torch.cuda.max_memory_allocated(batch.device) / 1e9
+    if device.type == "cuda":
+        speed["memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
     return speed
 
 

@@ -1,21 +1,19 @@
 """What a run will cost, before it is begun: two steps on tensors without contents, whose operations and memory are
 counted. Nothing is downloaded, and no memory is taken."""
 
-from dataclasses import asdict, dataclass, replace
+import copy
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils.flop_counter import FlopCounterMode
 
-from softvq.data.loader import Batch, open_source
-from softvq.errors import DataError
+from softvq.errors import ConfigError, DataError
 from softvq.memory import Memory, without_contents
-from softvq.training.recipe import TokenizerRecipe
-from softvq.training.run import RunOptions, images_in
-from softvq.training.state import TrainState
-from softvq.training.step import Frozen, make_step
-from softvq.training.tokenizer import new_parts
+from softvq.training.options import RunOptions
+from softvq.training.state import Players
+from softvq.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -26,8 +24,8 @@ class Plan:
 
     recipe: str
     parameters: dict[str, int]
-    tokens: int
-    latent_dim: int
+    tokens: int | None
+    latent_dim: int | None
     batch_size: int
     steps: int
     flops: int
@@ -38,29 +36,32 @@ class Plan:
     why_unknown: str | None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields, and how many epochs the run has, JSON-ready."""
         epochs = {} if not self.images else {"epochs": self.steps * self.batch_size / self.images}
         return {**asdict(self), **epochs}
 
 
-def plan(recipe: TokenizerRecipe, options: RunOptions) -> Plan:
-    """Count a run that is not made. A run on several devices gives each an equal share of the batch."""
-    # None of these changes what is counted; where only the decoder trains, `init` must name a tokenizer.
-    init = "vit" if recipe.trains == "all" else recipe.init
-    recipe = replace(recipe, init=init, encoder_weights=None, skip_above=None)
-    devices = [n for n in (1, 8) if recipe.batch_size % (n * recipe.accumulate) == 0]
-    measured = {n: _counted(replace(recipe, batch_size=recipe.batch_size // n), options) for n in devices}
+def plan(task: Task, options: RunOptions | None = None) -> Plan:
+    """Count a run that is not made. A run on several devices gives each an equal share of the batch. `ConfigError`
+    where the task's step cannot be counted without numbers."""
+    task, batch_size = copy.copy(task), task.recipe.batch_size
+    task.options = replace(options or RunOptions("nowhere"), parallel="ddp").settled()
     try:
-        images, why = images_in(open_source(recipe.data)), None
+        images, why = task.images(), None
     except DataError as error:
         images, why = None, str(error)
-    first = measured[1]
+    if is_dataclass(task.recipe) and hasattr(task.recipe, "skip_above"):
+        task.recipe = replace(task.recipe, skip_above=None)  # spikes are told by numbers, and there are none
+    devices = [n for n in (1, 8) if batch_size % (n * task.accumulate) == 0]
+    measured = {n: _counted(task, batch_size // n) for n in devices}
+    first, shape = measured[1], task.latent_shape
     return Plan(
-        recipe.name,
+        task.recipe.name,
         first.parameters,
-        recipe.tokenizer.tokens,
-        recipe.tokenizer.latent_dim,
-        recipe.batch_size,
-        recipe.steps,
+        shape and shape[0],
+        shape and shape[1],
+        batch_size,
+        task.steps,
         first.flops,
         first.fixed,
         {n: counted.peak for n, counted in measured.items()},
@@ -79,47 +80,46 @@ class _Count:
     checkpoint: int
 
 
-def _counted(recipe: TokenizerRecipe, options: RunOptions) -> _Count:
-    size, count = recipe.tokenizer.image_size, recipe.batch_size
+def _counted(task: Task, rows: int) -> _Count:
     memory, flops = Memory(), FlopCounterMode(display=False)
     with without_contents():
-        frozen = Frozen.untrained(recipe)
-        parts = new_parts(recipe, frozen, options, started=False)
-        judge_optimizer = None if recipe.adversarial is None else recipe.adversarial.optimizer
-        ema = new_parts(recipe, frozen, options, started=False)[0]  # copying such tensors corrupts memory
-        state = TrainState.of(*parts, recipe.optimizer, judge_optimizer, ema=ema)
-        state.step = max((s.start for s in recipe.schedules.values()), default=0)  # when every term counts
-        batch = Batch(
-            torch.zeros(count, 3, size, size), torch.zeros(count, dtype=torch.long), [""] * count, [0] * count, {}
-        )
-        step = make_step(recipe, options.precision, frozen)
-        step(state, batch)  # makes the optimizers' averages
-        held = [*_tensors(state), *(t for net in vars(frozen).values() if net for t in net.state_dict().values())]
-        fixed = sum(t.untyped_storage().nbytes() for t in held)
-        fixed += sum(p.numel() * p.element_size() for p in state.trained.parameters() if p.requires_grad)
+        players = task.build(weights=False)
+        for player in players.values():
+            player.place(None)
+        batch = task.example(rows)
+        _step(task, players, batch)  # makes the optimizers' averages
+        saved = [t for p in players.values() if not p.is_frozen for part in p.tensors().values() for t in part.values()]
+        frozen = [t for p in players.values() if p.is_frozen for t in p.module.state_dict().values()]
+        fixed = sum(t.untyped_storage().nbytes() for t in [*saved, *frozen])
+        trained = [p for player in players.values() if not player.is_frozen for p in player.module.parameters()]
+        fixed += sum(p.numel() * p.element_size() for p in trained if p.requires_grad)
         with memory:
-            memory.hold([*held, batch.images])
-            step(state, batch)
+            memory.hold([*saved, *frozen, *(t for t in vars(batch).values() if isinstance(t, Tensor))])
+            _step(task, players, batch)
         with flops:
-            step(state, batch)
-        checkpoint = sum(t.numel() * t.element_size() for t in _tensors(state))
-        parameters = _parameters(state, frozen)
+            _step(task, players, batch)
+        checkpoint = sum(t.numel() * t.element_size() for t in saved)
+        parameters = _parameters(task, players)
     return _Count(parameters, flops.get_total_flops(), fixed, memory.peak, checkpoint)
 
 
-def _tensors(state: TrainState) -> list[Tensor]:
-    """What is saved: weights, EMA and optimizers' averages."""
-    return [t for part in state.tensors().values() for t in part.values()]
+def _step(task: Task, players: Players, batch: Any) -> None:
+    try:
+        task.step(players, batch)
+    except DataDependentOutputException as error:
+        raise ConfigError(f"recipe {task.recipe.name} cannot be planned: its step depends on numbers.") from error
 
 
-def _parameters(state: TrainState, frozen: Frozen) -> dict[str, int]:
-    found: dict[str, nn.Module | None] = {
-        "tokenizer": state.model,
-        "projector": state.heads,
-        "discriminator": state.judge,
-        **{f"{name} (frozen)": network for name, network in vars(frozen).items()},
-    }
-    counts = {name: sum(p.numel() for p in net.parameters()) for name, net in found.items() if net is not None}
+def _parameters(task: Task, players: Players) -> dict[str, int]:
+    """Return how many parameters each network has, by what it is called."""
+    found: dict[str, nn.Module] = {}
+    for name, player in players.items():
+        if player.is_frozen:
+            found[f"{name} (frozen)"] = player.module
+        else:
+            for own, module in player.module.named_children():
+                found[task.kind if own == "model" else own] = module
+    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in found.items()}
     return {name: count for name, count in counts.items() if count}
 
 
@@ -127,7 +127,8 @@ def show_plan(plan: Plan) -> str:
     """The plan for people."""
     lines = [f"{plan.recipe}: {plan.steps:,} steps of {plan.batch_size} images; nothing was started."]
     rows = [(f"parameters, {name}", f"{count / 1e6:,.1f} M") for name, count in plan.parameters.items()]
-    rows.append(("tokens an image", f"{plan.tokens} of {plan.latent_dim} numbers"))
+    if plan.tokens is not None:
+        rows.append(("tokens an image", f"{plan.tokens} of {plan.latent_dim} numbers"))
     rows.append(("operations a step", f"{plan.flops / 1e12:,.2f} TFLOP"))
     rows.append(("memory that the batch does not change", _bytes(plan.fixed)))
     for devices, memory in plan.memory.items():

@@ -1,85 +1,138 @@
-"""What every run has, of a tokenizer or a generator: where and how it runs, and that a resumed one is the same."""
+"""The one training run, of a tokenizer, a generator or a task of one's own: resumed, lengthened, saved.
 
-import hashlib
+train(TokenizerTask(recipe), RunOptions(Path("runs/mine")))
+"""
+
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from softvq import config as configs
 from softvq import distributed, files
-from softvq.data.sources import Source
-from softvq.data.stream import ShardStream
-from softvq.errors import Notice
-from softvq.runtime import Precision
+from softvq.data.order import check_batch
+from softvq.errors import ConfigError, Notice
 from softvq.saving import UNFINISHED
-from softvq.training.loop import Intervals
+from softvq.training.logs import Log
+from softvq.training.loop import fit
+from softvq.training.options import RunOptions
 from softvq.training.state import Checkpoints, TrainState, check_same_run
+from softvq.training.task import Hook, Task
+
+RUN = "run.json"  # in a run's folder: which run it is
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """What does not change a run's result (but for the precision): where it runs and what it writes."""
+def train(task: Task, options: RunOptions | str | Path, *, hooks: Sequence[Hook] = ()) -> Path:
+    """Run a task to its end, from its last checkpoint where `options.out` holds one; return the model's folder.
 
-    out: Path
-    device: torch.device
-    precision: Precision = "float32"
-    workers: int = 2
-    pretrained: Mapping[str, Path] = field(default_factory=dict)  # local files of pretrained ViTs, by name
-    parallel: distributed.Parallel = "ddp"  # with several processes: a copy of the model each, or a share (FSDP2)
-    most_bad: float = 0.1  # the share of all images that may be unreadable before the run stops
-    recompute: bool = False  # blocks keep less for the backward pass: less memory, more time
-    compile: bool = False  # torch.compile; rounds differently
-    command: str | None = None  # what to store as the model's command; None: the recipe's
-    intervals: Intervals = field(default_factory=Intervals)
-    wandb: str | None = None  # the project to log to at Weights & Biases
+    `options`: or the folder alone. `hooks`: more than the task has. A run that is there and is to have more steps than
+    it had goes on from its last checkpoint: its warm-up is as it was, the learning rate from there on that of a run of
+    the new length. `ConfigError` says what does not fit, before the work begins; `TrainingError` what stopped it."""
+    options = (options if isinstance(options, RunOptions) else RunOptions(Path(options))).settled()
+    checkpoints = Checkpoints(options.out / "checkpoints")
+    task.options, task.resumes = options, bool(checkpoints.all())
+    check_batch(task.recipe.batch_size, task.accumulate)
+    description = task.describe()
+    before, task.lengthened = _compared(options.out, description, task.steps)
+    players = task.build()
+    state = TrainState(players)
+    content = task.content(players)
+    try:
+        for player in players.values():
+            player.place(options.device, options.parallel)
+    except (ValueError, RuntimeError, OverflowError) as error:
+        raise ConfigError(f"recipe {task.recipe.name}: {str(error).strip().splitlines()[0]}") from error
+    if options.compile:
+        players["model"].module.compile()
+    description = {**description, "steps": task.steps}
+    found = _open(options.out, description, checkpoints, state, content)
+    log = Log(options.out, state.step, task.steps, options.wandb, description)
+    task.say = log.say
+    try:
+        if before != task.steps and state.step:
+            _lengthen(task, before, description, state, log)
+        return _run(task, checkpoints, state, found, log, hooks)
+    finally:
+        log.close()
 
 
-def images_in(source: Source | ShardStream) -> int:
-    """How many images there are; of a stream, about how many."""
-    return source.about() if isinstance(source, ShardStream) else len(source.names)
+def _run(
+    task: Task,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    found: Mapping[str, Any],
+    log: Log,
+    hooks: Sequence[Hook],
+) -> Path:
+    options = task.options
+    fit(
+        state,
+        task.steps,
+        task.batches(state.step),
+        task.step,
+        device=options.device,
+        checkpoints=checkpoints,
+        log=log,
+        bad=dict(found.get("bad_files", {})),
+        most_bad=options.most_bad * task.images(),
+        intervals=options.intervals,
+        hooks=[*task.hooks(state.players), *hooks],
+    )
+    model = task.finish(state.players)
+    if distributed.rank() == 0:
+        model.save_pretrained(options.out / "model")
+    distributed.barrier()
+    return options.out / "model"
 
 
-def fingerprints(files: Mapping[str, Path]) -> dict[str, str]:
-    """The beginning of each file's SHA-256, by the network's name."""
-    found = {}
-    for name, path in files.items():
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(2**24):
-                digest.update(block)
-        found[name] = digest.hexdigest()[:16]
-    return found
+def _compared(out: Path, description: Mapping[str, Any], steps: int) -> tuple[int, list[dict[str, int]]]:
+    """Compare with the run that is there, if there is one; return how many steps it was to have, and the times that it
+    was lengthened before. `ConfigError` when it is another, or a longer one."""
+    if not (out / RUN).exists():
+        return steps, []
+    old = files.read_json(out / RUN)
+    lengthened, before = old.pop("lengthened", []), old.pop("steps", steps)
+    check_same_run(out, old, description)
+    if steps < before:
+        raise ConfigError(
+            f"{out} holds a run of {before:,} steps: it can get more, but not fewer ({steps:,}); use another folder.",
+            setting="steps",
+        )
+    return before, lengthened
 
 
-def open_run(
+def _open(
     out: Path, description: dict[str, Any], checkpoints: Checkpoints, state: TrainState, content: dict[str, Any]
 ) -> dict[str, Any]:
-    """Start a run in `out`, or load the last checkpoint of the one that is there; gives the checkpoint's `state.json`.
+    """Start a run in `out`, or load the last checkpoint of the one that is there; return that checkpoint's
+    `state.json`.
 
     `content`: what says of which model the checkpoints hold the weights (see `saving`), kept in `model.json`.
 
-    `ConfigError` when `out` holds another run, or a finished model without the checkpoints that could say so.
+    `ConfigError` when `out` holds a finished model without the checkpoints that could say whose.
     """
-    if (out / "run.json").exists():
-        check_same_run(out / "run.json", description)
     if (out / UNFINISHED).exists():
         before = files.read_json(out / UNFINISHED).get("about", {}).get("plugins", {})
         if before != content["about"].get("plugins", {}):
-            warnings.warn(f"the plugins have changed since the run in {out} began.", Notice, stacklevel=3)
+            warnings.warn(f"the plugins have changed since the run in {out} began.", Notice, stacklevel=4)
     if checkpoints.all():
-        if distributed.rank() == 0 and not (out / UNFINISHED).exists():  # a run of an earlier version
-            files.write_json(out / UNFINISHED, content)
         return checkpoints.load(state)
     if (out / "model").exists():
-        raise configs.ConfigError(
-            f"{out} holds a finished model and no checkpoints; use another folder.", setting="out"
-        )
+        raise ConfigError(f"{out} holds a finished model and no checkpoints; use another folder.", setting="out")
     distributed.barrier()  # all have looked
     if distributed.rank() == 0:
         files.write_json(out / UNFINISHED, content)
-        files.write_json(out / "run.json", description)
+        files.write_json(out / RUN, description)
     return {}
+
+
+def _lengthen(task: Task, before: int, description: dict[str, Any], state: TrainState, log: Log) -> None:
+    """Note, once, that a run gets more steps than it had; `task.lengthened` says so to the model."""
+    out = task.options.out
+    task.lengthened = [*task.lengthened, {"at_step": state.step, "from": before, "to": task.steps}]
+    if distributed.rank() == 0:
+        files.write_json(out / UNFINISHED, task.content(state.players))
+        files.write_json(out / RUN, {**description, "lengthened": task.lengthened})
+    log.event(state.step, {"lengthened_from": before, "lengthened_to": task.steps})
+    log.say(
+        f"lengthened at step {state.step}: from {before} to {task.steps} steps, its learning rate anew from here on"
+    )

@@ -1,8 +1,10 @@
-"""Training a tokenizer: what a run starts from, the run, and the latent statistics."""
+"""Training a tokenizer: its players, a step of Eq. 7, and the latent statistics that it ends with."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import copy
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +14,250 @@ from torch import Tensor, nn
 
 from softvq import config as configs
 from softvq import distributed
-from softvq.data.loader import Batch, Order, listing, open_source, ordered_batches, training_batches
-from softvq.data.sources import Source, identity
-from softvq.data.stream import ShardStream
+from softvq.config import lookup
+from softvq.data.loader import Batch, ordered_batches, training_batches
+from softvq.data.opening import listing, open_source
+from softvq.data.order import Order
+from softvq.data.sources import Source
 from softvq.errors import ModelError
-from softvq.losses.adversarial import LeCAM
+from softvq.evaluation.reconstruction import Features
+from softvq.files import checksum
 from softvq.losses.alignment import Projector
-from softvq.losses.total import total
-from softvq.pretrained.vit import describe, load
+from softvq.losses.total import total, weights_at
+from softvq.pretrained.inception import Inception
+from softvq.pretrained.lpips import LPIPS
+from softvq.pretrained.named import PERCEPTUAL, TEACHERS, check_used
+from softvq.pretrained.vit import Readouts, describe, load, untrained
 from softvq.quantizers.base import check_quantized
-from softvq.saving import recorded_plugins
 from softvq.tokenizer import Tokenizer
+from softvq.training.hooks import SHOWN, Validation, reconstruction_hook
 from softvq.training.initialise import check_encoder, encoder_start, local_start, model_start
-from softvq.training.logs import Log
-from softvq.training.loop import Hook, fit
+from softvq.training.player import Player
 from softvq.training.recipe import TokenizerRecipe
-from softvq.training.run import RunOptions, fingerprints, images_in, open_run
-from softvq.training.state import Checkpoints, TrainState
-from softvq.training.step import Frozen, make_step
+from softvq.training.state import Players
+from softvq.training.step import (
+    Discriminating,
+    Tokenizing,
+    add_share,
+    balance,
+    discriminator_loss,
+    parts_of,
+    tokenizer_terms,
+)
+from softvq.training.task import Hook, Task
 
 STATISTICS_IMAGES = 10_000  # enough for a standard error of 0.1 % at 64 tokens an image
+
+
+class TokenizerTask(Task):
+    """A tokenizer's training run; with `trains` "decoder" in its recipe, the phase in which the decoder trains alone.
+
+    `data` and `val`: images instead of those that the recipe names: all that `data.open_source` takes, such as a torch
+    `Dataset`. `networks`: frozen networks of one's own, `teacher`, `perceptual` or `readouts`, instead of those that
+    the recipe names. `rfid`: a feature network to measure rFID with when validating."""
+
+    kind = "tokenizer"
+
+    def __init__(
+        self,
+        recipe: TokenizerRecipe,
+        data: Any = None,
+        val: Any = None,
+        *,
+        networks: Mapping[str, nn.Module] | None = None,
+        rfid: str | None = None,
+    ):
+        if data is not None:
+            recipe = replace(recipe, data=_named(data), val=None if val is None else _named(val))
+        elif val is not None:
+            recipe = replace(recipe, val=_named(val))
+        super().__init__(recipe)
+        self._data, self._val = data, val
+        self.networks, self.rfid = networks or {}, rfid
+        self._inception: Features | None = None
+        if rfid is not None and self.recipe.val is None:
+            raise configs.ConfigError("rFID needs validation images; name some.", setting="val")
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        return self.recipe.tokenizer.tokens, self.recipe.tokenizer.latent_dim
+
+    @cached_property
+    def source(self) -> Source:
+        """The training images."""
+        return open_source(self.recipe.data if self._data is None else self._data)
+
+    @cached_property
+    def held_out(self) -> Source | None:
+        """The validation images, None where there are none."""
+        val = self.recipe.val if self._val is None else self._val
+        return None if val is None else listing(val)
+
+    def _validation(self, players: Players) -> Validation | None:
+        """The validation images and what measures them besides pixels."""
+        if self.held_out is None:
+            return None
+        perceptual = players["perceptual"].module if "perceptual" in players else None
+        if self.rfid is not None and self._inception is None:
+            file = self.options.pretrained.get(self.rfid)
+            network = Inception.load(self.rfid, file).to(self.options.device)
+            self._inception = lambda images: {"pool": network(images)}
+        is_lpips = isinstance(perceptual, LPIPS)
+        return Validation(self.held_out, self.recipe.val, perceptual if is_lpips else None, self._inception)
+
+    def build(self, weights: bool = True) -> Players:
+        recipe, options = self.recipe, self.options
+        is_adaptive = recipe.adversarial is not None and recipe.adversarial.adaptive
+        if options.is_sharded and (is_adaptive or not recipe.optimizer.sharded):
+            raise configs.ConfigError(
+                f"recipe {recipe.name}: optimizers like Muon, and the adaptive weight, need parallel 'ddp': they work "
+                "on whole matrices.",
+                setting="parallel",
+            )
+        frozen = frozen_networks(recipe, options.pretrained, weights, self.networks) | dict(self.networks)
+        model = new_tokenizer(recipe, options.pretrained, started=weights and not self.resumes)
+        # Copying tensors without contents corrupts memory.
+        average = copy.deepcopy(model) if weights else new_tokenizer(recipe, started=False)
+        with _as_config_error(recipe), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            projector = None
+            if (aligned := recipe.alignment) is not None:
+                projector = Projector(recipe.tokenizer.latent_dim, aligned.hidden, frozen["teacher"].width)
+            rival = None if recipe.adversarial is None else Discriminating(recipe, frozen.get("readouts"))
+        for side in (model.encoder, model.decoder):
+            side.vit.recompute = options.recompute
+        if recipe.trains == "decoder":
+            model.requires_grad_(False)
+            for part in (model.from_quantizer, model.decoder):
+                part.requires_grad_(True)
+        players = {"model": Player(Tokenizing(model, projector), recipe.optimizer, average=average, followed=model)}
+        if rival is not None:
+            players["discriminator"] = Player(rival, recipe.adversarial.optimizer)
+        return players | {name: Player(network) for name, network in frozen.items()}
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        recipe = self.recipe
+        return training_batches(
+            self.source,
+            size=recipe.tokenizer.image_size,
+            batch_size=recipe.batch_size,
+            augment=recipe.augment,
+            seed=recipe.seed,
+            start_step=start,
+            workers=self.options.workers,
+            parts=recipe.accumulate,
+        )
+
+    def step(self, players: Players, batch: Batch) -> dict[str, Tensor]:
+        recipe, precision, model = self.recipe, self.options.precision, players["model"]
+        weights = weights_at(batch.step, recipe.weights, recipe.schedules)
+        # Before its start the discriminator does not train either.
+        discriminator = players["discriminator"] if weights.get("adversarial", 0) > 0 else None
+        values: dict[str, Tensor] = {}
+        fakes: list[Tensor] = []
+        rate = model.set_rate(batch.step, recipe.steps)
+        model.module.train()
+        with nullcontext() if "discriminator" not in players else players["discriminator"].frozen():
+            for part, last in parts_of(batch, recipe.accumulate):
+                with nullcontext() if last else model.unsynchronised():
+                    terms, images, statistics = tokenizer_terms(
+                        players, recipe, precision, part, discriminator is not None
+                    )
+                    if discriminator is not None and recipe.adversarial.adaptive:
+                        terms["adversarial"] = terms["adversarial"] * balance(players, terms, weights)
+                    (total(terms, weights) / recipe.accumulate).backward()
+                fakes.append(images)
+                add_share(values, {**{f"loss/{k}": v for k, v in terms.items()}, **statistics}, recipe.accumulate)
+        values["loss/total"] = total({k: values[f"loss/{k}"] for k in terms}, weights)
+        norm, spike = model.update(recipe.skip_above)
+        values["optimizer/gradient_norm"] = norm
+        if recipe.skip_above is not None:
+            values["optimizer/tokenizer_skipped"] = torch.tensor(float(spike))
+        model.update_average(recipe.ema_decay, batch.step, recipe.ema_warmup)
+        if discriminator is not None:
+            values |= self._discriminate(players, batch, fakes, weights)
+        return {
+            **{name: value.detach() for name, value in values.items()},
+            **{f"weight/{name}": torch.tensor(weight) for name, weight in weights.items()},
+            "optimizer/lr": torch.tensor(rate),
+        }
+
+    def _discriminate(
+        self, players: Players, batch: Batch, fakes: list[Tensor], weights: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        """The discriminator's step, on the images that the tokenizer has just made."""
+        recipe, discriminator = self.recipe, players["discriminator"]
+        values: dict[str, Tensor] = {}
+        discriminator.set_rate(batch.step, recipe.steps)
+        for (part, last), images in zip(parts_of(batch, recipe.accumulate), fakes, strict=True):
+            with nullcontext() if last else discriminator.unsynchronised():
+                loss, found = discriminator_loss(players, recipe, self.options.precision, part, images, weights)
+                (loss / recipe.accumulate).backward()
+            add_share(values, found, recipe.accumulate)
+        values["optimizer/discriminator_gradient_norm"], spike = discriminator.update(recipe.skip_above)
+        if recipe.skip_above is not None:
+            values["optimizer/discriminator_skipped"] = torch.tensor(float(spike))
+        return values
+
+    def finish(self, players: Players) -> Tokenizer:
+        """Return the average's weights as a tokenizer, its latent statistics fitted where its encoder was trained."""
+        recipe, options = self.recipe, self.options
+        tokenizer = Tokenizer(recipe.tokenizer)
+        average = players["model"].average
+        tokenizer.load_state_dict({name: distributed.whole(t).cpu() for name, t in average.state_dict().items()})
+        tokenizer.to(options.device).eval()
+        if recipe.trains == "all":  # else the latents, and so their statistics, are what they were
+            self.say("fitting the latent statistics")
+            batches = statistics_batches(
+                self.source.listing(STATISTICS_IMAGES),
+                recipe.tokenizer.image_size,
+                STATISTICS_IMAGES,
+                recipe.batch_size,
+            )
+            mean, std = fit_statistics(tokenizer, (batch.images for batch in batches))
+            if (constant := std == 0).any():
+                self.say(
+                    f"{int(constant.sum())} of {len(std)} latent channels never change: the latents have collapsed"
+                )
+            tokenizer.set_statistics(mean, torch.where(constant, 1.0, std))
+        tokenizer.about = self.about()
+        if (validation := self._validation(players)) is not None:
+            tokenizer.about |= validation.figures(tokenizer)
+        return tokenizer
+
+    def describe(self) -> dict[str, Any]:
+        check_used(self.options.pretrained, [*self.recipe.networks, *([self.rfid] if self.rfid else [])])
+        self.held_out  # noqa: B018 - what is missing is said first
+        left_out = ("about", "published", "steps")
+        choices = {key: value for key, value in configs.to_dict(self.recipe).items() if key not in left_out}
+        return {
+            "recipe": choices,
+            "precision": self.options.precision,
+            "compile": self.options.compile,
+            "images": self.source.identity,
+            "pretrained": self._pretrained(),
+        }
+
+    def about(self) -> dict[str, Any]:
+        return {**super().about(), **({"pretrained_files": self._pretrained()} if self._pretrained() else {})}
+
+    def _pretrained(self) -> dict[str, str]:
+        """The checksums of the files of networks that the result depends on."""
+        return {name: checksum(path) for name, path in self.options.pretrained.items() if name != self.rfid}
+
+    def images(self) -> int:
+        return len(self.source)
+
+    def hooks(self, players: Players) -> list[Hook]:
+        shown = self.source.listing(SHOWN) if self.held_out is None else self.held_out
+        size = self.recipe.tokenizer.image_size
+        return [reconstruction_hook(shown, size, self._validation(players), self.options)]
+
+    def example(self, rows: int) -> Batch:
+        size = self.recipe.tokenizer.image_size
+        start = max((schedule.start for schedule in self.recipe.schedules.values()), default=0)
+        labels = torch.zeros(rows, dtype=torch.long)
+        return Batch(torch.zeros(rows, 3, size, size), labels, [""] * rows, [0] * rows, {}, start)
 
 
 def new_tokenizer(
@@ -43,7 +269,7 @@ def new_tokenizer(
     fit each other (weights of other loss terms than it has, an encoder that is no such ViT) is a `ConfigError`.
     """
     name, config = recipe.encoder_weights, recipe.tokenizer
-    try:
+    with _as_config_error(recipe):
         if name is not None and not recipe.starts_from_model:
             known = replace(describe(name).architecture, patch_size=config.encoder.patch_size)
             check_encoder(config.encoder, known, name)
@@ -75,164 +301,52 @@ def new_tokenizer(
         if recipe.adversarial is not None:
             terms["adversarial"] = torch.zeros(())
         total(terms, recipe.weights)
-    except ModelError:  # already a sentence, about the pretrained weights
-        raise
-    except (ValueError, RuntimeError, OverflowError) as error:  # torch on sizes that no memory holds
-        raise _unfit(recipe, error) from error
     return tokenizer
 
 
-def _unfit(recipe: TokenizerRecipe, error: Exception) -> configs.ConfigError:
-    return configs.ConfigError(f"recipe {recipe.name}: {str(error).strip().splitlines()[0]}")
+def frozen_networks(
+    recipe: TokenizerRecipe, files: Mapping[str, Path], weights: bool = True, given: Collection[str] = ()
+) -> dict[str, nn.Module]:
+    """Return the networks that a step of the recipe uses and nothing changes, but for those that are `given`: `teacher`
+    (images → features), `perceptual` ((images, targets) → a distance each), `readouts` (images → what the discriminator
+    reads). From local `files` by name, else from the hub; without `weights` of the same shapes alone."""
+    config, found = recipe.tokenizer, {}
+    size, patch = config.image_size, config.encoder.patch_size
+    if recipe.alignment is not None and "teacher" not in given:
+        name = recipe.alignment.teacher
+        found["teacher"] = lookup(TEACHERS, name, "teacher").make(size, patch, files.get(name), weights)
+    if (name := recipe.perceptual) is not None and "perceptual" not in given:
+        found["perceptual"] = lookup(PERCEPTUAL, name, "perceptual network").make(files.get(name), weights)
+    dino = None if recipe.adversarial is None else recipe.adversarial.discriminator
+    if dino is not None and dino.backbone is not None and "readouts" not in given:
+        if weights:
+            found["readouts"] = Readouts.load(dino.backbone, dino.image_size, dino.after, files.get(dino.backbone))
+        else:
+            vit = untrained(dino.backbone, dino.image_size, None)
+            found["readouts"] = Readouts(vit, describe(dino.backbone).statistics, dino.after)
+    return found
 
 
-def new_parts(
-    recipe: TokenizerRecipe, frozen: Frozen, options: RunOptions, *, started: bool = True
-) -> tuple[Tokenizer, nn.ModuleDict, nn.ModuleDict]:
-    """Tokenizer, projector and discriminator before the first step, each a function of the recipe alone."""
-    model = new_tokenizer(recipe, options.pretrained, started=started)
+@contextmanager
+def _as_config_error(recipe: TokenizerRecipe) -> Iterator[None]:
+    """A block in which the parts of a recipe are made: what does not fit together is a `ConfigError`."""
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            heads, judge = nn.ModuleDict(), nn.ModuleDict()
-            if (aligned := recipe.alignment) is not None:
-                heads["projector"] = Projector(recipe.tokenizer.latent_dim, aligned.hidden, frozen.teacher.width)
-            if recipe.adversarial is not None:
-                width = 0 if frozen.readouts is None else frozen.readouts.width
-                judge["discriminator"] = recipe.adversarial.discriminator.build(width)
-                judge["lecam"] = LeCAM()
-        for side in (model.encoder, model.decoder):
-            side.vit.recompute = options.recompute
-        if recipe.trains == "decoder":
-            model.requires_grad_(False)
-            for part in (model.from_quantizer, model.decoder):
-                part.requires_grad_(True)
-        return model, heads, judge
-    except (ValueError, RuntimeError, OverflowError) as error:
-        raise _unfit(recipe, error) from error
+        yield
+    except ModelError:  # already a sentence, about the pretrained weights
+        raise
+    except (ValueError, RuntimeError, OverflowError) as error:  # torch on sizes that no memory holds
+        raise configs.ConfigError(f"recipe {recipe.name}: {str(error).strip().splitlines()[0]}") from error
 
 
-def new_state(recipe: TokenizerRecipe, frozen: Frozen, options: RunOptions, *, started: bool = True) -> TrainState:
-    """The run before its first step, on its device."""
-    judge_optimizer = None if recipe.adversarial is None else recipe.adversarial.optimizer
-    unshardable = not recipe.optimizer.sharded or (recipe.adversarial and recipe.adversarial.adaptive)
-    if options.parallel == "fsdp" and distributed.world_size() > 1 and unshardable:
-        raise configs.ConfigError(
-            f"recipe {recipe.name}: optimizers like Muon, and the adaptive weight, need parallel 'ddp': they work on "
-            "whole matrices.",
-            setting="parallel",
-        )
-    parts = (part.to(options.device) for part in new_parts(recipe, frozen, options, started=started))
-    try:
-        state = TrainState.of(*parts, recipe.optimizer, judge_optimizer, options.parallel)
-    except (ValueError, RuntimeError, OverflowError) as error:
-        raise _unfit(recipe, error) from error
-    if options.compile:
-        state.trained.compile()
-    return state
-
-
-def train(
-    recipe: TokenizerRecipe,
-    options: RunOptions,
-    *,
-    frozen: Frozen | None = None,
-    hooks: Callable[[Path], list[Hook]] = lambda folder: [],
-    finish: Callable[[Tokenizer], dict[str, Any]] = lambda tokenizer: {},
-) -> Path:
-    """Run a recipe to its end, from its last checkpoint where `options.out` holds one; gives the model's folder.
-
-    `frozen`: networks of one's own for the perceptual and alignment terms, instead of those that the recipe names.
-
-    At the end the EMA weights become the model, its latent statistics are fitted (where its encoder was trained), and
-    `finish(tokenizer)` gives figures to store with it.
-    """
-    source = open_source(recipe.data)
-    frozen = frozen or Frozen.of(recipe, options.device, options.pretrained)
-    checkpoints = Checkpoints(options.out / "checkpoints")
-    state = new_state(recipe, frozen, options, started=not checkpoints.all())
-    description = describe_run(recipe, options, source)
-    state.model.about = about_of(recipe, options)
-    meta = open_run(options.out, description, checkpoints, state, state.model.content())
-    log = Log(options.out, state.step, recipe.steps, options.wandb, description)
-    try:
-        batches = training_batches(
-            source,
-            size=recipe.tokenizer.image_size,
-            batch_size=recipe.batch_size,
-            augment=recipe.augment,
-            seed=recipe.seed,
-            start_step=state.step,
-            workers=options.workers,
-        )
-        fit(
-            state,
-            recipe.steps,
-            (batch.to(options.device) for batch in batches),
-            make_step(recipe, options.precision, frozen),
-            checkpoints=checkpoints,
-            log=log,
-            bad=dict(meta.get("bad_files", {})),
-            most_bad=options.most_bad * images_in(source),
-            intervals=options.intervals,
-            hooks=hooks(options.out),
-        )
-        tokenizer = Tokenizer(recipe.tokenizer).to(options.device).eval()
-        tokenizer.load_state_dict({name: distributed.whole(t) for name, t in state.ema.state_dict().items()})
-        return _finish(tokenizer, recipe, options, finish, log)
-    finally:
-        log.close()
-
-
-def describe_run(recipe: TokenizerRecipe, options: RunOptions, source: Source | ShardStream) -> dict[str, Any]:
-    """What must be the same for a run to be resumed: the recipe's choices, the precision, the images, and the files
-    of pretrained networks that were given."""
-    choices = {key: value for key, value in configs.to_dict(recipe).items() if key not in ("about", "published")}
-    return {
-        "recipe": choices,
-        "precision": options.precision,
-        "compile": options.compile,
-        "images": identity(source),
-        "pretrained": fingerprints(options.pretrained),
-    }
-
-
-def about_of(recipe: TokenizerRecipe, options: RunOptions) -> dict[str, Any]:
-    """Return what is stored with the model of how it was made."""
-    return {
-        "recipe": json.loads(json.dumps(configs.to_dict(recipe))),
-        "command": options.command or recipe.command,
-        "precision": options.precision,
-        **({"pretrained_files": fingerprints(options.pretrained)} if options.pretrained else {}),
-        **recorded_plugins(recipe),
-    }
-
-
-def _finish(
-    tokenizer: Tokenizer,
-    recipe: TokenizerRecipe,
-    options: RunOptions,
-    finish: Callable[[Tokenizer], dict[str, Any]],
-    log: Log,
-) -> Path:
-    if recipe.trains == "all":  # else the latents, and so their statistics, are what they were
-        log.say("fitting the latent statistics")
-        source, size = listing(recipe.data, STATISTICS_IMAGES), tokenizer.config.image_size
-        batches = statistics_batches(source, size, STATISTICS_IMAGES, recipe.batch_size)
-        mean, std = fit_statistics(tokenizer, (batch.images for batch in batches))
-        if (constant := std == 0).any():
-            log.say(f"{int(constant.sum())} of {len(std)} latent channels never change: the latents have collapsed")
-        tokenizer.set_statistics(mean, torch.where(constant, 1.0, std))
-    tokenizer.about = {**about_of(recipe, options), **finish(tokenizer)}
-    if distributed.rank() == 0:
-        tokenizer.save_pretrained(options.out / "model")
-    distributed.barrier()
-    return options.out / "model"
+def _named(data: Any) -> str:
+    """Return what a recipe calls images that are given."""
+    return str(data) if isinstance(data, str | Path) else str(open_source(data))
 
 
 def statistics_batches(source: Source, size: int, images: int, batch_size: int) -> Iterator[Batch]:
     """Up to `images` centre crops, spread at random (but always the same way) over the source."""
-    chosen = sorted(Order(len(source.names), seed=0)(0, min(images, len(source.names))))
+    count = len(source.names)
+    chosen = sorted(Order(count, seed=0).at(range(min(images, count))))
     return ordered_batches(source, size=size, batch_size=batch_size, chosen=chosen)
 
 

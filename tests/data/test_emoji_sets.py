@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from softvq.data.loader import open_source
-from softvq.data.sources import BUNDLED, EMOJI, TarFile, emoji_labels, identity, open_listed
+from softvq.data.opening import BUNDLED, emoji_labels, open_source
+from softvq.data.sources import EMOJI, TarFile
 
 COUNTS = {"emoji": 3094, "emoji-train": 2794, "emoji-dev": 300, "emoji-val": 280}
 TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
@@ -15,7 +15,7 @@ TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 
 @pytest.fixture(scope="module")
 def sets() -> dict[str, TarFile]:
-    return {name: open_listed(name) for name in COUNTS}
+    return {name: open_source(name) for name in COUNTS}
 
 
 def toneless(name: str) -> str:
@@ -98,13 +98,13 @@ def test_no_emoji_is_on_both_sides_in_another_skin_tone(sets, of):
 
 
 def test_a_run_on_one_part_is_not_resumed_on_another(sets):
-    told = [identity(open_source(name)) for name in COUNTS]
+    told = [open_source(name).identity for name in COUNTS]
     assert all(told.count(one) == 1 for one in told)
 
 
 def test_workers_get_them_by_pickle(sets):
     for name in ("emoji-train", "emoji-dev"):
-        fresh = open_listed(name)  # before and after the names were listed
+        fresh = open_source(name)  # before and after the names were listed
         for source in (fresh, sets[name]):
             copy = pickle.loads(pickle.dumps(source))
             assert copy == source

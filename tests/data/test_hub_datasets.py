@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from softvq.data.images import Augment
-from softvq.data.loader import open_source, ordered_batches, training_batches
+from softvq.data.loader import ordered_batches, training_batches
+from softvq.data.opening import open_source
 from softvq.errors import DataError
 from tests.data.test_shards import encoded
 

@@ -12,18 +12,33 @@ from PIL import Image
 from softvq import distributed
 from softvq.cli.main import main
 from softvq.data import latents as latents_module
-from softvq.data.encode import Encoding, encode
 from softvq.data.latents import Latents
 from softvq.data.sources import Folder
+from softvq.encoding import encode
 from softvq.errors import DataError
+from softvq.layers import ViTConfig
+from softvq.quantizers.gaussian import AEConfig
+from softvq.tokenizer import Tokenizer, TokenizerConfig
 
 TOKENS, CHANNELS = 4, 3
 
 
-def latents_of(images: torch.Tensor) -> torch.Tensor:
-    """Which image, and whether it is mirrored, can be read off: the left half's and the right half's mean."""
-    sides = torch.stack([images[..., :8].mean((1, 2, 3)), images[..., 8:].mean((1, 2, 3))], 1)
-    return torch.cat([sides, torch.ones(len(images), TOKENS * CHANNELS - 2)], 1).view(-1, TOKENS, CHANNELS)
+class Sides(Tokenizer):
+    """Which image, and whether it is mirrored, can be read off its latents: the left half's and the right half's mean.
+    `print` is its fingerprint."""
+
+    def __init__(self, print: str = "f"):
+        vit = ViTConfig(width=8, depth=1, heads=1, patch_size=8)
+        super().__init__(TokenizerConfig(16, TOKENS, CHANNELS, vit, vit, AEConfig()))
+        self.name, self.print = "t", print
+
+    @property
+    def latent_fingerprint(self) -> str:
+        return self.print
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        sides = torch.stack([images[..., :8].mean((1, 2, 3)), images[..., 8:].mean((1, 2, 3))], 1)
+        return torch.cat([sides, torch.ones(len(images), TOKENS * CHANNELS - 2)], 1).view(-1, TOKENS, CHANNELS)
 
 
 @pytest.fixture
@@ -37,11 +52,12 @@ def source(tmp_path: Path) -> Folder:
     return Folder(tmp_path / "images")
 
 
-def made(source: Folder, out: Path, **changes) -> Latents:
-    settings = {"tokenizer": "t", "fingerprint": "f", "source": "images", "size": 16, "shard": 4, "mirrored": True}
-    encoding = Encoding(tokens=TOKENS, channels=CHANNELS, **{**settings, **changes})
-    encode(latents_of, source, out, encoding, batch_size=3, workers=0)
-    return Latents(out)
+def made(images, out: Path, tokenizer: Tokenizer | None = None, **changes) -> Latents:
+    settings = {"shard": 4, "batch_size": 3, "workers": 0, "progress": False} | changes
+    index = encode(tokenizer or Sides(), images, out, **settings)
+    cache = Latents(out)
+    assert index == cache.index
+    return cache
 
 
 def expected(name: str, mirror: int) -> list[float]:
@@ -95,6 +111,27 @@ def test_two_ranks_read_what_one_does(source: Folder, tmp_path: Path, monkeypatc
     assert torch.equal(torch.cat(halves), whole)
 
 
+def test_each_part_of_a_batch_is_the_same_for_any_number_of_ranks(
+    source: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cache = made(source, tmp_path / "latents")
+    whole = next(cache.batches(8, seed=0, start_step=3, parts=2))
+    assert torch.equal(whole.latents, next(cache.batches(8, seed=0, start_step=3)).latents)
+    assert whole.step == 3
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(next(cache.batches(8, seed=0, start_step=3, parts=2)))
+    for part in range(2):
+        mine, expected = slice(2 * part, 2 * part + 2), whole.part(slice(4 * part, 4 * part + 4))
+        assert torch.equal(torch.cat([share.part(mine).latents for share in shares]), expected.latents)
+        assert [name for share in shares for name in share.part(mine).names] == expected.names
+    with pytest.raises(DataError, match=r"batch_size 6 .* 2 processes × 2 parts .* a multiple of 4") as error:
+        next(cache.batches(6, seed=0, parts=2))
+    assert error.value.setting == "batch_size"
+
+
 def test_a_stopped_encoding_goes_on_with_the_missing_shards(source: Folder, tmp_path: Path):
     out = tmp_path / "latents"
     whole = made(source, out)
@@ -110,12 +147,13 @@ def test_a_stopped_encoding_goes_on_with_the_missing_shards(source: Folder, tmp_
 
 
 def test_other_latents_are_not_mixed_in(source: Folder, tmp_path: Path):
-    made(source, tmp_path / "latents")
+    images, out = str(source.root), tmp_path / "latents"
+    made(images, out)
     with pytest.raises(DataError, match=r"another fingerprint \('f' there, 'g' now\)"):
-        made(source, tmp_path / "latents", fingerprint="g")
-    (tmp_path / "images" / "cat" / "more.png").write_bytes((tmp_path / "images" / "cat" / "1.png").read_bytes())
+        made(images, out, Sides("g"))
+    (source.root / "cat" / "more.png").write_bytes((source.root / "cat" / "1.png").read_bytes())
     with pytest.raises(DataError, match="another identity"):
-        made(Folder(tmp_path / "images"), tmp_path / "latents")
+        made(images, out)
 
 
 def test_bad_images_are_left_out_and_named(source: Folder, tmp_path: Path):

@@ -14,7 +14,8 @@ from PIL import Image
 
 from softvq import distributed
 from softvq.data.images import Augment, fit, open_image, to_tensor
-from softvq.data.loader import Batch, NoneReadable, Order, ordered_batches, training_batches
+from softvq.data.loader import Batch, NoneReadable, ordered_batches, training_batches
+from softvq.data.order import Order
 from softvq.data.sources import Folder
 from softvq.errors import DataError
 from softvq.randomness import Stream, rng
@@ -59,7 +60,7 @@ def assert_same(batch: Batch, other: Batch) -> None:
 @given(length=lengths, seed=seeds, epoch=st.integers(0, 5))
 def test_every_epoch_is_a_permutation(length, seed, epoch):
     order = Order(length, seed)
-    assert sorted(order(epoch * length, (epoch + 1) * length)) == list(range(length))
+    assert sorted(order.at(range(epoch * length, (epoch + 1) * length))) == list(range(length))
 
 
 @few
@@ -67,13 +68,14 @@ def test_every_epoch_is_a_permutation(length, seed, epoch):
 def test_the_order_can_be_cut_anywhere(length, seed, cuts):
     a, b, c = cuts
     order = Order(length, seed)
-    assert order(a, c) == order(a, b) + order(b, c)
-    assert len(order(a, c)) == c - a
-    assert order(a, c) == order(0, c)[a:]
+    whole = order.at(range(a, c))
+    assert whole == order.at(range(a, b)) + order.at(range(b, c))
+    assert len(whole) == c - a
+    assert whole == order.at(range(c))[a:]
 
 
 def test_epochs_and_seeds_differ():
-    orders = {tuple(Order(50, seed)(epoch * 50, (epoch + 1) * 50)) for seed in range(4) for epoch in range(4)}
+    orders = {tuple(Order(50, seed).at(range(epoch * 50, (epoch + 1) * 50))) for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16
     assert tuple(range(50)) not in orders
 
@@ -106,7 +108,9 @@ def test_batches_are_what_they_say(source):
         assert batch.images.dtype == torch.float32
         assert batch.images.shape == (4, 3, SIZE, SIZE)
         assert batch.images.abs().max() <= 1
-        for i, (position, index) in enumerate(zip(batch.positions, order(4 * step, 4 * step + 4), strict=True)):
+        for i, (position, index) in enumerate(
+            zip(batch.positions, order.at(range(4 * step, 4 * step + 4)), strict=True)
+        ):
             assert batch.names[i] == source.names[index]
             assert batch.labels[i] == source.labels[index]
             view = augment(open_image(source.read(index)), SIZE, rng(5, Stream.AUGMENT, position))
@@ -154,6 +158,39 @@ def test_a_batch_that_cannot_be_shared_is_a_sentence_with_both_numbers(source, m
         first(1, source)
 
 
+def test_each_part_of_a_batch_is_the_same_for_any_number_of_ranks(source, monkeypatch):
+    """So that gradients that are gathered over parts are the same sums."""
+    whole = first(2, source, batch_size=8)
+    for batch, expected in zip(first(2, source, batch_size=8, parts=2), whole, strict=True):
+        assert_same(batch, expected)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(first(2, source, batch_size=8, parts=2))
+    for step, expected in enumerate(whole):
+        for part in range(2):
+            mine = [share[step].part(slice(2 * part, 2 * part + 2)) for share in shares]
+            wanted = expected.part(slice(4 * part, 4 * part + 4))
+            assert torch.equal(torch.cat([one.images for one in mine]), wanted.images)
+            assert torch.equal(torch.cat([one.labels for one in mine]), wanted.labels)
+            assert [position for one in mine for position in one.positions] == wanted.positions
+            assert {one.step for one in mine} == {wanted.step} == {step}
+
+
+def test_a_batch_that_cannot_be_shared_among_parts_says_what_can(source):
+    with pytest.raises(
+        DataError, match=r"batch_size 4 .* 1 process × 3 parts \(accumulate\); take a multiple of 3"
+    ) as e:
+        first(1, source, parts=3)
+    assert e.value.setting == "batch_size"
+
+
+def test_batches_say_which_step_they_are_for(source):
+    assert [batch.step for batch in first(3, source)] == [0, 1, 2]
+    assert [batch.step for batch in first(3, source, start_step=5, workers=1)] == [5, 6, 7]
+
+
 def test_batches_move_whole(source):
     batch = first(1, source)[0]
     moved = batch.to(torch.device("meta"))
@@ -171,7 +208,7 @@ def test_a_bad_file_is_replaced_and_named(tmp_path, workers):
     batches, order = first(7, source, workers=workers), Order(IMAGES, 5)
     replacement = source.names[source.names.index(bad) + 1]
     for step, batch in enumerate(batches):
-        asked = [source.names[i] for i in order(4 * step, 4 * step + 4)]
+        asked = [source.names[i] for i in order.at(range(4 * step, 4 * step + 4))]
         assert batch.names == [replacement if name == bad else name for name in asked]
         assert batch.labels.tolist() == [source.labels[source.names.index(name)] for name in batch.names]
         assert batch.images.shape == (4, 3, SIZE, SIZE)

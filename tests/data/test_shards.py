@@ -11,7 +11,8 @@ from PIL import Image
 
 from softvq.data.images import Augment
 from softvq.data.loader import training_batches
-from softvq.data.sources import Shards, expand, open_listed
+from softvq.data.opening import expand, open_source
+from softvq.data.sources import Shards
 from softvq.errors import DataError
 
 
@@ -46,7 +47,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def test_every_image_is_read_in_place_with_its_class(shards: Path):
-    source = open_listed(str(shards / "train-{00..02}.tar"))
+    source = open_source(str(shards / "train-{00..02}.tar"))
     assert isinstance(source, Shards)
     assert len(source.names) == len(source.labels) == 12
     assert source.names[5] == "train-01.tar/000005.png"
@@ -60,7 +61,7 @@ def test_every_image_is_read_in_place_with_its_class(shards: Path):
 
 def test_without_cls_files_folders_are_classes(tmp_path: Path):
     write(tmp_path / "a.tar", {"dog/1.png": encoded(1), "cat/2.png": encoded(2)})
-    source = open_listed(str(tmp_path / "a.tar"))
+    source = open_source(str(tmp_path / "a.tar"))
     assert source.classes == ["cat", "dog"]
     assert source.labels == [1, 0]
 
@@ -75,23 +76,23 @@ def test_patterns(shards: Path):
 
 def test_what_is_missing_or_damaged_is_a_sentence(shards: Path, tmp_path: Path):
     with pytest.raises(DataError, match=r"there is no file '.*train-03\.tar'"):
-        open_listed(str(shards / "train-{00..03}.tar"))
+        open_source(str(shards / "train-{00..03}.tar"))
     with pytest.raises(DataError, match="no file matches"):
-        open_listed(str(shards / "val-*.tar"))
+        open_source(str(shards / "val-*.tar"))
     write(tmp_path / "empty.tar", {"readme.txt": b"nothing"})
     with pytest.raises(DataError, match="hold no images"):
-        _ = open_listed(str(tmp_path / "empty.tar")).names
+        _ = open_source(str(tmp_path / "empty.tar")).names
     (tmp_path / "text.tar").write_text("no tar at all" * 100)
     with pytest.raises(DataError, match=r"text\.tar is not a tar file"):
-        _ = open_listed(str(tmp_path / "text.tar")).names
+        _ = open_source(str(tmp_path / "text.tar")).names
     whole = (shards / "train-00.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: whole.index(b"000003.png") + 600])
     with pytest.raises(DataError, match=r"cut\.tar is (cut off inside 000003\.png|not a tar file)"):
-        _ = open_listed(str(tmp_path / "cut.tar")).names
+        _ = open_source(str(tmp_path / "cut.tar")).names
 
 
 def test_training_goes_through_all_shards_in_an_order_that_resumes(shards: Path):
-    source = open_listed(str(shards / "*.tar"))
+    source = open_source(str(shards / "*.tar"))
 
     def names(start: int, steps: int, workers: int = 0) -> list[list[str]]:
         batches = training_batches(

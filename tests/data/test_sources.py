@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from softvq.data.sources import EMOJI, Folder, TarFile, emoji_labels, open_listed
+from softvq.data.opening import emoji_labels, open_source
+from softvq.data.sources import EMOJI, Folder, TarFile
 from softvq.errors import DataError
 from tests.data.test_shards import encoded, write
 
@@ -90,7 +91,7 @@ def test_a_link_back_to_the_folder_lists_no_image_twice(tmp_path):
 def test_a_missing_or_empty_folder_is_a_sentence_that_names_it(tmp_path):
     lay(tmp_path / "texts", "notes.txt", "sub/.hidden.png")
     for path, what in ((tmp_path / "none", "no folder"), (tmp_path / "texts", "no images")):
-        for make in (Folder, lambda p: open_listed(str(p))):
+        for make in (Folder, lambda p: open_source(str(p))):
             with pytest.raises(DataError, match=what) as error:
                 make(path)
             assert str(path) in str(error.value)
@@ -107,7 +108,7 @@ def test_a_file_is_no_folder(tmp_path):
 def test_open_source_takes_a_path_and_knows_home(tmp_path, monkeypatch):
     lay(tmp_path, "photos/a.png")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert open_listed("~/photos").names == open_listed(str(tmp_path / "photos")).names == ["a.png"]
+    assert open_source("~/photos").names == open_source(str(tmp_path / "photos")).names == ["a.png"]
 
 
 # The bundled emoji
@@ -116,7 +117,7 @@ def test_open_source_takes_a_path_and_knows_home(tmp_path, monkeypatch):
 @pytest.mark.parametrize("data", BUNDLED)
 def test_the_bundled_emoji_are_what_the_tar_holds(data):
     split, count = BUNDLED[data]
-    source = open_listed(data)
+    source = open_source(data)
     assert len(source.names) == count
     assert source.names == sorted(set(source.names))
     with tarfile.open(EMOJI / f"{split}.tar") as tar:
@@ -126,15 +127,15 @@ def test_the_bundled_emoji_are_what_the_tar_holds(data):
 
 @pytest.mark.parametrize("data", BUNDLED)
 def test_the_bundled_emoji_have_nine_classes(data):
-    source = open_listed(data)
+    source = open_source(data)
     assert len(source.classes) == 9
-    assert source.classes == open_listed("emoji").classes  # the same numbers mean the same classes in both splits
+    assert source.classes == open_source("emoji").classes  # the same numbers mean the same classes in both splits
     assert [source.classes[label] for label in source.labels] == [name.split("/")[0] for name in source.names]
 
 
 @pytest.mark.parametrize("data", BUNDLED)
 def test_the_bundled_emoji_are_readable_pictures(data):
-    source = open_listed(data)
+    source = open_source(data)
     for index in range(0, len(source.names), 97):
         with Image.open(io.BytesIO(source.read(index))) as image:
             assert (image.size, image.mode) == ((256, 256), "RGB")
@@ -144,7 +145,7 @@ def test_labels_match_names_classes_and_splits():
     labels = emoji_labels()
     listed = {}
     for data, (split, _) in BUNDLED.items():
-        for name in open_listed(data).names:
+        for name in open_source(data).names:
             group, file = name.split("/")
             listed[file.removesuffix(".webp")] = (group, split)
     as_class = {key: value["group"].lower().replace(" & ", "-") for key, value in labels.items()}
@@ -163,7 +164,7 @@ def test_no_emoji_is_in_both_splits_in_another_skin_tone():
 
 
 def test_no_picture_is_in_both_splits():
-    train, val = (open_listed(data) for data in BUNDLED)
+    train, val = (open_source(data) for data in BUNDLED)
     seen = {train.read(i) for i in range(len(train.names))}
     assert not any(val.read(i) in seen for i in range(len(val.names)))
 
@@ -188,6 +189,6 @@ def test_sources_are_picklable(tmp_path, kind, warm):
 def test_large_class_numbers_are_names(tmp_path: Path):
     """A date in a `.cls` file is no reason for twenty million classes."""
     write(tmp_path / "a.tar", {"0.png": encoded(0), "0.cls": b"20231101", "1.png": encoded(1), "1.cls": b"7"})
-    source = open_listed(str(tmp_path / "a.tar"))
+    source = open_source(str(tmp_path / "a.tar"))
     assert source.classes == ["20231101", "7"]
     assert source.labels == [0, 1]

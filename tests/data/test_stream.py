@@ -14,7 +14,8 @@ import pytest
 from softvq import distributed
 from softvq.data import stream as streams
 from softvq.data.images import Augment
-from softvq.data.loader import listing, open_source, training_batches
+from softvq.data.loader import training_batches
+from softvq.data.opening import listing, open_source
 from softvq.data.stream import ShardCache, ShardStream, StreamOrder
 from softvq.errors import DataError
 from tests.data.test_shards import encoded, write
@@ -143,8 +144,10 @@ def test_the_cache_stays_below_its_limit(shards: Path, monkeypatch: pytest.Monke
     order = ShardStream(open_source(address(shards)).urls, cache).order(1, seed=3)
     found = []
     for position in range(40):
-        name, _, read = order.find(position, 0)
-        assert read()[:4] == b"\x89PNG"
+        name, read = order.find(position, 0)
+        image, label = read()
+        assert (image.size, image.mode) == ((24, 20), "RGB")
+        assert label == int(name[0])
         found.append([name])
         assert held(cache.folder) <= cache.limit
     assert found == expected

@@ -9,9 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from softvq.cli.representing import CodebookCounts
 from softvq.errors import MetricError
-from softvq.evaluation.latent_space import change, channel_statistics, codebook_scores, nearest_cosines, umap
+from softvq.evaluation.latent_space import (
+    CodebookCounts,
+    change,
+    channel_statistics,
+    codebook_scores,
+    nearest_cosines,
+    umap,
+)
 from softvq.layers import ViTConfig
 from softvq.quantizers.compose import ProductConfig, ResidualConfig
 from softvq.quantizers.gaussian import AEConfig, KLConfig

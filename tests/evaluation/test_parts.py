@@ -14,11 +14,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from softvq.evaluation import generation, parts
+from softvq.evaluation import generation, parts, references
 from softvq.evaluation.distribution import kernel_distance
 from softvq.evaluation.frechet import frechet_distance, moments_of
-from softvq.evaluation.generation import Reference, chosen, generation_scores, moments, spread
-from softvq.evaluation.parts import Part, Parts
+from softvq.evaluation.generation import generation_scores, spread
+from softvq.evaluation.parts import Part, Parts, moments
+from softvq.evaluation.references import Reference, chosen
 
 N, COUNTS = 103, (103, 1, 2, 7, 20)  # of images; parts of 10 divide neither the one nor most of the others
 WEIGHT = torch.from_numpy(np.random.default_rng(5).standard_normal((6, 4))).float()
@@ -249,7 +250,7 @@ def test_precision_takes_a_fixed_choice_of_the_reference_and_fid_all_of_it(tmp_p
     assert len(some) == 100
     assert max(some) > 900  # of all, not the first
     assert some == chosen(1000, 100)
-    monkeypatch.setattr(generation, "chosen", lambda count: chosen(count, 20))
+    monkeypatch.setattr(references, "chosen", lambda count: chosen(count, 20))
     reference = Reference.of_parts(filled(tmp_path, table(1)))
     assert torch.equal(reference.features, table(1)["pool"][chosen(N, 20)])
     assert reference.pool.count == N

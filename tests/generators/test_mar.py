@@ -13,6 +13,7 @@ from softvq import files, hub
 from softvq.errors import ConfigError, ModelError
 from softvq.generators.base import Generator, Noise, Sampling
 from softvq.generators.mar import MARConfig, MARNetworkConfig, truncated_normal
+from softvq.layers import Dropout
 from tests.generators.models import draws_of, made
 
 NETWORK = MARNetworkConfig.named("tiny", tokens=8, channels=3, classes=5)
@@ -55,7 +56,7 @@ def test_as_many_tokens_are_hidden_as_the_ratio_says_in_an_order_of_each_samples
 def test_what_is_drawn_is_a_function_of_each_samples_generator_but_for_the_ratio():
     model = made(CONFIG)
     together, alone = draws_of(model, 0, 1, 2), draws_of(model, 2)
-    for name in ("drop", "time", "order", "noise"):
+    for name in ("drop", "time", "order", "noise", "seed"):
         assert torch.equal(together[name][2:], alone[name]), name
         assert not torch.equal(together[name][0], together[name][1]), name
     assert together["noise"].shape == (3, 4, 8, 3)
@@ -67,28 +68,28 @@ def test_what_is_drawn_is_a_function_of_each_samples_generator_but_for_the_ratio
 # ---- Who sees what
 
 
-def some_masked(*hidden: int) -> Tensor:
-    masked = torch.zeros(1, 8, dtype=torch.bool)
-    masked[0, list(hidden)] = True
-    return masked
+def all_but(*hidden: int) -> Tensor:
+    """The numbers of the tokens that are visible where these are hidden."""
+    return torch.tensor([[token for token in range(8) if token not in hidden]], dtype=torch.long)
 
 
 @torch.no_grad()
 def test_masked_tokens_never_reach_the_network_and_visible_ones_do():
     model = made(CONFIG)
-    masked = some_masked(1, 3, 4, 6, 7)
+    hidden = (1, 3, 4, 6, 7)
+    visible = all_but(*hidden)
     x = LATENTS[:1].clone()
-    said = model.places(x, masked, LABELS[:1])
+    said = model.places(x, visible, LABELS[:1])
     for token in range(8):
         other = x.clone()
         other[0, token] += 1
-        again = model.places(other, masked, LABELS[:1])
-        if masked[0, token]:
+        again = model.places(other, visible, LABELS[:1])
+        if token in hidden:
             assert torch.equal(again, said)
         else:
             assert (again - said).abs().amax(-1).min() > 1e-5  # at every place
-    unknown = torch.where(masked[..., None], torch.nan, x)
-    assert torch.equal(model.places(unknown, masked, LABELS[:1]), said)
+    x[:, list(hidden)] = torch.nan
+    assert torch.equal(model.places(x, visible, LABELS[:1]), said)
 
 
 @torch.no_grad()
@@ -96,31 +97,31 @@ def test_the_encoder_is_given_the_buffer_and_the_visible_tokens_alone():
     model, shapes = made(CONFIG), []
     for block in (model.encoder[0], model.decoder[0]):
         block.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[1]))
-    model.places(LATENTS[:1], some_masked(1, 3, 4, 6, 7), LABELS[:1])
+    model.places(LATENTS[:1], all_but(1, 3, 4, 6, 7), LABELS[:1])
     assert shapes == [4 + 3, 4 + 8]
     shapes.clear()
-    model.places(LATENTS[:1], some_masked(*range(8)), LABELS[:1])  # nothing but the class
+    model.places(LATENTS[:1], all_but(*range(8)), LABELS[:1])  # nothing but the class
     assert shapes == [4, 4 + 8]
 
 
 @torch.no_grad()
 def test_places_depend_on_the_class_and_on_where_a_token_stands():
     model = made(CONFIG)
-    masked = some_masked(1, 3, 4, 6, 7).expand(2, -1)
-    said = model.places(LATENTS[:1].expand(2, -1, -1), masked, torch.tensor([0, 5]))
+    visible = all_but(1, 3, 4, 6, 7).expand(2, -1)
+    said = model.places(LATENTS[:1].expand(2, -1, -1), visible, torch.tensor([0, 5]))
     assert (said[0] - said[1]).abs().amax(-1).min() > 1e-5
     assert len(said[0].unique(dim=0)) == 8
     swapped = LATENTS[:1, [2, 1, 0, *range(3, 8)]]
-    assert (model.places(swapped, masked[:1], LABELS[:1])[0, 1] - said[0, 1]).abs().max() > 1e-5
+    assert (model.places(swapped, visible[:1], LABELS[:1])[0, 1] - said[0, 1]).abs().max() > 1e-5
 
 
 @torch.no_grad()
 def test_each_sample_of_a_batch_has_its_own_mask():
     model = made(CONFIG)
-    masked = torch.cat([some_masked(0, 1, 2, 3, 4, 5), some_masked(2, 3, 4, 5, 6, 7)])
-    together = model.places(LATENTS[:2], masked, LABELS[:2])
+    visible = torch.cat([all_but(0, 1, 2, 3, 4, 5), all_but(2, 3, 4, 5, 6, 7)])
+    together = model.places(LATENTS[:2], visible, LABELS[:2])
     for i in range(2):
-        alone = model.places(LATENTS[i : i + 1], masked[i : i + 1], LABELS[i : i + 1])
+        alone = model.places(LATENTS[i : i + 1], visible[i : i + 1], LABELS[i : i + 1])
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-5, atol=1e-5)
 
 
@@ -146,7 +147,7 @@ def test_the_loss_is_the_heads_at_the_masked_tokens_averaged_over_them_and_the_r
     count = int(draws["masked"])
     for i in range(2):
         hidden = draws["order"][i, :count].tolist()
-        z = model.places(LATENTS[i : i + 1], some_masked(*hidden), LABELS[i : i + 1])[0]
+        z = model.places(LATENTS[i : i + 1], all_but(*hidden), LABELS[i : i + 1])[0]
         mse, bound = [], []
         for token in hidden:
             for repeat in range(2):
@@ -174,21 +175,50 @@ def test_the_loss_counts_no_visible_token():
         assert torch.equal(again, loss) != matters
 
 
-def test_dropout_of_activations_is_a_function_of_the_seed_and_leaves_torchs_generator_alone():
+def test_dropout_of_activations_is_a_function_of_each_samples_seed_and_leaves_torchs_generator_alone():
     model = made(CONFIG).train()
     draws = draws_of(model, 0, 1)
 
-    def loss(seed: int) -> Tensor:
-        return model.loss(LATENTS[:2], LABELS[:2], draws | {"seed": torch.tensor([seed])})["loss"].detach()
+    def loss(*seeds: int) -> Tensor:
+        return model.loss(LATENTS[:2], LABELS[:2], draws | {"seed": torch.tensor(seeds)})["loss"].detach()
 
     state = torch.get_rng_state()
-    first = loss(3)
+    first = loss(3, 5)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(123)
-    assert torch.equal(loss(3), first)
-    assert not torch.equal(loss(4), first)
+    assert torch.equal(loss(3, 5), first)
+    other = loss(4, 5)
+    assert other[0] != first[0]
+    assert other[1] == first[1]
     model.eval()
-    assert torch.equal(loss(3), loss(4))
+    assert torch.equal(loss(3, 5), loss(4, 6))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_dropout_drops_its_share_and_neighbouring_seeds_layers_and_places_agree_no_more_than_by_chance(share: float):
+    layers = [Dropout(share).train() for _ in range(2)]
+    for number, layer in enumerate(layers):
+        layer.layer, layer.seeds = number, torch.tensor([7, 8, 2**31 - 1])
+    x = torch.ones(3, 100, 100)
+    kept = torch.stack([layer(x) for layer in layers])
+    assert set(kept.unique().tolist()) == {0.0, x[0, 0, 0].div(1 - share).item()}
+    masks = (kept > 0).double().flatten(2).flatten(0, 1)  # of two layers and three seeds
+    chance = 4.5 / math.sqrt(10_000)
+    assert ((masks.mean(1) - (1 - share)).abs() < chance * math.sqrt(share * (1 - share))).all()
+    shifted = torch.stack([mask.roll(1) for mask in masks])
+    correlations = torch.corrcoef(torch.cat([masks, shifted]))
+    assert (correlations - torch.eye(12)).abs().max() < chance
+
+
+@pytest.mark.parametrize("share", [0.1, 0.7])
+def test_dropout_of_activations_is_the_same_in_any_batch(share: float):
+    model = made(MARConfig(NETWORK, hidden_dropout=share)).train()
+    together = model.loss(LATENTS, LABELS, draws_of(model, 0, 1, 2, 3))["loss"].detach()
+    for i in range(4):
+        alone = model.loss(LATENTS[i : i + 1], LABELS[i : i + 1], draws_of(model, i))["loss"].detach()
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-6)
+    still = model.eval().loss(LATENTS, LABELS, draws_of(model, 0, 1, 2, 3))["loss"].detach()
+    assert (still - together).abs().min() > 1e-4
 
 
 def test_labels_are_dropped_before_the_network_sees_them():

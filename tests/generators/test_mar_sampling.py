@@ -31,10 +31,10 @@ def test_unmasking_follows_the_cosine_where_it_can():
 
 
 def recording(model: MAR, monkeypatch) -> tuple[list[Tensor], list[Tensor]]:
-    """The masks that the network was given, and the tokens that were then made."""
+    """The visible tokens that the network was given, and those that were then made; both as masks."""
     masks, chosen = [], []
     places, tokens = model.places, model._tokens
-    monkeypatch.setattr(model, "places", lambda x, m, y: masks.append(m.clone()) or places(x, m, y))
+    monkeypatch.setattr(model, "places", lambda x, v, y: masks.append(as_mask(v)) or places(x, v, y))
     monkeypatch.setattr(
         model,
         "_tokens",
@@ -43,17 +43,22 @@ def recording(model: MAR, monkeypatch) -> tuple[list[Tensor], list[Tensor]]:
     return masks, chosen
 
 
+def as_mask(visible: Tensor) -> Tensor:
+    assert (visible.diff(dim=1) > 0).all()  # each once, rising
+    return torch.zeros(len(visible), 8, dtype=torch.bool).scatter(1, visible, True)
+
+
 @pytest.mark.parametrize("steps", [1, 3, 8, 20])
 def test_each_token_is_made_exactly_once_and_stays(steps, monkeypatch):
     model = made(CONFIG)
-    masks, chosen = recording(model, monkeypatch)
+    visible, chosen = recording(model, monkeypatch)
     found = model.sample(LABELS[:3], Noise(0, range(3), (8, 3)), Sampling("mar", steps))
     assert found.shape == (3, 8, 3)
     assert len(chosen) == min(steps, 8)
     assert torch.equal(torch.stack(chosen).sum(0), torch.ones(3, 8, dtype=torch.long))
     done = torch.zeros(3, 8, dtype=torch.bool)
-    for mask, now in zip(masks, chosen, strict=True):
-        assert torch.equal(mask, ~done)  # what is not made yet, and only that, is hidden
+    for seen, now in zip(visible, chosen, strict=True):
+        assert torch.equal(seen, done)  # what is not made yet, and only that, is hidden
         assert not (now & done).any()
         assert len(now.sum(1).unique()) == 1
         done |= now
@@ -64,10 +69,10 @@ def test_each_token_is_made_exactly_once_and_stays(steps, monkeypatch):
 def test_tokens_that_were_made_are_what_the_next_step_sees(monkeypatch):
     model, seen = made(CONFIG), []
     places = model.places
-    monkeypatch.setattr(model, "places", lambda x, m, y: seen.append((x.clone(), m.clone())) or places(x, m, y))
+    monkeypatch.setattr(model, "places", lambda x, v, y: seen.append((x.clone(), as_mask(v))) or places(x, v, y))
     found = model.sample(LABELS[:2], Noise(0, range(2), (8, 3)), Sampling("mar", 4))
-    for x, masked in seen:
-        assert torch.equal(x[~masked], found[~masked])
+    for x, visible in seen:
+        assert torch.equal(x[visible], found[visible])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -89,7 +94,7 @@ def test_an_image_is_the_same_in_any_batch_and_a_function_of_its_seed(dtype):
 def test_guidance_grows_from_the_first_tokens_to_the_last_and_1_costs_nothing(monkeypatch):
     model, labels, scales = made(CONFIG), [], []
     places, tokens = model.places, model._tokens
-    monkeypatch.setattr(model, "places", lambda x, m, y: labels.append(y.tolist()) or places(x, m, y))
+    monkeypatch.setattr(model, "places", lambda x, v, y: labels.append(y.tolist()) or places(x, v, y))
     monkeypatch.setattr(
         model, "_tokens", lambda z, other, scale, *rest: scales.append(scale) or tokens(z, other, scale, *rest)
     )

@@ -15,7 +15,7 @@ from softvq.pretrained import lite
 from softvq.pretrained.features import FeatureNetwork
 from softvq.pretrained.lite import Lite, LitePerceptual, LiteTeacher
 from softvq.training.recipe import AlignmentConfig
-from softvq.training.step import Frozen
+from softvq.training.tokenizer import frozen_networks
 from tests.pretrained.test_features import pictures
 from tests.training.test_run import tiny_recipe
 
@@ -255,14 +255,15 @@ def test_a_recipe_has_them_by_name_and_downloads_nothing(name: str):
     terms = {"perceptual": name, "alignment": AlignmentConfig(name, hidden=8)}
     recipe = replace(tiny_recipe(), **terms)
     assert recipe.networks == []
-    frozen, planned = Frozen.of(recipe, torch.device("cpu")), Frozen.untrained(recipe)
+    frozen, planned = (frozen_networks(recipe, {}, weights) for weights in (True, False))
+    assert frozen.keys() == planned.keys() == {"teacher", "perceptual"}
     images = noise(0, 2, 16)
     expected = LiteTeacher(name, recipe.tokenizer.encoder.patch_size)(images)
-    assert torch.equal(frozen.teacher(images), expected)
-    assert frozen.teacher(images).shape == (2, 2 * 2, frozen.teacher.width)
-    assert torch.equal(frozen.perceptual(images, -images), LitePerceptual(name)(images, -images))
+    assert torch.equal(frozen["teacher"](images), expected)
+    assert frozen["teacher"](images).shape == (2, 2 * 2, frozen["teacher"].width)
+    assert torch.equal(frozen["perceptual"](images, -images), LitePerceptual(name)(images, -images))
     for kind in ("teacher", "perceptual"):
-        one, other = (getattr(networks, kind) for networks in (frozen, planned))
+        one, other = frozen[kind], planned[kind]
         assert type(one) is type(other)
         shapes = [{k: t.shape for k, t in net.state_dict().items()} for net in (one, other)]
         assert shapes[0] == shapes[1]

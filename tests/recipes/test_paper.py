@@ -17,9 +17,9 @@ from softvq.optim import AdamWConfig
 from softvq.quantizers.compose import ProductConfig
 from softvq.quantizers.soft import SoftVQConfig
 from softvq.recipes.all import RECIPES, find, twins
+from softvq.training.options import RunOptions
 from softvq.training.recipe import AdversarialConfig, TokenizerRecipe
-from softvq.training.step import Frozen, make_step
-from softvq.training.tokenizer import RunOptions, new_state, new_tokenizer
+from softvq.training.tokenizer import TokenizerTask, new_tokenizer
 
 PUBLISHED = {  # typed off the paper's tables once more, independently of the recipes
     "1": [0.89, 0.68, 0.74, 0.88, 0.65, 0.61],
@@ -143,23 +143,25 @@ def test_the_tiny_twin_trains(recipe: TokenizerRecipe):
     """Four steps on one batch with every term on: all is finite, pixels get better, every parameter moves."""
     twin = find(f"{recipe.name}-tiny")
     twin = replace(twin, optimizer=replace(twin.optimizer, warmup_steps=1, lr=1e-3))
-    frozen = Frozen.of(twin, CPU)
-    state = new_state(twin, frozen, RunOptions(Path("nowhere"), CPU))
-    assert isinstance(state.heads["projector"], Projector) if twin.alignment else not state.heads
-    players = {"trained": state.trained, "judge": state.judge}
+    task = TokenizerTask(twin)
+    task.options = RunOptions(Path("nowhere"), CPU, "float32").settled()
+    players = task.build()
+    for player in players.values():
+        player.place(CPU)
+    modules = {name: player.module for name, player in players.items() if not player.is_frozen}
+    assert modules.keys() == {"model", "discriminator"}
+    projector = modules["model"].projector
+    assert isinstance(projector, Projector) if twin.alignment else projector is None
     before = {
-        (who, name): p.detach().clone() for who, player in players.items() for name, p in player.named_parameters()
+        (who, name): p.detach().clone() for who, module in modules.items() for name, p in module.named_parameters()
     }
     images = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    batch = Batch(images, torch.zeros(2, dtype=torch.long), ["a", "b"], [0, 1], {})
-    step, values = make_step(twin, "float32", frozen), []
-    for _ in range(4):
-        values.append(step(state, batch))
-        state.step += 1
+    batch = Batch(images, torch.zeros(2, dtype=torch.long), ["a", "b"], [0, 1])
+    values = [task.step(players, replace(batch, step=step)) for step in range(4)]
     assert all(value.isfinite() for v in values for value in v.values())
     assert {key.removeprefix("loss/") for key in values[0] if key.startswith("loss/")} == {*twin.weights, "total"}
     assert values[-1]["loss/reconstruction"] < values[0]["loss/reconstruction"]
-    still = [who for who in before if torch.equal(dict(players[who[0]].named_parameters())[who[1]], before[who])]
+    still = [who for who in before if torch.equal(dict(modules[who[0]].named_parameters())[who[1]], before[who])]
     assert not still
     assert values[0]["loss/adversarial"] == 0 != values[-1]["loss/adversarial"]
 

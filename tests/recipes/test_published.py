@@ -2,8 +2,9 @@
 
 import pytest
 
+from softvq import published
+from softvq.published import GENERATION, PROBE, Row
 from softvq.recipes.all import GENERATORS, RECIPES
-from softvq.recipes.published import GENERATION, PROBE, Row
 
 OF_THE_PAPER = [recipe for recipe in GENERATORS.values() if recipe.published is not None]
 WITHOUT = [(name, row) for name, (row, _) in GENERATION.items()]
@@ -83,6 +84,8 @@ def test_tables_3_and_4_are_as_printed():
 
 def test_every_figure_is_of_a_recipe_of_the_paper_and_every_recipe_has_its_figure():
     assert {name for name, _ in GENERATION} == {recipe.name for recipe in OF_THE_PAPER}
+    assert published.GENERATORS.keys() == {recipe.name for recipe in OF_THE_PAPER}
+    assert published.TOKENIZERS.keys() == {recipe.name for recipe in RECIPES.values() if recipe.published is not None}
 
 
 @pytest.mark.parametrize("recipe", OF_THE_PAPER, ids=lambda recipe: recipe.name)

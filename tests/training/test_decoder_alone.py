@@ -21,13 +21,13 @@ from softvq.quantizers.compose import ProductConfig
 from softvq.quantizers.gaussian import KLConfig
 from softvq.quantizers.hard import VQConfig
 from softvq.quantizers.soft import SoftVQConfig
-from softvq.training import generator as generators
-from softvq.training.loop import Hook
+from softvq.training.generator import GeneratorRecipe, GeneratorTask
+from softvq.training.options import RunOptions
 from softvq.training.plan import plan
 from softvq.training.recipe import TokenizerRecipe
-from softvq.training.run import RunOptions
-from softvq.training.step import Frozen
-from softvq.training.tokenizer import new_state, new_tokenizer
+from softvq.training.run import train
+from softvq.training.task import Hook
+from softvq.training.tokenizer import TokenizerTask, new_tokenizer
 from tests.training.test_run import ALIGNED, CPU, pictures, run, tiny_recipe  # noqa: F401 (a fixture)
 
 VIT = ViTConfig(width=16, depth=1, heads=2, patch_size=8, layer_scale=None)
@@ -124,10 +124,12 @@ def test_a_refinement_may_be_new(pictures: Path, first: Path, tmp_path: Path):  
 
 
 def test_the_optimizers_hold_nothing_of_what_stays(pictures: Path, first: Path):  # noqa: F811
-    recipe = recipe_from(first, pictures)
-    state = new_state(recipe, Frozen(), RunOptions(Path("nowhere"), CPU))
-    trained = {id(p) for optimizer in state.optimizers for group in optimizer.param_groups for p in group["params"]}
-    model = state.model
+    task = TokenizerTask(recipe_from(first, pictures))
+    task.options = RunOptions(Path("nowhere"), CPU, "float32").settled()
+    player = task.build()["model"]
+    player.place(CPU)
+    trained = {id(p) for optimizer in player.optimizers for group in optimizer.param_groups for p in group["params"]}
+    model = player.followed
     expected = [*model.decoder.parameters(), *model.from_quantizer.parameters()]
     assert trained == {id(p) for p in expected}
     assert {id(p) for p in model.parameters() if p.requires_grad} == trained
@@ -144,7 +146,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pictures: Path, first: Path, 
             raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):
-        run(recipe, tmp_path / "cut", hooks=lambda folder: [Hook(1, stop)])
+        run(recipe, tmp_path / "cut", hooks=[Hook(1, stop)])
     (first / hub.WEIGHTS).unlink()
     resumed = run(recipe, tmp_path / "cut")
     assert (whole / hub.WEIGHTS).read_bytes() == (resumed / hub.WEIGHTS).read_bytes()
@@ -258,12 +260,13 @@ def test_a_generator_of_the_first_is_sampled_with_the_second(
     models = {name: Tokenizer.from_pretrained(folder) for name, folder in (("second", second), ("other", stranger))}
     assert models["second"].makes(Latents(latents).index.fingerprint)
     network = TransformerConfig(4, 4, 2, width=16, depth=1, heads=2)
-    recipe = generators.GeneratorRecipe(
+    recipe = GeneratorRecipe(
         "tiny", "for tests", SiTConfig(network), str(first), str(latents), batch_size=4, steps=2, ema_decay=0.9
     )
     with pytest.raises(ConfigError, match="were made with another tokenizer"):
-        generators.train(recipe, RunOptions(tmp_path / "other", CPU), tokenizer=models["other"])
-    generator = generators.train(recipe, RunOptions(tmp_path / "sit", CPU), tokenizer=models["second"])
+        train(GeneratorTask(recipe, tokenizer=models["other"]), RunOptions(tmp_path / "other", CPU, "float32"))
+    task = GeneratorTask(recipe, tokenizer=models["second"])
+    generator = train(task, RunOptions(tmp_path / "sit", CPU, "float32"))
     for name, tokenizer in (("own", []), ("second", ["--tokenizer", second])):
         arguments = ("--model", generator, "-n", 2, "--steps", 2, "--seed", 1, "--npz", tmp_path / f"{name}.npz")
         code, _, err = told(capsys, "sample", *arguments, *tokenizer)
@@ -284,8 +287,8 @@ def test_a_generator_of_the_first_is_sampled_with_the_second(
 def test_the_plan_counts_what_is_trained(pictures: Path, first: Path, tmp_path: Path):  # noqa: F811
     recipe = recipe_from(first, pictures, latent_noise=0.3)
     whole = replace(recipe, trains="all")
-    options = RunOptions(tmp_path / "none", CPU)
-    found, other = plan(recipe, options), plan(whole, options)
+    options = RunOptions(tmp_path / "none", CPU, "float32")
+    found, other = plan(TokenizerTask(recipe), options), plan(TokenizerTask(whole), options)
     model = new_tokenizer(recipe)
     counts = {
         decoding: sum(p.numel() for name, p in model.named_parameters() if name.startswith(DECODING) == decoding)
@@ -302,7 +305,8 @@ def test_the_plan_counts_what_is_trained(pictures: Path, first: Path, tmp_path: 
 
 def test_the_plan_counts_no_gradients_of_what_stays(pictures: Path, first: Path, tmp_path: Path):  # noqa: F811
     recipe = recipe_from(first, pictures)
-    found, other = (plan(r, RunOptions(tmp_path, CPU)) for r in (recipe, replace(recipe, trains="all")))
+    options = RunOptions(tmp_path, CPU, "float32")
+    found, other = (plan(TokenizerTask(r), options) for r in (recipe, replace(recipe, trains="all")))
     frozen = [p for name, p in new_tokenizer(recipe).named_parameters() if not name.startswith(DECODING)]
     averages = 4 * (2 * sum(p.numel() for p in frozen) + len(frozen))
     assert other.fixed - found.fixed == averages + 4 * sum(p.numel() for p in frozen)

@@ -10,7 +10,7 @@ import torch
 
 from softvq import files
 from softvq.cli.main import main
-from softvq.data.latents import LatentIndex, Latents
+from softvq.data.latents import LatentBatch, LatentIndex, Latents
 from softvq.errors import ConfigError
 from softvq.files import write_tensors
 from softvq.generators.base import Generator
@@ -24,9 +24,10 @@ from softvq.pipeline import Pipeline
 from softvq.quantizers.gaussian import AEConfig
 from softvq.recipes import all as recipes
 from softvq.tokenizer import Tokenizer, TokenizerConfig
-from softvq.training.generator import GeneratorRecipe, draws_of, new_generator, train, validation_loss
-from softvq.training.loop import Hook, Intervals
-from softvq.training.run import RunOptions
+from softvq.training.generator import GeneratorRecipe, GeneratorTask, draws_of, new_generator, validation_loss
+from softvq.training.options import Intervals, RunOptions
+from softvq.training.run import train
+from softvq.training.task import Hook
 
 T, C, CLASSES = 64, 16, 3
 NETWORK = TransformerConfig(T, C, CLASSES, width=16, depth=1, heads=2)
@@ -59,8 +60,9 @@ def recipe(kind: str, latents: Path, **changes) -> GeneratorRecipe:
     return replace(base, ema_decay=0.9, **changes)
 
 
-def run(chosen: GeneratorRecipe, out: Path, **more) -> Path:
-    return train(chosen, RunOptions(out, torch.device("cpu"), intervals=Intervals(1, 2)), **more)
+def run(chosen: GeneratorRecipe, out: Path, hooks=(), **of_task) -> Path:
+    options = RunOptions(out, torch.device("cpu"), "float32", intervals=Intervals(1, 2))
+    return train(GeneratorTask(chosen, **of_task), options, hooks=hooks)
 
 
 def same(a: Path, b: Path) -> bool:
@@ -78,7 +80,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_loads(kind: str, latents:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(chosen, tmp_path / "cut", hooks=lambda folder: [Hook(1, stop)])
+        run(chosen, tmp_path / "cut", hooks=[Hook(1, stop)])
     resumed = run(chosen, tmp_path / "cut")
     assert same(whole, resumed)
     generator = Generator.from_pretrained(whole)
@@ -110,8 +112,9 @@ def test_parts_of_a_batch_add_up(kind: str, latents: Path, tmp_path: Path):
 def test_random_numbers_belong_to_samples_not_to_batches(latents: Path):
     chosen = recipe("sit", latents)
     model = new_generator(chosen)
-    whole = draws_of(model, chosen, list(range(8)))
-    half = draws_of(model, chosen, list(range(4, 8)))
+    batch = LatentBatch(torch.zeros(8, T, C), torch.zeros(8, dtype=torch.long), [""] * 8, list(range(8)))
+    whole = draws_of(model, chosen, batch)
+    half = draws_of(model, chosen, batch.part(slice(4, 8)))
     for name, values in half.items():
         assert torch.equal(values, whole[name][4:])
 

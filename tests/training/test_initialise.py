@@ -82,9 +82,10 @@ def test_a_model_that_is_not_there(tmp_path: Path):
 
 
 def test_a_run_goes_on_from_a_model_and_resumes_without_it(model: Path, tmp_path: Path):
+    (pictures := tmp_path / "pictures").mkdir()  # the run draws some of its own
     for number in range(4):
-        Image.new("RGB", (20, 24), (60 * number, 0, 200)).save(tmp_path / f"{number}.png")
-    recipe = replace(recipe_from(model), data=str(tmp_path), steps=4)
+        Image.new("RGB", (20, 24), (60 * number, 0, 200)).save(pictures / f"{number}.png")
+    recipe = replace(recipe_from(model), data=str(pictures), steps=4)
     trained = run(recipe, tmp_path / "run", checkpoint=4)
     (model / "model.safetensors").unlink()
     (trained / "model.safetensors").unlink()

@@ -81,7 +81,7 @@ def test_killed_at_random_and_resumed_is_bitwise_the_uninterrupted_run(pictures:
         saved = max([0, *(int(path.name.split("-")[1]) for path in (cut / "checkpoints").glob("step-*"))])
         assert done - saved <= INTERVAL
     assert finish(command(pictures, cut, "--resume")).returncode == 0
-    for part in ("model", "ema", "optimizer"):
+    for part in ("model", "model-average", "model-optimizer"):
         assert newest(whole).name == newest(cut).name == f"step-{STEPS:07d}"
         files = [newest(out) / f"{part}.safetensors" for out in (whole, cut)]
         assert files[0].read_bytes() == files[1].read_bytes(), part

@@ -14,11 +14,12 @@ from softvq import Tokenizer, distributed, hub
 from softvq.data.loader import Batch
 from softvq.optim import AdamWConfig, MuonConfig
 from softvq.quantizers.gaussian import AEConfig, KLConfig
-from softvq.training.loop import Hook
+from softvq.training.options import RunOptions
 from softvq.training.recipe import TokenizerRecipe
-from softvq.training.state import TrainState, deviation
-from softvq.training.step import Frozen, disturbances, posterior_noise, tokenizer_terms
-from softvq.training.tokenizer import RunOptions, new_state, new_tokenizer
+from softvq.training.state import Players
+from softvq.training.step import deviation, disturbances, posterior_noise, tokenizer_terms
+from softvq.training.task import Hook
+from softvq.training.tokenizer import TokenizerTask, new_tokenizer
 from tests.training.test_run import ALIGNED, CPU, pictures, run, tiny_recipe  # noqa: F401 (a fixture)
 
 PLAIN = {"quantizer": AEConfig(), "weights": {"reconstruction": 1.0}}  # latents are what the encoder says
@@ -28,27 +29,32 @@ def batch_of(positions: list[int], size: int = 16) -> Batch:
     """Each image a function of its sample number."""
     images = [torch.rand(3, size, size, generator=torch.Generator().manual_seed(p)) * 2 - 1 for p in positions]
     labels = torch.zeros(len(images), dtype=torch.long)
-    return Batch(torch.stack(images), labels, [str(p) for p in positions], positions, {})
+    return Batch(torch.stack(images), labels, [str(p) for p in positions], positions)
 
 
-def state_of(recipe: TokenizerRecipe) -> tuple[TrainState, Frozen]:
-    frozen = Frozen.of(recipe, CPU)
-    return new_state(recipe, frozen, RunOptions(Path("nowhere"), CPU)), frozen
+def players_of(recipe: TokenizerRecipe) -> Players:
+    task = TokenizerTask(recipe)
+    task.options = RunOptions(Path("nowhere"), CPU, "float32").settled()
+    players = task.build()
+    for player in players.values():
+        player.place(CPU)
+    return players
 
 
 def passed(recipe: TokenizerRecipe, positions: list[int], scale: float = 1.0) -> dict[str, Tensor]:
     """What goes through a training step's forward pass: the quantizer's `latent`, the `decoder`'s and the `projector`'s
     inputs. `scale`: of the encoder's last layer."""
-    state, frozen = state_of(recipe)
+    players = players_of(recipe)
+    model, projector = players["model"].followed, players["model"].module.projector
     seen: dict[str, Tensor] = {}
     with torch.no_grad():
-        state.model.to_quantizer.weight *= scale
-    state.model.quantizer.register_forward_hook(lambda _, __, result: seen.update(latent=result.latent))
-    state.model.from_quantizer.register_forward_hook(lambda _, inputs, __: seen.update(decoder=inputs[0]))
-    if "projector" in state.heads:
-        state.heads["projector"].register_forward_hook(lambda _, inputs, __: seen.update(projector=inputs[0]))
-    state.model.train()
-    tokenizer_terms(state, recipe, "float32", frozen, batch_of(positions), False)
+        model.to_quantizer.weight *= scale
+    model.quantizer.register_forward_hook(lambda _, __, result: seen.update(latent=result.latent))
+    model.from_quantizer.register_forward_hook(lambda _, inputs, __: seen.update(decoder=inputs[0]))
+    if projector is not None:
+        projector.register_forward_hook(lambda _, inputs, __: seen.update(projector=inputs[0]))
+    model.train()
+    tokenizer_terms(players, recipe, "float32", batch_of(positions), False)
     return seen
 
 
@@ -97,10 +103,8 @@ def test_alignment_and_the_quantizers_own_losses_are_of_latents_without_noise():
     assert not torch.equal(seen["decoder"], seen["latent"])
     losses = []
     for noise in (0.0, 0.7):
-        state, frozen = state_of(replace(recipe, latent_noise=noise))
-        terms, *_ = tokenizer_terms(
-            state, replace(recipe, latent_noise=noise), "float32", frozen, batch_of([0, 1]), False
-        )
+        one = replace(recipe, latent_noise=noise)
+        terms, *_ = tokenizer_terms(players_of(one), one, "float32", batch_of([0, 1]), False)
         losses.append({name: value.item() for name, value in terms.items()})
     for name in ("kl", "alignment"):
         assert losses[0][name] == losses[1][name]
@@ -131,10 +135,10 @@ def test_the_gradient_goes_through_the_deviation_too():
 
 def test_the_encoder_gets_a_gradient_through_the_noise():
     recipe = tiny_recipe(latent_noise=0.7)
-    state, frozen = state_of(recipe)
-    terms, *_ = tokenizer_terms(state, recipe, "float32", frozen, batch_of([0, 1]), False)
+    players = players_of(recipe)
+    terms, *_ = tokenizer_terms(players, recipe, "float32", batch_of([0, 1]), False)
     terms["reconstruction"].backward()
-    assert all(p.grad.abs().sum() > 0 for p in state.model.encoder.vit.blocks.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in players["model"].followed.encoder.vit.blocks.parameters())
 
 
 # The noise itself
@@ -215,7 +219,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pictures: Path, tmp_path: Pat
             raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):
-        run(recipe, tmp_path / "cut", hooks=lambda folder: [Hook(1, stop)])
+        run(recipe, tmp_path / "cut", hooks=[Hook(1, stop)])
     resumed = run(recipe, tmp_path / "cut")
     assert (whole / hub.WEIGHTS).read_bytes() == (resumed / hub.WEIGHTS).read_bytes()
     other = run(replace(recipe, latent_noise=0.0), tmp_path / "other")
@@ -227,12 +231,12 @@ RANKED = tiny_recipe(latent_noise=0.7, **PLAIN)
 
 def answer(positions: list[int]) -> dict[str, Tensor]:
     """What the decoder gets of these samples, and the gradients of the whole batch's reconstruction."""
-    state, frozen = state_of(RANKED)
-    seen: list[Tensor] = []
-    state.model.from_quantizer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
-    terms, *_ = tokenizer_terms(state, RANKED, "float32", frozen, batch_of(positions), False)
+    players = players_of(RANKED)
+    model, seen = players["model"].followed, []
+    model.from_quantizer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    terms, *_ = tokenizer_terms(players, RANKED, "float32", batch_of(positions), False)
     terms["reconstruction"].backward()
-    gradients = {name: p.grad for name, p in state.model.named_parameters()}
+    gradients = {name: p.grad for name, p in model.named_parameters()}
     return {"decoder": torch.cat(distributed.gathered(seen[0].detach())), **gradients}
 
 

@@ -13,7 +13,7 @@ from softvq.losses.total import ScheduleConfig, total, weights_at
 from softvq.randomness import Stream
 from softvq.recipes.all import find
 from softvq.training import step as steps
-from softvq.training.step import looks, make_step, tokenizer_terms
+from softvq.training.step import augmentations, tokenizer_terms
 from tests.training.test_step import PATCHGAN, SIZE, Run, batch_of, recipe_of
 
 
@@ -58,24 +58,25 @@ def test_missing_and_extra_names_are_errors():
     for weights in ({"a": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 1.0, "c": 1.0}):
         with pytest.raises(ValueError, match=f"terms are a, b, but the weights name {', '.join(weights)};"):
             total(terms, weights)
-    run = Run(recipe_of())
-    for weights in ({"reconstruction": 1.0}, {**run.recipe.weights, "codebook": 1.0}):
+    run, recipe = Run(recipe_of()), recipe_of()
+    for weights in ({"reconstruction": 1.0}, {**recipe.weights, "codebook": 1.0}):
+        run.task.recipe = replace(recipe, weights=weights)
         with pytest.raises(ValueError, match="the loss terms are adversarial, alignment, kl, perceptual, recon"):
-            make_step(replace(run.recipe, weights=weights), "float32", run.frozen)(run.state, batch_of([0]))
+            run.step(batch_of([0]))
 
 
 @pytest.mark.parametrize("augment", [0.0, 1.0])
 def test_every_term_is_what_its_name_says(augment: float):
     run = Run(recipe_of(judged={"discriminator": PATCHGAN, "augment": augment}))
-    batch, net = batch_of([0, 1]), run.state.judge["discriminator"]
-    ((draws, _),) = looks(run.recipe, batch, (Stream.GENERATOR_FAKE,))
+    batch, net = batch_of([0, 1]), run.discriminating.discriminator
+    ((draws, _),) = augmentations(run.recipe, batch, (Stream.GENERATOR_FAKE,))
     with torch.no_grad():
-        terms, outputs, _ = tokenizer_terms(run.state, run.recipe, "float32", run.frozen, batch, True)
-        *_, projected = run.state.trained(batch.images, torch.zeros(2, 8, 4))
+        terms, outputs, _ = tokenizer_terms(run.players, run.recipe, "float32", batch, True)
+        *_, projected = run.tokenizing(batch.images, torch.zeros(2, 8, 4))
         expected = {
             "reconstruction": (outputs - batch.images).square().mean(),
-            "perceptual": run.frozen.perceptual(outputs, batch.images).mean(),
-            "alignment": alignment(projected, run.frozen.teacher(batch.images)),
+            "perceptual": run.players["perceptual"](outputs, batch.images).mean(),
+            "alignment": alignment(projected, run.players["teacher"](batch.images)),
             "adversarial": -net([augmented(outputs, draws)]).mean(),
         }
     assert not outputs.requires_grad
@@ -89,17 +90,17 @@ def test_the_discriminators_loss_is_of_appendix_c1(loss: str, augment: float):
     """λ2 · (½ E[relu(1 − real)] + ½ E[relu(1 + fake)] + 0.001 LeCAM) + 4 consistency, of the right images each."""
     run = Run(recipe_of(judged={"discriminator": PATCHGAN, "augment": augment, "loss": loss}))
     batch, fakes = batch_of([0, 1]), batch_of([0, 1], step=7).images * 0.3 + 0.5
-    net, lecam = run.state.judge["discriminator"], run.state.judge["lecam"]
+    net, lecam = run.discriminating.discriminator, run.discriminating.lecam
     with torch.no_grad():
         for parameter in net.parameters():  # so that logits have a say
             parameter.mul_(3)
         lecam.real.fill_(0.4)
         lecam.fake.fill_(-0.6)
         streams = (Stream.FAKE, Stream.REAL, Stream.STRONG_FAKE, Stream.STRONG_REAL)
-        shown = zip((fakes, batch.images) * 2, looks(run.recipe, batch, streams), strict=True)
+        shown = zip((fakes, batch.images) * 2, augmentations(run.recipe, batch, streams), strict=True)
         fake, real, *strong = (net([augmented(images, draws)]) for images, (draws, _) in shown)
     weights = {"adversarial": 0.2}
-    found, values = steps.discriminator_loss(run.state, run.recipe, "float32", run.frozen, batch, fakes, weights)
+    found, values = steps.discriminator_loss(run.players, run.recipe, "float32", batch, fakes, weights)
     averages = 0.999 * 0.4 + 0.001 * real.mean(), 0.999 * -0.6 + 0.001 * fake.mean()
     torch.testing.assert_close(torch.stack([lecam.real, lecam.fake]), torch.stack(averages))
     expected = {
@@ -126,21 +127,21 @@ def test_without_consistency_no_stronger_view_is_taken():
 
 def test_the_dino_discriminator_reads_augmented_images_at_its_own_size():
     run = Run(recipe_of(judged={"augment": 1.0}))
-    batch, net = batch_of(list(range(8))), run.state.judge["discriminator"].eval()
-    ((draws, views),) = looks(run.recipe, batch, (Stream.GENERATOR_FAKE,))
+    batch, net = batch_of(list(range(8))), run.discriminating.discriminator.eval()
+    ((draws, views),) = augmentations(run.recipe, batch, (Stream.GENERATOR_FAKE,))
     assert {True, False} == set(views.cropped.tolist())
     with torch.no_grad():
-        terms, outputs, _ = tokenizer_terms(run.state, run.recipe, "float32", run.frozen, batch, True)
+        terms, outputs, _ = tokenizer_terms(run.players, run.recipe, "float32", batch, True)
         shown = viewed(augmented(outputs, draws), views, 32)
-        logits = net(run.frozen.readouts(shown))
+        logits = net(run.players["readouts"](shown))
     assert logits.shape == (8, 3 * 4)
     torch.testing.assert_close(terms["adversarial"], -logits.mean())
 
 
-def test_each_look_has_numbers_of_its_own_and_the_strong_ones_all_of_diffaug():
+def test_each_augmentation_has_numbers_of_its_own_and_the_strong_ones_all_of_diffaug():
     recipe, batch = recipe_of(judged={"augment": 0.0}), batch_of(list(range(32)))
     streams = (Stream.GENERATOR_FAKE, Stream.FAKE, Stream.REAL, Stream.STRONG_FAKE, Stream.STRONG_REAL)
-    found = looks(recipe, batch, streams)
+    found = augmentations(recipe, batch, streams)
     for draws, _ in found[:3]:
         assert draws.kept.all()
         assert not draws.shift.any()
@@ -148,9 +149,9 @@ def test_each_look_has_numbers_of_its_own_and_the_strong_ones_all_of_diffaug():
         assert (~draws.kept).any(1).sum(1).max() == (~draws.kept).any(2).sum(1).max() == SIZE // 2
         assert (~draws.kept).flatten(1).any(1).all()
     recipe = replace(recipe, adversarial=replace(recipe.adversarial, augment=1.0))
-    colours = [draws.brightness.tolist() for draws, _ in looks(recipe, batch, streams)]
+    colours = [draws.brightness.tolist() for draws, _ in augmentations(recipe, batch, streams)]
     assert len({value for some in colours for value in some}) == 5 * 32
-    weak, _ = looks(recipe, batch, streams)[0]
+    weak, _ = augmentations(recipe, batch, streams)[0]
     assert (~weak.kept).any(1).sum(1).max() == int(0.2 * SIZE + 0.5)
     corners = [tuple(views.corner.flatten().tolist()) for _, views in found]
     assert len(set(corners)) == 5
@@ -160,8 +161,8 @@ def test_the_adaptive_weight_balances_gradients_at_the_last_layer():
     fields = {"discriminator": PATCHGAN}
     plain, adaptive = Run(recipe_of(judged=fields)), Run(recipe_of(judged={**fields, "adaptive": True}))
     batch, weights = batch_of([0, 1, 2, 3]), plain.recipe.weights
-    terms, *_ = tokenizer_terms(plain.state, plain.recipe, "float32", plain.frozen, batch, True)
-    last = plain.state.model.decoder.to_pixel.weight
+    terms, *_ = tokenizer_terms(plain.players, plain.recipe, "float32", batch, True)
+    last = plain.model.decoder.to_pixel.weight
     pixels = weights["reconstruction"] * terms["reconstruction"] + weights["perceptual"] * terms["perceptual"]
     norms = [torch.autograd.grad(t, last, retain_graph=True)[0].norm().item() for t in (pixels, terms["adversarial"])]
     expected = norms[0] / (norms[1] + 1e-4)

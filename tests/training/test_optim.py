@@ -8,7 +8,7 @@ from torch import nn
 
 from softvq.optim import AdamWConfig, Muon, MuonConfig, orthogonal, parameter_groups
 from softvq.recipes.all import GENERATORS, find, find_generator
-from softvq.training.generator import _Pupil, new_generator
+from softvq.training.generator import Generating, new_generator
 from softvq.training.tokenizer import new_tokenizer
 from tests.training.test_run import tiny_recipe
 
@@ -90,7 +90,7 @@ def test_muon_trains_the_matrices_of_every_generators_blocks(name: str):
     """Blocks are what the model says they are: MAR's are called otherwise, and all its weights fell to AdamW once."""
     recipe = GENERATORS[name]
     model = new_generator(recipe)
-    trained = _Pupil(model, torch.nn.ModuleDict())
+    trained = Generating(model)
     muon, rest = recipe.optimizer.build(trained)
     held = {p for group in muon.param_groups for p in group["params"]}
     assert held == {p for block in model.blocks for p in block.parameters() if p.ndim == 2}
@@ -125,7 +125,7 @@ def test_mars_decay_leaves_out_the_head_positions_and_mask():
     """As in MAR, whose decay of 0.02 is for the transformer."""
     recipe = find_generator("mar-h-softvq-l-32-tiny")
     model = new_generator(recipe)
-    trained = _Pupil(model, torch.nn.ModuleDict())
+    trained = Generating(model)
     (optimizer,) = recipe.optimizer.build(trained)
     names = {p: name for name, p in model.named_parameters()}
     decayed = {names[p] for group in optimizer.param_groups for p in group["params"] if group["weight_decay"]}

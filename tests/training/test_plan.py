@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from softvq.data.loader import Batch
 from softvq.recipes.all import find
 from softvq.recipes.emoji import EMOJI_64
-from softvq.training.plan import plan
+from softvq.training.options import RunOptions
+from softvq.training.plan import Plan
+from softvq.training.plan import plan as planned
 from softvq.training.recipe import TokenizerRecipe
-from softvq.training.step import Frozen, make_step
-from softvq.training.tokenizer import RunOptions, new_state
+from softvq.training.state import TrainState
+from softvq.training.tokenizer import TokenizerTask, frozen_networks
 
 TWIN = find("softvq-l-64-tiny")
 
@@ -25,15 +28,29 @@ def options(**more) -> RunOptions:
     return RunOptions(Path("none"), torch.device("cpu"), "float32", **more)
 
 
-def measured_peak(recipe: TokenizerRecipe, chosen: RunOptions, frozen: Frozen, folder: Path) -> int:
-    """The largest number of bytes that PyTorch's allocator held while a run was set up and took two steps."""
+def plan(recipe: TokenizerRecipe, chosen: RunOptions) -> Plan:
+    return planned(TokenizerTask(recipe), chosen)
+
+
+def set_up(recipe: TokenizerRecipe, chosen: RunOptions, **of_task) -> tuple[TokenizerTask, TrainState]:
+    """A run before its first step."""
+    task = TokenizerTask(recipe, **of_task)
+    task.options = chosen.settled()
+    state = TrainState(task.build())
+    for player in state.players.values():
+        player.place(torch.device("cpu"))
+    return task, state
+
+
+def measured_peak(recipe: TokenizerRecipe, chosen: RunOptions, networks: dict[str, nn.Module], folder: Path) -> int:
+    """The largest number of bytes that PyTorch's allocator held while a run was set up and took two steps, without
+    the frozen networks."""
     size, px = recipe.batch_size, recipe.tokenizer.image_size
     with profile(profile_memory=True, activities=[ProfilerActivity.CPU]) as profiler:
-        state = new_state(recipe, frozen, chosen)
-        step = make_step(recipe, chosen.precision, frozen)
+        task, state = set_up(recipe, chosen, networks=networks)
         images, labels = torch.zeros(size, 3, px, px), torch.zeros(size, dtype=torch.long)
         for _ in range(2):
-            step(state, Batch(images, labels, [""] * size, list(range(size)), {}))
+            task.step(state.players, Batch(images, labels, [""] * size, list(range(size))))
     profiler.export_chrome_trace(str(folder / "trace.json"))
     events = json.loads((folder / "trace.json").read_text())["traceEvents"]
     held = [event["args"] for event in sorted(events, key=lambda e: e.get("ts", 0)) if event.get("name") == "[memory]"]
@@ -46,32 +63,32 @@ def measured_peak(recipe: TokenizerRecipe, chosen: RunOptions, frozen: Frozen, f
 def test_the_memory_estimate_is_within_a_fifth_of_the_measured_peak(recompute: bool, precision: str, tmp_path: Path):
     recipe = replace(EMOJI_64, batch_size=32, init="vit")
     chosen = replace(options(recompute=recompute), precision=precision)
-    assert plan(recipe, chosen).memory[1] == pytest.approx(measured_peak(recipe, chosen, Frozen(), tmp_path), rel=0.2)
+    assert plan(recipe, chosen).memory[1] == pytest.approx(measured_peak(recipe, chosen, {}, tmp_path), rel=0.2)
 
 
 def test_so_it_is_with_every_term_on(tmp_path: Path):
     recipe = replace(TWIN, batch_size=16, schedules={})
-    frozen = Frozen.of(recipe, torch.device("cpu"))
-    held = sum(p.numel() * 4 for net in (frozen.teacher, frozen.perceptual, frozen.readouts) for p in net.parameters())
-    measured = measured_peak(recipe, options(), frozen, tmp_path) + held
+    networks = frozen_networks(recipe, {})
+    assert networks.keys() == {"teacher", "perceptual", "readouts"}
+    held = sum(p.numel() * 4 for network in networks.values() for p in network.parameters())
+    measured = measured_peak(recipe, options(), networks, tmp_path) + held
     assert plan(recipe, options()).memory[1] == pytest.approx(measured, rel=0.2)
 
 
 def test_parameters_and_checkpoint_are_those_of_the_run():
     found = plan(TWIN, options())
-    frozen = Frozen.of(TWIN, torch.device("cpu"))
-    state = new_state(TWIN, frozen, options())
-    assert found.parameters["tokenizer"] == sum(p.numel() for p in state.model.parameters())
-    assert found.parameters["discriminator"] == sum(p.numel() for p in state.judge["discriminator"].parameters())
-    assert found.parameters["teacher (frozen)"] == sum(p.numel() for p in frozen.teacher.parameters())
-    weights = sum(
-        t.numel() * t.element_size() for m in (state.model, state.ema, state.heads) for t in m.state_dict().values()
-    )
-    trained = sum(p.numel() for m in (state.model, state.heads) for p in m.parameters())
+    _, state = set_up(TWIN, options())
+    model, rival = state.players["model"], state.players["discriminator"]
+    assert found.parameters["tokenizer"] == sum(p.numel() for p in model.followed.parameters())
+    assert found.parameters["discriminator"] == sum(p.numel() for p in rival.module.discriminator.parameters())
+    teacher = state.players["teacher"].module
+    assert found.parameters["teacher (frozen)"] == sum(p.numel() for p in teacher.parameters())
+    weights = sum(t.numel() * t.element_size() for m in (model.module, model.average) for t in m.state_dict().values())
+    trained = sum(p.numel() for p in model.module.parameters())
     assert (
         weights + 2 * 4 * trained
         < found.checkpoint
-        < 1.2 * (weights + 2 * 4 * trained) + 3 * 4 * sum(p.numel() for p in state.judge.parameters())
+        < 1.2 * (weights + 2 * 4 * trained) + 3 * 4 * sum(p.numel() for p in rival.module.parameters())
     )
 
 

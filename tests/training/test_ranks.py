@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from softvq.files import read_json, read_tensors
-from softvq.training.state import PARTS
 
 STEPS = 10
+PARTS = {f"{player}{part}" for player in ("model", "discriminator") for part in ("", "-optimizer")} | {"model-average"}
 RECIPE = "softvq-s-64-tiny"  # perceptual, adversarial and alignment terms, the discriminator from its second step on
 
 
@@ -51,9 +51,11 @@ def complete(arguments: list[str]) -> str:
     return out
 
 
-def state(out: Path) -> dict[str, torch.Tensor]:
-    folder = out / "checkpoints" / f"step-{STEPS:07d}"
-    return {f"{part}/{k}": v for part in PARTS for k, v in read_tensors(folder / f"{part}.safetensors").items()}
+def state(out: Path, steps: int = STEPS) -> dict[str, torch.Tensor]:
+    """Every tensor of a run's last checkpoint."""
+    folder = out / "checkpoints" / f"step-{steps:07d}"
+    assert (folder / "state.json").is_file()
+    return {f"{file.stem}/{k}": v for file in folder.glob("*.safetensors") for k, v in read_tensors(file).items()}
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -115,4 +117,4 @@ def test_told_to_stop_all_ranks_stop_after_the_same_step_and_the_run_is_saved(tm
     assert "stopped by SIGTERM" in errors
     (checkpoint,) = (out / "checkpoints").iterdir()
     assert int(checkpoint.name.split("-")[1]) == lines_of(out)
-    assert {path.stem for path in checkpoint.glob("*.safetensors")} == set(PARTS)
+    assert {path.stem for path in checkpoint.glob("*.safetensors")} == PARTS

@@ -12,16 +12,17 @@ from softvq import Tokenizer, files, hub
 from softvq.errors import ConfigError, ModelError, TrainingError
 from softvq.optim import MuonConfig
 from softvq.quantizers.hard import VQConfig
-from softvq.training.loop import Hook
 from softvq.training.state import Checkpoints, check_same_run
-from tests.training.test_run import lines, pictures, run, tiny_recipe  # noqa: F401 (a fixture)
+from softvq.training.tokenizer import TokenizerTask
+from tests.training.test_run import lines, pictures, power_cut_after, run, tiny_recipe  # noqa: F401 (a fixture)
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(pictures: Path, tmp_path: Path):  # noqa: F811
     recipe = tiny_recipe(data=str(pictures))
     whole = (run(recipe, tmp_path / "run") / hub.WEIGHTS).read_bytes()
     newest = Checkpoints(tmp_path / "run" / "checkpoints").all()[-1]
-    for name, content in (("optimizer.safetensors", b""), ("state.json", b"{}"), ("model.safetensors", b"x" * 99)):
+    damaged = (("model-optimizer.safetensors", b""), ("state.json", b"{}"), ("model.safetensors", b"x" * 99))
+    for name, content in damaged:
         (newest / name).write_bytes(content)
         assert (run(recipe, tmp_path / "run") / hub.WEIGHTS).read_bytes() == whole
 
@@ -30,8 +31,8 @@ def test_only_damaged_checkpoints_are_a_sentence(pictures: Path, tmp_path: Path)
     recipe = tiny_recipe(data=str(pictures))
     run(recipe, tmp_path / "run")
     for folder in Checkpoints(tmp_path / "run" / "checkpoints").all():
-        files.write_tensors(folder / "optimizer.safetensors", {})
-    with pytest.raises(ModelError, match=r"can be read: .*step-0000007 \(optimizer holds 0 tensors instead of"):
+        files.write_tensors(folder / "model-optimizer.safetensors", {})
+    with pytest.raises(ModelError, match=r"can be read: .*step-0000007 \(model-optimizer holds 0 tensors instead of"):
         run(recipe, tmp_path / "run")
 
 
@@ -45,12 +46,12 @@ def test_other_images_are_refused(pictures: Path, tmp_path: Path):  # noqa: F811
 
 def test_a_run_from_before_a_field_had_types_goes_on(tmp_path: Path):
     """Where one class alone was possible its name was not written; a name that was written must be the same."""
-    (tmp_path / "run.json").write_text('{"optimizer": {"type": "AdamW"}, "other": {"lr": 1}}')
-    check_same_run(tmp_path / "run.json", {"optimizer": {"type": "AdamW"}, "other": {"type": "AdamW", "lr": 1}})
+    before = {"optimizer": {"type": "AdamW"}, "other": {"lr": 1}}
+    check_same_run(tmp_path, before, {"optimizer": {"type": "AdamW"}, "other": {"type": "AdamW", "lr": 1}})
     for optimizer, rate in (("Muon", 1), ("AdamW", 2)):
         described = {"optimizer": {"type": optimizer}, "other": {"type": "AdamW", "lr": rate}}
         with pytest.raises(ConfigError, match=r"differs in (optimizer\.type|other\.lr)"):
-            check_same_run(tmp_path / "run.json", described)
+            check_same_run(tmp_path, before, described)
 
 
 def test_a_finished_model_is_not_overwritten(pictures: Path, tmp_path: Path):  # noqa: F811
@@ -69,12 +70,8 @@ def test_bad_files_are_counted_over_the_whole_run(pictures: Path, tmp_path: Path
     recipe = tiny_recipe(data=str(pictures))
     run(recipe, tmp_path / "whole")
 
-    def stop(state, log):
-        if state.step == 6:
-            raise RuntimeError("power cut")
-
     with pytest.raises(RuntimeError, match="power cut"):
-        run(recipe, tmp_path / "cut", hooks=lambda folder: [Hook(1, stop)])
+        run(recipe, tmp_path / "cut", hooks=[power_cut_after(6)])
     run(recipe, tmp_path / "cut")
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
 
@@ -101,16 +98,15 @@ def test_without_pytorchs_muon_there_is_our_own(pictures: Path, tmp_path: Path, 
     ],
 )
 def test_what_the_machine_does_is_a_sentence(pictures, tmp_path, monkeypatch, error, message):  # noqa: F811
-    def fail(*_, **__):
+    def batches(*_):
         raise error
         yield
-
-    where = "training_batches" if isinstance(error, RuntimeError) and "worker" in str(error) else "make_step"
-    monkeypatch.setattr(f"softvq.training.tokenizer.{where}", fail if where == "training_batches" else lambda *_: step)
 
     def step(*_):
         raise error
 
+    failing = batches if "worker" in str(error) else step
+    monkeypatch.setattr(TokenizerTask, failing.__name__, failing)
     with pytest.raises(TrainingError, match=message):
         run(tiny_recipe(data=str(pictures)), tmp_path / "run")
 
@@ -118,13 +114,9 @@ def test_what_the_machine_does_is_a_sentence(pictures, tmp_path, monkeypatch, er
 def test_tensorboard_has_every_logged_step_once(pictures: Path, tmp_path: Path):  # noqa: F811
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    def stop(state, log):
-        if state.step == 5:
-            raise RuntimeError("power cut")
-
     recipe = tiny_recipe(data=str(pictures))
     with pytest.raises(RuntimeError, match="power cut"):
-        run(recipe, tmp_path / "cut", hooks=lambda folder: [Hook(1, stop)])
+        run(recipe, tmp_path / "cut", hooks=[power_cut_after(5)])
     run(recipe, tmp_path / "cut")
     events = EventAccumulator(str(tmp_path / "cut" / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss/total")] == [2, 3, 4, 6, 7]

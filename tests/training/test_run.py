@@ -14,7 +14,7 @@ from PIL import Image
 from softvq import Tokenizer, files, hub
 from softvq.data.images import Augment
 from softvq.data.loader import ordered_batches
-from softvq.data.sources import open_listed
+from softvq.data.opening import open_source
 from softvq.errors import ConfigError, Interrupted, ModelError, TrainingError
 from softvq.layers import VisionTransformer, ViTConfig
 from softvq.losses.reconstruction import reconstruction
@@ -26,16 +26,13 @@ from softvq.quantizers.gaussian import AEConfig, KLConfig
 from softvq.quantizers.hard import VQConfig
 from softvq.quantizers.soft import SoftVQConfig
 from softvq.tokenizer import TokenizerConfig
-from softvq.training.loop import Hook, Intervals
+from softvq.training.options import Intervals, RunOptions
 from softvq.training.recipe import AlignmentConfig, PublishedRecipe, TokenizerRecipe
-from softvq.training.state import PARTS, Checkpoints
-from softvq.training.step import Frozen, posterior_noise
-from softvq.training.tokenizer import (
-    RunOptions,
-    fit_statistics,
-    new_tokenizer,
-    train,
-)
+from softvq.training.run import train
+from softvq.training.state import Checkpoints
+from softvq.training.step import posterior_noise
+from softvq.training.task import Hook
+from softvq.training.tokenizer import TokenizerTask, fit_statistics, frozen_networks, new_tokenizer
 
 VIT = ViTConfig(width=16, depth=1, heads=1, patch_size=8, layer_scale=None)
 CPU = torch.device("cpu")
@@ -68,10 +65,15 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def run(recipe: TokenizerRecipe, out: Path, checkpoint: int = 3, most_bad: float = 0.1, **arguments) -> Path:
+def run(recipe: TokenizerRecipe, out: Path, checkpoint: int = 3, most_bad: float = 0.1, hooks=(), **of_task) -> Path:
     intervals = Intervals(log=2, checkpoint=checkpoint)
-    options = RunOptions(out, CPU, workers=0, most_bad=most_bad, intervals=intervals)
-    return train(recipe, options, **arguments)
+    options = RunOptions(out, CPU, "float32", workers=0, most_bad=most_bad, intervals=intervals)
+    return train(TokenizerTask(recipe, **of_task), options, hooks=hooks)
+
+
+def parts_of(checkpoint: Path) -> list[str]:
+    """The names of a checkpoint's files of tensors."""
+    return sorted(path.stem for path in checkpoint.glob("*.safetensors"))
 
 
 def lines(out: Path) -> list[dict]:
@@ -80,19 +82,24 @@ def lines(out: Path) -> list[dict]:
 
 def test_a_run_leaves_a_model_checkpoints_and_a_log(pictures: Path, tmp_path: Path):
     out = tmp_path / "run"
-    folder = run(tiny_recipe(data=str(pictures)), out, finish=lambda tokenizer: {"figures": {"psnr": 1.0}})
+    folder = run(tiny_recipe(data=str(pictures), val=str(pictures)), out)
     tokenizer = Tokenizer.from_pretrained(folder)
-    assert tokenizer.about["figures"] == {"psnr": 1.0}
+    figures = tokenizer.about["figures"]
+    assert figures["data"] == tokenizer.about["domain"] == str(pictures)
+    assert figures["psnr_floor"] <= figures["psnr"]
     assert tokenizer.about["recipe"]["name"] == "tiny"
     assert [p.name for p in Checkpoints(out / "checkpoints").all()] == ["step-0000006", "step-0000007"]
-    assert [line["step"] for line in lines(out)] == [2, 3, 4, 6, 7]
+    *logged, validated = lines(out)
+    assert [line["step"] for line in logged] == [2, 3, 4, 6, 7]
+    assert validated["val/psnr"] == pytest.approx(figures["psnr"], abs=0.01)
+    assert (out / "samples" / "step-0000007.png").is_file()
     assert {"loss/total", "loss/reconstruction", "loss/kl", "weight/kl", "latent/usage"} <= lines(out)[0].keys()
     assert list((out / "tensorboard").iterdir())
 
 
 def test_saved_latents_have_zero_mean_and_unit_variance(pictures: Path, tmp_path: Path):
     tokenizer = Tokenizer.from_pretrained(run(tiny_recipe(data=str(pictures)), tmp_path / "run"))
-    batches = ordered_batches(open_listed(str(pictures)), size=16, batch_size=4)
+    batches = ordered_batches(open_source(str(pictures)), size=16, batch_size=4)
     latents = torch.cat([tokenizer.encode(batch.images) for batch in batches]).flatten(0, 1)
     assert torch.allclose(latents.mean(0), torch.zeros(4), atol=1e-4)
     assert torch.allclose(latents.std(0, unbiased=False), torch.ones(4), atol=1e-4)
@@ -130,25 +137,54 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pictures: Path, tmp_path: Pat
     recipe = tiny_recipe(data=str(pictures), optimizer=optimizer, quantizer=KLConfig(), **ALIGNED)
     whole = run(recipe, tmp_path / "whole")
 
-    def stop(state, log):
-        if state.step == cut:
-            raise RuntimeError("power cut")
-
     with pytest.raises(RuntimeError, match="power cut"):
-        run(recipe, tmp_path / "cut", hooks=lambda folder: [Hook(1, stop)])
+        run(recipe, tmp_path / "cut", hooks=[power_cut_after(cut)])
     resumed = run(recipe, tmp_path / "cut")
     assert (whole / hub.WEIGHTS).read_bytes() == (resumed / hub.WEIGHTS).read_bytes()
-    for part in PARTS:
-        newest = (tmp_path / name / "checkpoints" / "step-0000007" / f"{part}.safetensors" for name in ("whole", "cut"))
-        assert len({path.read_bytes() for path in newest}) == 1
+    newest = [tmp_path / name / "checkpoints" / "step-0000007" for name in ("whole", "cut")]
+    assert parts_of(newest[0]) == parts_of(newest[1]) == ["model", "model-average", "model-optimizer"]
+    for part in parts_of(newest[0]):
+        assert len({(folder / f"{part}.safetensors").read_bytes() for folder in newest}) == 1
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
 
 
 def test_another_recipe_is_refused_by_name(pictures: Path, tmp_path: Path):
     recipe = tiny_recipe(data=str(pictures))
     run(recipe, tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"recipe\.steps \(7 there, 9 now\)"):
-        run(replace(recipe, steps=9), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"recipe\.batch_size \(4 there, 2 now\)"):
+        run(replace(recipe, batch_size=2), tmp_path / "run")
+
+
+def power_cut_after(step: int) -> Hook:
+    def stop(state, log):
+        if state.step == step:
+            raise RuntimeError("power cut")
+
+    return Hook(1, stop)
+
+
+def test_with_more_steps_a_run_goes_on_and_says_so_with_fewer_it_is_refused(pictures: Path, tmp_path: Path):
+    """Killed and resumed, also before the first checkpoint after it was lengthened, it is the same."""
+    recipe = tiny_recipe(data=str(pictures))
+    longer = replace(recipe, steps=12)
+    for name in ("whole", "cut"):
+        run(recipe, tmp_path / name)
+    folder = run(longer, tmp_path / "whole")
+    for step in (8, 10):
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(longer, tmp_path / "cut", hooks=[power_cut_after(step)])
+    assert (run(longer, tmp_path / "cut") / hub.WEIGHTS).read_bytes() == (folder / hub.WEIGHTS).read_bytes()
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+    said = [line for line in lines(tmp_path / "cut") if "lengthened_from" in line]
+    assert said == [{"step": 7, "lengthened_from": 7, "lengthened_to": 12}]
+    for name in ("whole", "cut"):
+        about = Tokenizer.from_pretrained(tmp_path / name / "model").about
+        assert about["lengthened"] == [{"at_step": 7, "from": 7, "to": 12}]
+        assert about["recipe"]["steps"] == 12
+    with pytest.raises(ConfigError, match=r"holds a run of 12 steps: it can get more, but not fewer \(7\)"):
+        run(recipe, tmp_path / "cut")
+    straight = run(longer, tmp_path / "straight")  # the rate was another before step 7
+    assert (straight / hub.WEIGHTS).read_bytes() != (folder / hub.WEIGHTS).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -265,17 +301,18 @@ def test_the_projector_is_in_the_checkpoints_and_not_in_the_model_the_teacher_in
     recipe = tiny_recipe(data=str(pictures), **ALIGNED)
     folder = run(recipe, tmp_path / "run")
     checkpoint = Checkpoints(tmp_path / "run" / "checkpoints").all()[-1]
-    parts = {
-        part: files.read_tensors(checkpoint / f"{part}.safetensors") for part in ("model", "ema", "heads", "optimizer")
-    }
+    parts = {part: files.read_tensors(checkpoint / f"{part}.safetensors") for part in parts_of(checkpoint)}
+    assert parts.keys() == {"model", "model-average", "model-optimizer"}
     layers = [f"projector.layers.{i}.{kind}" for i in (0, 2, 4) for kind in ("bias", "weight")]
-    assert sorted(parts["heads"]) == layers
-    assert {f"heads.{name}/exp_avg" for name in layers} <= parts["optimizer"].keys()
+    heads = {name: tensor for name, tensor in parts["model"].items() if not name.startswith("model.")}
+    assert sorted(heads) == layers
+    assert {f"{name}/exp_avg" for name in layers} <= parts["model-optimizer"].keys()
     tokenizer = Tokenizer(recipe.tokenizer)
-    for tensors in (parts["model"], parts["ema"], files.read_tensors(folder / hub.WEIGHTS)):
-        assert tensors.keys() == tokenizer.state_dict().keys()
-    trained = sum(p.numel() for p in tokenizer.parameters()) + sum(t.numel() for t in parts["heads"].values())
-    assert sum(t.numel() for name, t in parts["optimizer"].items() if name.endswith("/exp_avg")) == trained
+    own = {name.removeprefix("model.") for name in parts["model"].keys() - heads.keys()}
+    for names in (own, parts["model-average"].keys(), files.read_tensors(folder / hub.WEIGHTS).keys()):
+        assert names == tokenizer.state_dict().keys()
+    trained = sum(p.numel() for p in tokenizer.parameters()) + sum(t.numel() for t in heads.values())
+    assert sum(t.numel() for name, t in parts["model-optimizer"].items() if name.endswith("/exp_avg")) == trained
     assert all("loss/alignment" in line and "weight/alignment" in line for line in lines(tmp_path / "run"))
 
 
@@ -296,7 +333,7 @@ def test_pretrained_weights_may_come_from_files(pictures: Path, tmp_path: Path):
     recipe = replace(recipe, tokenizer=config)
     started = new_tokenizer(recipe, {name: tmp_path / "vit.safetensors"}).encoder.vit
     assert torch.equal(started.blocks[0].attn.qkv.weight, vit.blocks[0].attn.qkv.weight)
-    teacher = Frozen.of(recipe, CPU, {name: tmp_path / "vit.safetensors"}).teacher
+    teacher = frozen_networks(recipe, {name: tmp_path / "vit.safetensors"})["teacher"]
     assert torch.equal(teacher.vit.blocks[0].attn.qkv.weight, vit.blocks[0].attn.qkv.weight)
     with pytest.raises(ModelError, match=r"nowhere\.safetensors does not exist"):
         new_tokenizer(recipe, {name: tmp_path / "nowhere.safetensors"})

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from softvq import files
+from softvq import Generator, files
 from softvq.cli.main import main
-from softvq.errors import ConfigError
+from softvq.errors import ConfigError, Notice
 from softvq.generators.dit import DiTConfig
 from softvq.generators.sit import SiTConfig
 from softvq.training.generator import new_generator
-from softvq.training.step import Frozen
-from softvq.training.tokenizer import RunOptions, new_state, new_tokenizer
+from softvq.training.options import RunOptions
+from softvq.training.tokenizer import TokenizerTask, new_tokenizer
 from tests.training.test_generator import NETWORK, latents, recipe, run, same
 from tests.training.test_run import CPU, tiny_recipe
 
@@ -55,15 +55,18 @@ def test_a_tokenizer_with_other_heads_is_no_start(tmp_path):
 
 @pytest.mark.parametrize(("warmup", "decays"), [(True, [1 / 10, 2 / 11, 3 / 12]), (False, [0.9, 0.9, 0.9])])
 def test_the_averages_warm_up_against_its_definition(warmup: bool, decays: list[float]):
-    state = new_state(tiny_recipe(), Frozen(), RunOptions(Path("unused"), CPU))
-    wanted = state.ema.to_quantizer.weight.clone().double()
+    task = TokenizerTask(tiny_recipe())
+    task.options = RunOptions(Path("unused"), CPU, "float32").settled()
+    player = task.build()["model"]
+    player.place(CPU)
+    weight, average = player.followed.to_quantizer.weight, player.average.to_quantizer.weight
+    wanted = average.clone().double()
     for step, decay in enumerate(decays):
-        state.step = step
         with torch.no_grad():
-            state.model.to_quantizer.weight += step + 1.0
-        state.update_ema(0.9, warmup)
-        wanted = decay * wanted + (1 - decay) * state.model.to_quantizer.weight.double()
-    torch.testing.assert_close(state.ema.to_quantizer.weight.double(), wanted, rtol=1e-5, atol=1e-6)
+            weight += step + 1.0
+        player.update_average(0.9, step, warmup)
+        wanted = decay * wanted + (1 - decay) * weight.double()
+    torch.testing.assert_close(average.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_the_recipe_says_if_the_average_warms_up(latents, tmp_path):
@@ -120,3 +123,44 @@ def test_the_command_line_goes_on_from_a_generator(latents, tmp_path, capsys):
     small = ["--model.network.width", "12", "--model.network.depth", "1", "--model.network.heads", "1"]
     assert main([*words, *small, "--batch_size", "4", "--init", "no-such-model"]) == 1
     assert "no-such-model" in capsys.readouterr().err
+
+
+def released(folder: Path, classes: int) -> Path:
+    """A SiT in the authors' own format, for the latents of these tests."""
+    network = replace(NETWORK, classes=classes)
+    model = new_generator(replace(recipe("sit", "unused"), model=SiTConfig(network), seed=3))
+    config = {
+        **{"hidden_size": network.width, "depth": network.depth, "num_heads": network.heads, "mlp_ratio": 4.0},
+        **{"in_channels": network.channels, "input_size": network.tokens, "patch_size": 1, "num_classes": classes},
+        **{"class_dropout_prob": 0.1, "vae_1d": True, "path_type": "cosine", "qk_norm": False, "use_cfg": True},
+    }
+    files.write_tensors(folder / "model.safetensors", model.network.state_dict())
+    files.write_json(folder / "config.json", config)
+    return folder
+
+
+def test_a_released_generator_is_fine_tuned(latents, tmp_path):
+    start = released(tmp_path / "sit-xl_softvq-l-64", NETWORK.classes)
+    chosen = recipe("sit", latents, init=str(start))
+    given = files.read_tensors(start / "model.safetensors")
+    for name, tensor in new_generator(chosen).network.state_dict().items():
+        assert torch.equal(tensor, given[name]), name
+    trained = Generator.from_pretrained(run(chosen, tmp_path / "run"))
+    assert trained.about["recipe"]["init"] == str(start)
+    assert trained.fingerprint != Generator.from_pretrained(start).fingerprint
+
+
+def test_with_another_number_of_classes_their_embeddings_start_anew_and_that_is_said(latents, tmp_path):
+    start = released(tmp_path / "start", NETWORK.classes + 7)
+    chosen = recipe("sit", latents, init=str(start))
+    fresh = new_generator(replace(chosen, init=None)).state_dict()
+    with pytest.warns(Notice, match=f"has {NETWORK.classes} classes and .*start {NETWORK.classes + 7}: their embedd"):
+        generator = new_generator(chosen)
+    given = {f"network.{name}": tensor for name, tensor in files.read_tensors(start / "model.safetensors").items()}
+    table = "network.y_embedder.embedding_table.weight"
+    for name, tensor in generator.state_dict().items():
+        if name == table:
+            assert torch.equal(tensor[:-1], fresh[name][:-1])
+            assert torch.equal(tensor[-1], given[name][-1])  # of no class
+        else:
+            assert torch.equal(tensor, given[name]), name

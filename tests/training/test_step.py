@@ -18,11 +18,14 @@ from softvq.losses.total import ScheduleConfig
 from softvq.optim import AdamWConfig
 from softvq.quantizers.gaussian import AEConfig, KLConfig
 from softvq.recipes.all import find
-from softvq.training import step as steps
+from softvq.tokenizer import Tokenizer
+from softvq.training import tokenizer as tokenizers
+from softvq.training.options import RunOptions
+from softvq.training.player import Player
 from softvq.training.recipe import TokenizerRecipe
 from softvq.training.state import TrainState
-from softvq.training.step import Frozen, make_step, standing_still
-from softvq.training.tokenizer import RunOptions, new_state
+from softvq.training.step import Discriminating, Tokenizing
+from softvq.training.tokenizer import TokenizerTask
 
 CPU = torch.device("cpu")
 SIZE = 48
@@ -62,31 +65,56 @@ def batch_of(positions: list[int], step: int = 0) -> Batch:
         torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(1000 * step + p)) * 2 - 1 for p in positions
     ]
     return Batch(
-        torch.stack(images), torch.zeros(len(images), dtype=torch.long), [str(p) for p in positions], positions, {}
+        torch.stack(images), torch.zeros(len(images), dtype=torch.long), [str(p) for p in positions], positions
     )
 
 
 class Run:
-    """A state and its step. `gradients` are what the optimizers saw last, by player and parameter."""
+    """A task and its players, placed; `options`: of where it runs. `gradients` are what the optimizers saw last, by
+    player and parameter."""
 
-    def __init__(self, recipe: TokenizerRecipe):
-        self.recipe, self.frozen = recipe, Frozen.of(recipe, CPU)
-        self.state = new_state(recipe, self.frozen, RunOptions(Path("nowhere"), CPU))
-        self.make = make_step(recipe, "float32", self.frozen)
+    def __init__(self, recipe: TokenizerRecipe, precision: str = "float32", **options):
+        self.task = TokenizerTask(recipe)
+        self.task.options = RunOptions(Path("nowhere"), CPU, precision, **options).settled()
+        self.state = TrainState(self.task.build())
+        self.players = self.state.players
+        for player in self.players.values():
+            player.place(CPU)
         self.gradients: dict[str, dict[str, Tensor]] = {}
-        self.before("optimizers", lambda: self.gradients.update(tokenizer=gradients_of(self.state.trained)))
-        self.before("judge_optimizers", lambda: self.gradients.update(discriminator=gradients_of(self.state.judge)))
+        for name, player in self.state.trained.items():
+            self.before(name, lambda name=name, of=player: self.gradients.update({name: gradients_of(of.module)}))
+
+    @property
+    def recipe(self) -> TokenizerRecipe:
+        return self.task.recipe
+
+    @property
+    def model(self) -> Tokenizer:
+        return self.players["model"].followed
+
+    @property
+    def tokenizing(self) -> Tokenizing:
+        return self.players["model"].module
+
+    @property
+    def discriminating(self) -> Discriminating:
+        return self.players["discriminator"].module
 
     def before(self, which: str, call: Callable[[], object]) -> None:
-        """Call this whenever these optimizers are about to step."""
-        for optimizer in getattr(self.state, which):
+        """Call this whenever this player's optimizers are about to step."""
+        for optimizer in self.players[which].optimizers:
             optimizer.register_step_pre_hook(lambda *_: call() and None)
 
-    def step(self, batch: Batch | None = None) -> dict[str, float]:
+    def tensors(self, batch: Batch | None = None) -> dict[str, Tensor]:
+        """Make a step; return what it says, as it says it."""
         number = self.state.step
-        values = self.make(self.state, batch or batch_of([4 * number + i for i in range(4)]))
+        batch = batch or batch_of([4 * number + i for i in range(4)])
+        values = self.task.step(self.players, replace(batch, step=number))
         self.state.step += 1
-        return {name: float(value) for name, value in values.items()}
+        return values
+
+    def step(self, batch: Batch | None = None) -> dict[str, float]:
+        return {name: float(value) for name, value in self.tensors(batch).items()}
 
 
 def gradients_of(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -128,13 +156,13 @@ def test_before_its_start_the_discriminator_stands_still_and_its_term_is_0():
         values = run.step()
         assert values["loss/adversarial"] == values["weight/adversarial"] == 0
         assert not [name for name in values if "discriminator" in name]
-        assert not moved(start, copied(run.state), "judge", "judge_optimizer")
+        assert not moved(start, copied(run.state), "discriminator", "discriminator-optimizer")
     values = run.step()
     assert values["weight/adversarial"] == pytest.approx(0.2)
     assert values["loss/adversarial"] != 0
-    parameters = {f"judge.{name}" for name, _ in run.state.judge.named_parameters()}
-    assert parameters <= set(moved(start, copied(run.state), "judge"))
-    assert run.state.judge["lecam"].real != 0 != run.state.judge["lecam"].fake
+    parameters = {f"discriminator.{name}" for name, _ in run.discriminating.named_parameters()}
+    assert parameters <= set(moved(start, copied(run.state), "discriminator"))
+    assert run.discriminating.lecam.real != 0 != run.discriminating.lecam.fake
 
 
 def test_before_its_start_a_run_is_that_of_the_recipe_without_it():
@@ -143,7 +171,7 @@ def test_before_its_start_a_run_is_that_of_the_recipe_without_it():
     for _ in range(2):
         values = one.step(), other.step()
         assert values[0]["loss/total"] == values[1]["loss/total"]
-    assert not moved(copied(one.state), copied(other.state), "model", "ema", "heads")
+    assert not moved(copied(one.state), copied(other.state), "model", "model-average")
     one.step()
     other.step()
     assert moved(copied(one.state), copied(other.state), "model")
@@ -155,30 +183,32 @@ def test_each_half_leaves_the_other_player_alone(accumulate: int, fields: dict):
     run = Run(recipe_of(judged=fields, accumulate=accumulate))
     run.step()  # so that the optimizers have a state
     start, seen = copied(run.state), {}
-    run.before("optimizers", lambda: seen.update(at_tokenizer=(copied(run.state), gradients_of(run.state.judge))))
-    run.before("judge_optimizers", lambda: seen.update(at_judge=(copied(run.state), gradients_of(run.state.trained))))
+    run.before("model", lambda: seen.update(first=(copied(run.state), gradients_of(run.discriminating))))
+    run.before("discriminator", lambda: seen.update(second=(copied(run.state), gradients_of(run.tokenizing))))
     run.step()
     end = copied(run.state)
-    parts, gradients = seen["at_tokenizer"]
+    parts, gradients = seen["first"]
     assert not gradients
     assert not moved(start, parts, *start)  # parameters and buffers, spectral norms and LeCAM's among them
-    parts, gradients = seen["at_judge"]
+    parts, gradients = seen["second"]
     assert not gradients
-    assert not moved(parts, end, "model", "ema", "heads", "optimizer")
-    parameters = {f"judge.{name}" for name, _ in run.state.judge.named_parameters()}
-    assert not parameters & set(moved(start, parts, "judge"))
-    assert parameters <= set(moved(start, end, "judge"))
-    assert all(moved(start, end, part) for part in ("model", "heads", "ema"))
+    assert not moved(parts, end, "model", "model-average", "model-optimizer")
+    parameters = {f"discriminator.{name}" for name, _ in run.discriminating.named_parameters()}
+    assert not parameters & set(moved(start, parts, "discriminator"))
+    assert parameters <= set(moved(start, end, "discriminator"))
+    changed = moved(start, end, "model", "model-average")
+    for part in ("model.model.", "model.projector.", "model-average."):
+        assert [name for name in changed if name.startswith(part)]
 
 
 def test_no_gradient_is_left_and_every_weight_can_be_trained_again():
     run = Run(recipe_of())
     run.step()
-    for player in (run.state.trained, run.state.judge):
-        assert not gradients_of(player)
-        assert all(p.requires_grad for p in player.parameters())
-        assert all(module.training for module in player.modules())
-    assert not any(p.requires_grad for p in run.state.ema.parameters())
+    for side in (run.tokenizing, run.discriminating):
+        assert not gradients_of(side)
+        assert all(p.requires_grad for p in side.parameters())
+        assert all(module.training for module in side.modules())
+    assert not any(p.requires_grad for p in run.players["model"].average.parameters())
 
 
 def test_a_module_is_thawed_after_an_error_too():
@@ -189,7 +219,7 @@ def test_a_module_is_thawed_after_an_error_too():
         assert not any(p.requires_grad for p in module.parameters())
         raise RuntimeError("out of memory")
 
-    with pytest.raises(RuntimeError, match="out of memory"), standing_still(module):
+    with pytest.raises(RuntimeError, match="out of memory"), Player(module, FAST).frozen():
         fail()
     assert module[0].training
     assert all(p.requires_grad for p in module.parameters())
@@ -197,7 +227,8 @@ def test_a_module_is_thawed_after_an_error_too():
 
 def test_frozen_networks_never_change_and_are_in_no_checkpoint():
     run = Run(recipe_of(judged={"adaptive": True}))
-    networks = {name: getattr(run.frozen, name) for name in ("teacher", "perceptual", "readouts")}
+    networks = {name: player.module for name, player in run.players.items() if player.is_frozen}
+    assert networks.keys() == {"teacher", "perceptual", "readouts"}
     before = {name: {k: t.clone() for k, t in net.state_dict().items()} for name, net in networks.items()}
     theirs = {t.data_ptr() for net in networks.values() for t in net.state_dict().values()}
     assert all(before.values())
@@ -209,11 +240,17 @@ def test_frozen_networks_never_change_and_are_in_no_checkpoint():
         assert not any(module.training for module in net.modules())
     tensors = run.state.tensors()
     assert not theirs & {t.data_ptr() for some in tensors.values() for t in some.values()}
-    assert all(name.startswith("projector.") for name in tensors["heads"])
-    assert all(name.startswith(("discriminator.heads.", "lecam.")) for name in tensors["judge"])
-    trained = sum(p.numel() for player in (run.state.trained, run.state.judge) for p in player.parameters())
+    assert tensors.keys() == {
+        *("model", "model-optimizer", "model-average", "discriminator", "discriminator-optimizer")
+    }
+    assert all(name.startswith(("model.", "projector.")) for name in tensors["model"])
+    assert all(name.startswith(("discriminator.heads.", "lecam.")) for name in tensors["discriminator"])
+    trained = sum(p.numel() for side in (run.tokenizing, run.discriminating) for p in side.parameters())
     moments = [
-        t for part in ("optimizer", "judge_optimizer") for k, t in tensors[part].items() if k.endswith("exp_avg")
+        t
+        for part in ("model-optimizer", "discriminator-optimizer")
+        for k, t in tensors[part].items()
+        if k.endswith("exp_avg")
     ]
     assert sum(t.numel() for t in moments) == trained
 
@@ -227,7 +264,7 @@ def test_a_step_does_not_depend_on_the_order_of_its_batch(fields: dict):
     one, other = Run(recipe), Run(recipe)
     values = one.step(batch_of([5, 6, 7, 8])), other.step(batch_of([7, 5, 8, 6]))
     assert values[0] == pytest.approx(values[1], rel=2e-4, abs=1e-6)
-    for player in ("tokenizer", "discriminator"):
+    for player in ("model", "discriminator"):
         near(one.gradients[player], other.gradients[player], 2e-4)
 
 
@@ -240,7 +277,7 @@ def test_a_step_is_a_function_of_seed_and_sample_numbers_and_of_no_other_generat
         (1, [0, 1, 2, 3], 1),
     ):
         run = Run(recipe)
-        run.make = make_step(replace(recipe, seed=seed), "float32", run.frozen)
+        run.task.recipe = replace(recipe, seed=seed)  # of the same first weights
         torch.manual_seed(torch_seed)
         state = torch.get_rng_state()
         values = run.step(replace(batch_of([0, 1, 2, 3]), positions=positions))  # the same images
@@ -262,7 +299,7 @@ def test_accumulating_gives_the_gradient_of_one_pass(count: int):
     for step in range(2):
         values = whole.step(batch_of([0, 1, 2, 3], step)), parts.step(batch_of([0, 1, 2, 3], step))
         assert values[0] == pytest.approx(values[1], rel=1e-4)
-        near(parts.gradients["tokenizer"], whole.gradients["tokenizer"], 1e-4 if step == 0 else 1e-2)
+        near(parts.gradients["model"], whole.gradients["model"], 1e-4 if step == 0 else 1e-2)
 
 
 def test_accumulating_equal_parts_gives_both_players_the_gradient_of_one():
@@ -273,25 +310,25 @@ def test_accumulating_equal_parts_gives_both_players_the_gradient_of_one():
     for name, value in values[0].items():
         if name != "discriminator/lecam":  # its averages move with every part
             assert values[1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
-    for player in ("tokenizer", "discriminator"):
+    for player in ("model", "discriminator"):
         near(two.gradients[player], one.gradients[player])
 
 
 def test_the_discriminator_sees_each_part_with_its_own_reconstructions(monkeypatch):
     made, judged = [], []
-    terms, loss = steps.tokenizer_terms, steps.discriminator_loss
+    terms, loss = tokenizers.tokenizer_terms, tokenizers.discriminator_loss
 
-    def noted_terms(state, recipe, precision, frozen, batch, playing):
-        found = terms(state, recipe, precision, frozen, batch, playing)
+    def noted_terms(players, recipe, precision, batch, is_adversarial):
+        found = terms(players, recipe, precision, batch, is_adversarial)
         made.append((batch.positions, batch.images.clone(), found[1].clone()))
         return found
 
-    def noted_loss(state, recipe, precision, frozen, batch, fakes, weights):
+    def noted_loss(players, recipe, precision, batch, fakes, weights):
         judged.append((batch.positions, batch.images.clone(), fakes.clone()))
-        return loss(state, recipe, precision, frozen, batch, fakes, weights)
+        return loss(players, recipe, precision, batch, fakes, weights)
 
-    monkeypatch.setattr(steps, "tokenizer_terms", noted_terms)
-    monkeypatch.setattr(steps, "discriminator_loss", noted_loss)
+    monkeypatch.setattr(tokenizers, "tokenizer_terms", noted_terms)
+    monkeypatch.setattr(tokenizers, "discriminator_loss", noted_loss)
     batch = batch_of([3, 4, 5, 6])
     Run(recipe_of(accumulate=2)).step(batch)
     assert [positions for positions, *_ in judged] == [[3, 4], [5, 6]] == [positions for positions, *_ in made]
@@ -303,8 +340,8 @@ def test_the_discriminator_sees_each_part_with_its_own_reconstructions(monkeypat
 
 
 def test_bfloat16_steps_keep_float32_weights_and_terms():
-    run = Run(recipe_of())
-    values = make_step(run.recipe, "bfloat16", run.frozen)(run.state, batch_of([0, 1, 2, 3]))
+    run = Run(recipe_of(), "bfloat16")
+    values = run.tensors(batch_of([0, 1, 2, 3]))
     assert all(value.isfinite() for value in values.values())
     assert all(value.dtype == torch.float32 for name, value in values.items() if name.startswith(("loss", "discrim")))
     assert all(t.dtype == torch.float32 for some in run.state.tensors().values() for t in some.values())
@@ -314,13 +351,13 @@ def test_bfloat16_steps_keep_float32_weights_and_terms():
 
 
 def test_recomputing_in_the_backward_pass_changes_no_bit():
-    runs = [Run(recipe_of()) for _ in range(2)]
-    for side in (runs[1].state.model.encoder, runs[1].state.model.decoder):
-        side.vit.recompute = True
+    runs = [Run(recipe_of(), recompute=recompute) for recompute in (False, True)]
+    for run, recompute in zip(runs, (False, True), strict=True):
+        assert {side.vit.recompute for side in (run.model.encoder, run.model.decoder)} == {recompute}
     for _ in range(2):
         for run in runs:
             run.step()
-    assert not moved(copied(runs[0].state), copied(runs[1].state), "model", "heads", "judge", "optimizer")
+    assert not moved(copied(runs[0].state), copied(runs[1].state), "model", "discriminator", "model-optimizer")
 
 
 def grown() -> float:

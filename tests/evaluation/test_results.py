@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 
 from softvq.errors import MetricError
-from softvq.evaluation.protocol import Protocol
+from softvq.evaluation.results import Protocol
 
 ONE = Protocol(
     images=50_000,

@@ -1,0 +1,118 @@
+"""Images that a program holds: a torch `Dataset`, an array, a list of paths or of images, as a `Source`."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from softvq.data.images import as_image
+from softvq.data.sources import Source
+from softvq.errors import DataError, ImageError
+
+
+@dataclass(frozen=True, eq=False)
+class Objects(Source):
+    """Images by index of anything that has a length: `items[i]` is an image, or a pair (image, label).
+
+    An image is a path, a PIL image, an 8-bit array (H, W, 3) or tensor (3, H, W). Floating-point tensors and arrays
+    need `value_range`, what their black and white are, such as (0, 1). `labels` and `class_names` replace those that
+    the items, or their attributes `targets` and `classes` (torchvision's), give.
+
+    An item must always be the same image: training does its own cropping and mirroring, a function of the seed.
+    """
+
+    items: Any
+    value_range: tuple[float, float] | None = None
+    given_labels: Sequence[int] | None = None
+    class_names: Sequence[str] | None = None
+
+    def __post_init__(self):
+        if not (hasattr(self.items, "__len__") and hasattr(self.items, "__getitem__")):
+            raise DataError(
+                f"images by index are wanted: a {type(self.items).__name__} has no length, or no items by number, and "
+                "so no order that a run could be resumed in."
+            )
+        if not len(self.items):
+            raise DataError("there are no images: the data set is empty.")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __str__(self) -> str:
+        return f"{len(self):,} images ({type(self.items).__name__})"
+
+    @cached_property
+    def names(self) -> list[str]:
+        if isinstance(self.items, list | tuple) and all(isinstance(item, str | Path) for item in self.items):
+            return [str(item) for item in self.items]
+        return [f"image {number}" for number in range(len(self.items))]
+
+    @cached_property
+    def labels(self) -> list[int]:
+        own = self.given_labels if self.given_labels is not None else getattr(self.items, "targets", None)
+        if own is not None and len(own) == len(self.items):
+            return [_label(label, self.names[number]) for number, label in enumerate(own)]
+        if self.given_labels is not None:
+            raise DataError(f"there are {len(self.given_labels)} labels for {len(self.items)} images.")
+        if isinstance(self.items, np.ndarray | Tensor) or not isinstance(self.items[0], tuple | list):
+            return [0] * len(self.items)
+        return [self._parts(number)[1] for number in range(len(self.items))]
+
+    @cached_property
+    def classes(self) -> list[str]:
+        count = max(self.labels) + 1
+        names = self.class_names if self.class_names is not None else getattr(self.items, "classes", None)
+        if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+            if len(names) < count:
+                raise DataError(f"a label is {count - 1}, but there are the names of {len(names)} classes alone.")
+            return list(names)
+        return [""] if count == 1 else [str(number) for number in range(count)]
+
+    @cached_property
+    def identity(self) -> dict[str, object]:
+        """How many images, and a checksum: of an array's numbers, else of the names and of what holds the images."""
+        digest = hashlib.sha256(f"{type(self.items).__module__}.{type(self.items).__qualname__}".encode())
+        if isinstance(self.items, np.ndarray | Tensor):
+            array = self.items.cpu().numpy() if isinstance(self.items, Tensor) else self.items
+            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+        else:
+            digest.update("\n".join(self.names).encode("utf-8", "surrogateescape"))
+        return {"count": len(self.items), "names": digest.hexdigest()[:16]}
+
+    def read(self, index: int) -> bytes:
+        raise DataError("these images are held in memory and have no bytes of a file.")
+
+    def image(self, index: int) -> tuple[Image.Image, int]:
+        image, label = self._parts(index)
+        if self.given_labels is not None:
+            label = self.labels[index]
+        try:
+            return as_image(image, self.names[index], self.value_range), label
+        except OSError as error:
+            raise ImageError(f"{self.names[index]} cannot be read ({error.strerror}).") from error
+
+    def _parts(self, index: int) -> tuple[Any, int]:
+        """Return an item's image and label."""
+        item = self.items[index]
+        if not isinstance(item, tuple | list):
+            return item, 0
+        if len(item) != 2:
+            raise DataError(
+                f"{self.names[index]} is a {type(item).__name__} of {len(item)}; an image, or (image, label)."
+            )
+        return item[0], _label(item[1], self.names[index])
+
+
+def _label(label: Any, name: str) -> int:
+    """Return a label as a number; `DataError` where it is none."""
+    number = label.item() if hasattr(label, "item") and getattr(label, "size", None) is not None else label
+    if not isinstance(number, Integral) or isinstance(number, bool) or number < 0:
+        raise DataError(f"the label of {name} is {label!r}; labels are whole numbers from 0 on.")
+    return int(number)

@@ -1,0 +1,70 @@
+"""The order of training: which image a sample number is, and which sample numbers are whose.
+
+Sample number p = step · batch + i decides which image is read (a new permutation every epoch) and every random number
+used on it, whatever the number of workers and ranks. Resuming is starting at another step.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image
+
+from softvq import distributed
+from softvq.errors import DataError
+from softvq.randomness import Stream, rng
+
+Reader = Callable[[], tuple[Image.Image, int]]  # gives an image, 8-bit RGB, and its label
+
+
+@runtime_checkable
+class SampleOrder(Protocol):
+    """Sample number → image."""
+
+    def find(self, position: int, attempt: int = 0) -> tuple[str, Reader]:
+        """Return name and reader of a sample; after `attempt` unreadable ones, of the image that many places on."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """The endless order of a list of images: epoch e is the e-th random permutation of it."""
+
+    length: int
+    seed: int
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """Return the list's indices in the order of an epoch."""
+        return _permutation(self.length, self.seed, epoch)
+
+    def at(self, positions: Sequence[int]) -> list[int]:
+        """Return the list's index of each sample number."""
+        return [int(self.permutation(p // self.length)[p % self.length]) for p in positions]
+
+
+@lru_cache(4)  # samples of an epoch share one
+def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
+    return rng(seed, Stream.ORDER, epoch).permutation(length)
+
+
+def check_batch(batch_size: int, parts: int = 1) -> None:
+    """`DataError` when a batch cannot be shared out evenly over the processes and its `parts` (see `positions_of`)."""
+    ranks = distributed.world_size()
+    if batch_size % (parts * ranks):
+        processes = "1 process" if ranks == 1 else f"{ranks} processes"
+        among = processes if parts == 1 else f"{processes} × {parts} parts (accumulate)"
+        raise DataError(
+            f"batch_size {batch_size} cannot be shared out evenly over {among}; take a multiple of {parts * ranks}, or "
+            "other numbers of them.",
+            setting="batch_size",
+        )
+
+
+def positions_of(step: int, batch_size: int, parts: int = 1) -> list[int]:
+    """Return this process's sample numbers of a step: its share of each of `parts` equal parts of the batch, which are
+    gone through one after the other. So the k-th part holds the same images at any number of processes."""
+    part = batch_size // parts
+    own, first = part // distributed.world_size(), step * batch_size
+    starts = (first + number * part + distributed.rank() * own for number in range(parts))
+    return [start + i for start in starts for i in range(own)]

@@ -1,0 +1,188 @@
+"""Tokenizing a data set once: the latents of every image and of its mirror, which generators are trained on.
+
+    encode("softvq-emoji-64", "photos/", "latents/")
+
+Images are cut by ADM's centre crop. Work is shared out over ranks and goes on, by whole shards, where it was stopped.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from softvq import distributed
+from softvq.data.latents import INDEX, LatentIndex, shard_path
+from softvq.data.loader import Batch, NoneReadable, ordered_batches
+from softvq.data.opening import listing
+from softvq.data.sources import Source
+from softvq.errors import ConfigError, DataError
+from softvq.files import write_json, write_tensors
+from softvq.models import AnyTokenizer, load_tokenizer
+from softvq.runtime import autocast, pick_precision
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What a cache is made of: another tokenizer, other images or other settings are another cache."""
+
+    tokenizer: str
+    fingerprint: str
+    source: str
+    size: int
+    tokens: int
+    channels: int
+    mirrored: bool
+    shard: int
+
+
+@torch.no_grad()
+def encode(
+    tokenizer: AnyTokenizer | str | Path,
+    images: Any,
+    out: str | Path,
+    *,
+    mirrored: bool = True,
+    shard: int = 4096,
+    batch_size: int = 64,
+    workers: int = 2,
+    precision: str = "auto",
+    progress: bool | None = True,
+) -> LatentIndex:
+    """Write the latents of all images, as float16 in safetensors shards of `shard` images, with labels, class names and
+    the fingerprints of tokenizer and images in `index.json`; return that index. `data.latents.Latents` reads them.
+
+    `tokenizer`: loaded, or a name; where it is loaded it encodes where it is. `images`: all that `data.open_source`
+    takes. `mirrored`: every image's mirror too. `workers`: processes that decode. `progress`: a bar; None: on terminals
+    alone. Shards that are there already are kept; each process makes its own.
+
+    `DataError` when `out` holds latents of something else, or no image can be read; `ConfigError` where a tokenizer
+    that was neither saved nor loaded has no name for those who use its latents."""
+    tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+    if not tokenizer.name:
+        raise ConfigError(
+            "this tokenizer was neither saved nor loaded, so that nothing could say whose latents these are: "
+            "save_pretrained it, and load it from there."
+        )
+    for name, number, least in (("shard", shard, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if number < least:
+            raise ConfigError(f"{name} must be at least {least}, not {number}.", setting=name)
+    config, device = tokenizer.config, tokenizer.device
+    precision = pick_precision(precision, device, training=False)
+    source, out = listing(images), Path(out)
+    encoding = Encoding(
+        tokenizer=tokenizer.name,
+        fingerprint=tokenizer.latent_fingerprint,
+        source=str(images if isinstance(images, str | Path) else source),
+        size=config.image_size,
+        tokens=config.tokens,
+        channels=config.latent_dim,
+        mirrored=mirrored,
+        shard=shard,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    _check_same(out / "encoding.json", {**asdict(encoding), "identity": source.identity})
+
+    def latents_of(batch: Tensor) -> Tensor:
+        with autocast(device, precision):
+            return tokenizer.encode(batch.to(device)).float().cpu()
+
+    quiet = None if progress is None else not progress
+    _write(latents_of, source, out, encoding, {"batch_size": batch_size, "workers": workers}, quiet)
+    index = _index(out, source, encoding, -(-len(source.names) // shard))
+    if distributed.rank() == 0:
+        index.write(out)
+    distributed.barrier()
+    return index
+
+
+def _write(
+    latents_of: Callable[[Tensor], Tensor],
+    source: Source,
+    out: Path,
+    encoding: Encoding,
+    reading: dict[str, int],
+    quiet: bool | None,
+) -> None:
+    """Write the shards that are missing, each process its own."""
+
+    def path(first: int) -> Path:
+        return shard_path(out, first // encoding.shard)
+
+    def make(numbers: range, done: Callable[[int], object]) -> None:
+        made = _Shard(encoding)
+        try:
+            for batch in ordered_batches(source, size=encoding.size, chosen=numbers, **reading):
+                made.add(latents_of, batch)
+                done(len(batch) + len(batch.bad))
+        except NoneReadable as error:  # of this shard; others may hold some
+            made.bad |= error.bad
+        made.write(path(numbers.start))
+
+    distributed.in_parts(len(source.names), encoding.shard, path, make, quiet=quiet)
+
+
+class _Shard:
+    """The latents, labels and bad files of consecutive images."""
+
+    def __init__(self, encoding: Encoding):
+        self.encoding = encoding
+        self.latents: list[Tensor] = []
+        self.labels: list[int] = []
+        self.bad: dict[str, str] = {}
+
+    def add(self, latents_of: Callable[[Tensor], Tensor], batch: Batch) -> None:
+        """Encode a batch, and its mirror images where they are wanted."""
+        sides = [batch.images, batch.images.flip(-1)] if self.encoding.mirrored else [batch.images]
+        latents = torch.stack([latents_of(side) for side in sides], dim=1)
+        if not latents.isfinite().all():
+            raise DataError(f"the latents of {batch.names[0]} and others are not finite.")
+        self.latents.append(latents.to(torch.float16))
+        self.labels += batch.labels.tolist()
+        self.bad |= batch.bad
+
+    def write(self, path: Path) -> None:
+        """Write the shard's file."""
+        shape = (0, 2 if self.encoding.mirrored else 1, self.encoding.tokens, self.encoding.channels)
+        tensors = {
+            "latents": torch.cat(self.latents) if self.latents else torch.zeros(shape, dtype=torch.float16),
+            "labels": torch.tensor(self.labels, dtype=torch.int32),
+        }
+        write_tensors(path, tensors, {"bad": json.dumps(self.bad)})
+
+
+def _index(out: Path, source: Source, encoding: Encoding, shards: int) -> LatentIndex:
+    counts, bad = [], {}
+    for number in range(shards):
+        with safe_open(shard_path(out, number), "pt") as file:
+            counts.append(file.get_slice("labels").get_shape()[0])
+            bad |= json.loads(file.metadata()["bad"])
+    if not sum(counts):
+        raise DataError(f"none of the {len(source.names)} images can be read; the first: {next(iter(bad.values()))}")
+    e = encoding
+    classes = source.classes
+    return LatentIndex(
+        e.tokenizer, e.fingerprint, e.source, source.identity, e.tokens, e.channels, classes, counts, e.mirrored, bad
+    )
+
+
+def _check_same(path: Path, description: dict) -> None:
+    if path.is_file():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        if differing := [key for key in description if old.get(key) != description[key]]:
+            key = differing[0]
+            raise DataError(
+                f"{path.parent} holds latents of another {key} ({old.get(key)!r} there, {description[key]!r} now); "
+                "use another folder.",
+                setting="out",
+            )
+    elif (path.parent / INDEX).exists():
+        raise DataError(f"{path.parent} holds other latents; use another folder.", setting="out")
+    distributed.barrier()  # all have looked
+    if distributed.rank() == 0 and not path.is_file():
+        write_json(path, description)
+    distributed.barrier()

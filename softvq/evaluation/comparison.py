@@ -1,0 +1,121 @@
+"""Images beside what a tokenizer makes of them: a picture, and PSNR and SSIM image by image."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from softvq.data.images import Fit
+from softvq.data.loader import Batch, NoneReadable, ordered_batches
+from softvq.data.objects import Objects
+from softvq.data.opening import open_source
+from softvq.data.sources import EMOJI, Folder, Source
+from softvq.errors import ConfigError, ImageError
+from softvq.evaluation.metrics import CONVENTION
+from softvq.evaluation.reconstruction import measured
+from softvq.figures import comparison
+from softvq.files import read_json
+from softvq.models import Coder
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What became of images: `rows` with `image`, `psnr` and `ssim` of each; the first of them as a `picture`, original
+    | reconstruction | error; `latents` where they were asked for; why others were left out; and a `warning` where the
+    model does not know such images."""
+
+    rows: list[dict[str, Any]]
+    picture: Image.Image
+    latents: Tensor | None
+    unreadable: dict[str, str]
+    warning: str | None
+    convention: str = field(default=CONVENTION)
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean PSNR and SSIM."""
+        return {name: sum(row[name] for row in self.rows) / len(self.rows) for name in ("psnr", "ssim")}
+
+
+def compare(
+    coder: Coder,
+    images: Any,
+    *,
+    fit: Fit = "crop",
+    batch_size: int = 16,
+    shown: int = 64,
+    latents: bool = False,
+    progress: bool | None = None,
+) -> Comparison:
+    """Return a tokenizer's reconstructions beside the images: a list of files and folders, or all else that
+    `data.open_source` takes. `fit`: how an image becomes the model's square; `latents`: keep them too. `ImageError`
+    when none can be read."""
+    if batch_size < 1 or shown < 1:
+        raise ConfigError(f"batch_size and shown must be at least 1, not {batch_size} and {shown}.")
+    source = open_source(_files(images))
+    rows: list[dict[str, Any]] = []
+    kept: list[Tensor] = []
+    pairs: list[tuple[Tensor, Tensor]] = []
+    bad: dict[str, str] = {}
+    bar = tqdm(total=len(source.names), unit="image", disable=progress if progress is None else not progress)
+    with bar:
+        for batch in _readable(source, coder.tokenizer.config.image_size, batch_size, fit, bad):
+            codes = coder.encode(batch.images)
+            output = coder.decode(codes)
+            found = measured(batch.images, output)
+            values = zip(batch.names, found["psnr"].tolist(), found["ssim"].tolist(), strict=True)
+            rows += [{"image": name, "psnr": p, "ssim": s} for name, p, s in values]
+            kept += [codes] if latents else []
+            if (room := shown - sum(len(x) for x, _ in pairs)) > 0:
+                pairs.append((batch.images[:room], output[:room]))
+            bar.update(len(batch) + len(batch.bad))
+    if not rows:
+        alone = len(bad) == 1
+        raise ImageError(next(iter(bad.values())) if alone else f"none of the {len(bad)} images can be read.")
+    picture = comparison(*(torch.cat(part) for part in zip(*pairs, strict=True)))
+    warning = outside_of_domain(coder.tokenizer.about, rows)
+    return Comparison(rows, picture, torch.cat(kept) if latents else None, bad, warning)
+
+
+def _files(images: Any) -> Any:
+    """Return a list of files with the images in folders instead of the folders; anything else as it is."""
+    if not isinstance(images, list | tuple) or not all(isinstance(one, str | Path) for one in images):
+        return images
+    found: list[str] = []
+    for path in map(Path, images):
+        found += [str(path / name) for name in Folder(path).names] if path.is_dir() else [str(path)]
+    return Objects(found)
+
+
+def _readable(source: Source, size: int, batch_size: int, fit: Fit, bad: dict[str, str]) -> Iterator[Batch]:
+    try:
+        for batch in ordered_batches(source, size=size, batch_size=batch_size, how=fit):
+            bad.update(batch.bad)
+            yield batch
+    except NoneReadable as error:
+        bad.update(error.bad)
+
+
+def outside_of_domain(about: dict[str, Any], rows: list[dict[str, Any]]) -> str | None:
+    """Return a sentence when images come back worse than the first percentile of what the model was trained to know."""
+    floor = about.get("figures", {}).get("psnr_floor")
+    worse = [row for row in rows if floor is not None and row["psnr"] < floor]
+    if not worse:
+        return None
+    which = worse[0]["image"] if len(worse) == 1 else f"{len(worse)} of {len(rows)} images"
+    return (
+        f"{which} came back below {floor:.1f} dB, worse than 99 % of this model's validation images "
+        f"({about.get('domain', 'its own data')}): it does not know such images."
+    )
+
+
+def yardsticks(size: int, floats: int) -> list[dict[str, Any]]:
+    """Return the figures that ship with the package, on the bundled validation images, of PCA and of box-downsampling
+    to as many numbers an image; none where they were not measured at this size."""
+    rows = read_json(EMOJI.parent / "yardsticks.json")["rows"]
+    return [row for row in rows if (row["size"], row["floats"]) == (size, floats)]

@@ -1,0 +1,187 @@
+"""What all evaluations of images share: a feature network on a device, and where unfinished work is kept."""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softvq import distributed
+from softvq.errors import ConfigError, MetricError
+from softvq.evaluation.appearance import appearance, periods_for
+from softvq.evaluation.distribution import MOST, NEIGHBOURS
+from softvq.evaluation.images import Images
+from softvq.evaluation.parts import Part, Parts
+from softvq.evaluation.results import Protocol, short_name
+from softvq.pretrained import inception, lite
+from softvq.pretrained.features import FeatureNetwork
+from softvq.pretrained.named import check_used
+from softvq.runtime import autocast, pick_device, pick_precision
+
+Compared = tuple[str, str, int | None]  # reference, its checksum, how many images
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are measured.
+
+    `features`: a feature network by name or loaded (None: Inception's of 2015, or EfficientNet-Lite0's for the bundled
+    images); `resize`: to its size, `tf1` as FID is defined or `clean` as clean-fid does; `pretrained`: files of
+    networks' weights by name. `device`: where the networks are (None: where the model is, else the best there is).
+    `folder`: where unfinished work is kept, so that the same call goes on after a stop (None: nowhere)."""
+
+    features: str | FeatureNetwork | None = None
+    resize: str | None = None
+    pretrained: Mapping[str, Path] | None = None
+    device: str | torch.device | None = None
+    precision: str = "auto"
+    batch_size: int = 64
+    workers: int = 2
+    folder: str | Path | None = None
+
+    def __post_init__(self):
+        for name, least in (("batch_size", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}.", setting=name)
+
+
+def settled_device(device: str | torch.device | None) -> torch.device:
+    """Return this process's device: the one asked for, else the best there is."""
+    return distributed.start(pick_device("auto" if device is None else device))
+
+
+@contextmanager
+def workplace(folder: str | Path | None) -> Iterator[Path]:
+    """A folder for unfinished work: the one given, else one that goes when the block ends. `ConfigError` where several
+    processes would have one each."""
+    if folder is not None:
+        yield Path(folder)
+        return
+    if distributed.world_size() > 1:
+        raise ConfigError(
+            "several processes need a folder that they share for unfinished work; name one.", setting="out"
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary)
+
+
+class Measuring:
+    """A feature network at work. `patch`: the side of the patches that a tokenizer decodes to, where blockiness is
+    looked for. What cannot be read is collected in `unreadable`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        device: torch.device,
+        bundled: bool,
+        patch: int | None = None,
+        more: tuple[str, ...] = (),
+    ):
+        self.settings, self.folder, self.device, self.patch = settings, folder, device, patch
+        self.precision = pick_precision(settings.precision, device, training=False)
+        network, given = settings.features, settings.pretrained or {}
+        if not isinstance(network, FeatureNetwork):
+            name = network or (lite.NAME if bundled else inception.NAME)
+            check_used(given, [name, *more])
+            network = FeatureNetwork.load(name, settings.resize, given.get(name))
+        self.network = network.to(device)
+        self.unreadable: dict[str, str] = {}
+
+    @property
+    def is_fid(self) -> bool:
+        """If the Fréchet distance is called FID."""
+        return self.network.name in (inception.NAME, inception.TINY)
+
+    def periods(self, size: int) -> tuple[int, ...]:
+        """The periods that blockiness is looked for at in images of a size."""
+        return periods_for(size, self.patch)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the features of 8-bit images, on the CPU."""
+        with autocast(self.device, self.precision):
+            return {name: found.cpu() for name, found in self.network(images.to(self.device)).items()}
+
+    def stem(self, *what: Any) -> str:
+        """Return a short name of all that a result is a function of."""
+        return short_name(self.network.protocol, self.precision, self.patch, *what)
+
+    def parts(self, images: Images, name: str) -> Parts:
+        """Return the features of all images; those that cannot be read are in `unreadable` from then on. `MetricError`
+        where none can."""
+        parts = Parts(self.folder / f"{name}.parts", images.count)
+
+        def make(numbers: range, done: Callable[[int], object]) -> Part:
+            found: list[dict[str, Tensor]] = []
+            bad: dict[str, str] = {}
+            digest = hashlib.sha256()
+            for batch in images.batches(numbers, bad):
+                found.append({**self.features(batch), **appearance(batch, self.periods(images.size))})
+                digest.update(batch.contiguous().numpy())
+                done(len(batch))
+            return Part(concatenated(found), bad, digest.hexdigest())
+
+        parts.fill(make, images.title)
+        if len(bad := parts.bad) == images.count:
+            raise none_readable(images, parts)
+        self.unreadable |= {f"{images.title}/{name}": reason for name, reason in bad.items()}
+        return parts
+
+    def protocol(self, images: int, size: int, crop: str, compared: Compared) -> dict[str, Any]:
+        """Return what figures of these images are comparable with."""
+        told = self.network.protocol
+        network = (told["features"], told["weights"], told["resizing"])
+        return Protocol(images, size, crop, *network, *compared, self.precision).to_dict()
+
+    def named(self, scores: dict[str, Any], prefix: str) -> dict[str, Any]:
+        """Return figures under the names that people know: FID is Inception's alone."""
+        names = {"fd": f"{prefix}fid" if self.is_fid else f"{prefix}fd", "spatial_fd": f"{prefix}sfid"}
+        return {_renamed(name, names): value for name, value in scores.items()}
+
+    def notes(self, scores: Mapping[str, Any]) -> list[str]:
+        """Return what a reader of these figures must know."""
+        notes = []
+        if not scores.get("reliable", True):
+            notes.append(
+                "fewer images than features: the Fréchet distance is right, but says little of the distribution"
+            )
+        if not self.is_fid:
+            notes.append(f"features of {self.network.name}: not comparable with FID")
+        if "precision" in scores:
+            notes.append(f"precision and recall: {NEIGHBOURS} neighbours, up to {MOST:,} reference images")
+        if "blockiness" in scores:
+            notes.append("blockiness: differences of pixels across borders of squares, over those elsewhere")
+        return notes
+
+
+def concatenated(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the rows of several batches as one; nothing of none."""
+    return {name: torch.cat([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+
+
+def none_readable(images: Images, parts: Parts) -> MetricError:
+    """Return what to raise; the parts, which say so too, are removed: the next call looks again."""
+    reason = next(iter(parts.bad.values()))
+    parts.remove()
+    return MetricError(f"none of the {images.count} images of {images.title} can be read; the first: {reason}")
+
+
+def _renamed(name: str, names: dict[str, str]) -> str:
+    base, ending = (name.removesuffix("_over_seeds"), "_over_seeds") if name.endswith("_over_seeds") else (name, "")
+    return names.get(base, base) + ending
+
+
+def patch_of(tokenizer: Any) -> int | None:
+    """Return the side of the patches that a tokenizer decodes to, None for convolutional ones."""
+    decoder = getattr(tokenizer.config, "decoder", None)
+    return decoder and decoder.patch_size
+
+
+def knows_bundled(model: Any) -> bool:
+    """Return if a model was trained for the bundled images."""
+    return str(model.about.get("domain", "")).startswith("emoji")

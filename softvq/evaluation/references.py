@@ -1,0 +1,142 @@
+"""Real images, as what generated ones are compared with: a data set, ADM's array, or stored statistics."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from softvq import distributed
+from softvq.data.arrays import STATISTICS, ArrayFile, write_arrays
+from softvq.data.images import to_bytes
+from softvq.data.loader import ordered_batches
+from softvq.data.opening import listing
+from softvq.errors import ConfigError, DataError
+from softvq.evaluation.distribution import MOST
+from softvq.evaluation.frechet import Moments
+from softvq.evaluation.images import ArrayImages, DataImages, is_array, open_images
+from softvq.evaluation.measuring import Compared, Measuring, Settings, settled_device, workplace
+from softvq.evaluation.parts import Parts, appearance_of, moments
+from softvq.randomness import Stream, rng
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images: the moments of their features (and spatial ones, of Inception), and up to `MOST` features, where
+    there are images and not statistics alone."""
+
+    pool: Moments
+    spatial: Moments | None
+    features: Float[Tensor, "M F"] | None
+    appearance: Mapping[str, Tensor] | None = None  # rows of `evaluation.appearance`
+
+    @classmethod
+    def of_parts(cls, parts: Parts) -> "Reference":
+        """Return what the features of real images say."""
+        features = parts.all("pool")
+        pool, spatial = moments(parts, "pool"), moments(parts, "spatial")
+        return cls(pool, spatial, features[chosen(len(features))], appearance_of(parts))
+
+
+def chosen(count: int, most: int = MOST) -> list[int]:
+    """Return which of `count` reference images precision and recall take: all, or `most` of a fixed permutation, in
+    order."""
+    if count <= most:
+        return list(range(count))
+    return sorted(rng(0, Stream.REFERENCE).permutation(count)[:most].tolist())
+
+
+def look_for(reference: Any) -> None:
+    """`DataError` when a reference is not there: said before networks are downloaded."""
+    if is_array(reference):
+        ArrayFile(Path(reference))
+    else:
+        listing(reference)
+
+
+def reference_of(
+    measuring: Measuring, given: Any, size: int, checksum: str | None = None
+) -> tuple[Reference, Compared]:
+    """Return real images: a data set cut to `size`, ADM's array of images of that size, or statistics. `DataError` when
+    they are others than `checksum` says."""
+    reference, compared = _reference(measuring, given, size)
+    if checksum is not None and not (checksum and compared[1].startswith(checksum[:16].lower())):
+        raise DataError(f"the reference {compared[0]} has the checksum {compared[1]}, not {checksum}.")
+    return reference, compared
+
+
+def _reference(measuring: Measuring, given: Any, size: int) -> tuple[Reference, Compared]:
+    settings = measuring.settings
+    if is_array(given):
+        file = ArrayFile(Path(given))
+        if "mu" in file.names:
+            return _stored(measuring, file, size)
+    images = open_images(given, size, settings.batch_size, settings.workers)
+    named = str(given) if isinstance(given, str | Path) else images.title
+    stem = measuring.stem(named, images.checksum, images.size, images.crop)
+    parts = measuring.parts(images, f"reference-{stem}")
+    reference = Reference.of_parts(parts)
+    checksum = images.checksum if isinstance(images, ArrayImages) else parts.checksum
+    parts.remove()
+    return reference, (named, checksum, reference.pool.count)
+
+
+def _stored(measuring: Measuring, file: ArrayFile, size: int) -> tuple[Reference, Compared]:
+    own, told = {**measuring.network.protocol, "size": size}, file.protocol
+    if differing := [key for key in own if key in told and told[key] != own[key]]:
+        key = differing[0]
+        raise DataError(f"the reference {file.path} was made with {key} {told[key]!r}, not {own[key]!r}.")
+    found = {name: torch.from_numpy(array) for name, array in file.statistics().items()}
+    features, seen, count = None, None, told.get("images")
+    if "arr_0" in file.names:
+        images = open_images(file.path, size, measuring.settings.batch_size)
+        parts = measuring.parts(images, f"reference-{measuring.stem(str(file.path), images.checksum)}")
+        features = parts.all("pool")
+        features, seen = features[chosen(len(features))], appearance_of(parts)
+        parts.remove()
+    spatial = Moments(found["mu_s"], found["sigma_s"], count) if "mu_s" in found else None
+    reference = Reference(Moments(found["mu"], found["sigma"], count), spatial, features, seen)
+    return reference, (str(file.path), file.checksum, count)
+
+
+def write_reference(images: Any, path: str | Path, size: int = 256, **settings: Any) -> dict[str, Any]:
+    """Write the statistics of all images, and up to 10,000 of the images for precision and recall, as ADM's references
+    are; return what the file says of itself. `images`: all that `data.open_source` takes, cut to `size`; `settings`:
+    see
+    `Settings`."""
+    path, given = Path(path), Settings(**settings)
+    if size < 1 or path.suffix.lower() != ".npz":
+        raise ConfigError("size must be at least 1, and the statistics are written to an .npz file.")
+    device = settled_device(given.device)
+    with workplace(given.folder) as folder:
+        measuring = Measuring(given, folder, device, images in ("emoji", "emoji-val"))
+        data = DataImages(images, size, given.batch_size, given.workers)
+        stem = measuring.stem(data.title, data.checksum, data.size, data.crop)
+        parts = measuring.parts(data, f"reference-{stem}")
+        found, bad = Reference.of_parts(parts), parts.bad
+        told = {**measuring.network.protocol, "size": data.size, "images": found.pool.count, "data": data.title}
+        told["precision"] = measuring.precision
+        if distributed.rank() == 0:
+            _write(path, found, data, bad, told)
+        parts.remove()
+    return {"reference": str(path), **told, "unreadable": bad}
+
+
+def _write(path: Path, found: Reference, data: DataImages, bad: dict[str, str], told: dict[str, Any]) -> None:
+    arrays = {"mu": found.pool.mean, "sigma": found.pool.covariance}
+    if found.spatial is not None:
+        arrays |= {"mu_s": found.spatial.mean, "sigma_s": found.spatial.covariance}
+    readable = [n for n, name in enumerate(data.source.names) if name not in bad]
+    kept = [readable[n] for n in chosen(len(readable), MOST)]
+    batches = ordered_batches(
+        data.source, size=data.size, batch_size=data.batch_size, chosen=kept, workers=data.workers
+    )
+    pixels = (to_bytes(batch.images).permute(0, 2, 3, 1).numpy() for batch in batches)
+    numbers = {name: arrays[name].numpy() for name in STATISTICS if name in arrays}
+    shape = (len(kept), data.size, data.size)
+    write_arrays(path, shape, pixels, **numbers, protocol=np.array(json.dumps(told)))

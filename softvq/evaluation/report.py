@@ -1,0 +1,368 @@
+"""Tables and figures of measured results, beside the paper's: Markdown from a folder of results.
+
+A table holds only figures of one protocol (images, crop, feature network and its weights, resizing, reference,
+precision); others get a table of their own. The paper's figures stand beside those of its recipes, and the table says
+if its protocol is the paper's.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from softvq import files
+from softvq.errors import MetricError, ModelError, SoftVQError
+from softvq.evaluation.results import EVALUATION, Protocol
+from softvq.figures import pyplot, rendered, save_picture
+from softvq.pretrained.inception import NAME
+from softvq.published import GENERATION, GENERATORS, PROBE, TOKENIZERS
+
+Found = dict[str, Any]  # a result's file, read
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report that was written: its file, how many results it shows, its figures, and why files were left out."""
+
+    file: Path
+    results: int
+    figures: tuple[Path, ...]
+    left_out: tuple[str, ...]
+
+
+def report(folder: str | Path = "evaluations", out: str | Path | None = None) -> Report:
+    """Write tables and figures of the results in a folder, as Markdown (default: `report.md` in it). `MetricError` when
+    there are none."""
+    folder = Path(folder)
+    results, odd = _read(folder)
+    if not results:
+        reason = f" {len(odd)} files were left out; the first: {odd[0]}" if odd else ""
+        raise MetricError(f"{folder} holds no results of evaluations.{reason}")
+    out = folder / "report.md" if out is None else Path(out)
+    lines = ["# Measured results", "", *(f"Left out: {reason}" for reason in odd), *([""] if odd else [])]
+    figures: list[Path] = []
+    for kind, section in _SECTIONS.items():
+        if mine := [result for result in results if result["kind"] == kind]:
+            lines += section(mine, out, figures)
+    files.write_text(out, "\n".join(lines).rstrip() + "\n")
+    return Report(out, len(results), tuple(figures), tuple(odd))
+
+
+def _read(folder: Path) -> tuple[list[Found], list[str]]:
+    """Results in the order of their files, and what could not be read."""
+    if not folder.is_dir():
+        raise MetricError(f"there is no folder {folder}.")
+    found, odd = [], []
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            result = files.read_json(path)
+        except ModelError as error:
+            odd.append(str(error))
+            continue
+        if result.get("softvq") != EVALUATION:
+            odd.append(f"{path} holds no result of an evaluation.")
+        elif flaw := _flaw(result):
+            odd.append(f"{path}: {flaw}")
+        else:
+            found.append({**result, "file": path})
+    return found, odd
+
+
+_OF_PROTOCOL = {  # what is shown of it; the other kinds' are `Protocol`s
+    "probe": ("data", "images", "pool"),
+    "latents": ("data", "images"),
+    "cost": ("device", "torch", "precision", "batch", "steps", "guidance"),
+}
+
+
+def _flaw(result: Found) -> str | None:
+    """Why a result cannot be shown; None if it can."""
+    kind = result.get("kind")
+    if kind not in list(_SECTIONS):
+        return "a result without a known kind."
+    wanted: dict[str, tuple[str, ...]] = {"protocol": _OF_PROTOCOL.get(kind, ())}
+    wanted |= {"rows": ()} if kind == "cost" else {"model": ("name",), "scores": ()}
+    wanted |= {"sampling": ("sampler", "steps", "guidance")} if "sampling" in result else {}
+    for part, names in wanted.items():
+        held = result.get(part)
+        if not isinstance(held, dict):
+            return f"a result without {part}."
+        if missing := [name for name in names if name not in held]:
+            return f"a result without {missing[0]} in its {part}."
+    if kind != "cost" and not all(isinstance(score, int | float | None) for score in result["scores"].values()):
+        return "a result whose scores are not numbers."
+    if kind in _OF_PROTOCOL:
+        return None
+    try:
+        Protocol.from_dict(result["protocol"])
+    except MetricError as error:
+        return str(error)
+    return None
+
+
+def _groups(results: list[Found]) -> list[tuple[Any, list[Found]]]:
+    """Results that can be compared, with their protocol."""
+    groups: list[tuple[Any, list[Found]]] = []
+    for result in results:
+        protocol = Protocol.from_dict(result["protocol"])
+        for known, group in groups:
+            if not known.differences(protocol):
+                group.append(result)
+                break
+        else:
+            groups.append((protocol, [result]))
+    return groups
+
+
+def _table(columns: dict[str, list[Any]]) -> list[str]:
+    """Markdown; columns without a figure are left out."""
+    kept = {name: cells for name, cells in columns.items() if any(cell not in (None, "") for cell in cells)}
+    rows = zip(*kept.values(), strict=True)
+    text = ["| " + " | ".join(kept) + " |", "|" + "---|" * len(kept)]
+    return [*text, *("| " + " | ".join(map(_cell, row)) + " |" for row in rows), ""]
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value).replace("|", "\\|")
+
+
+def _protocol_line(protocol: Any, papers: bool) -> str:
+    features = f"features: {protocol.features} (weights {protocol.weights}), {protocol.resizing}"
+    crop = "" if protocol.crop == "none" else f", {protocol.crop}"
+    line = (
+        f"{protocol.images:,} images of {protocol.size} px{crop}, against {protocol.reference} "
+        f"({protocol.reference_checksum}, {protocol.reference_images or '?'} images); {features}; {protocol.precision}."
+    )
+    return line + ("" if papers else " **Not the paper's protocol**: that is FID, Inception's, of 50,000 images.")
+
+
+def _is_papers(protocol: Any) -> bool:
+    tf1 = protocol.resizing is not None and "TensorFlow" in protocol.resizing
+    return protocol.images == 50_000 and protocol.features == NAME and tf1
+
+
+def _number(value: float | None, digits: int, spread: float | None = None) -> str | None:
+    if value is None:
+        return None
+    return f"{value:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+
+
+def _scores(results: list[Found], name: str, digits: int) -> list[str | None]:
+    return [_number(r["scores"].get(name), digits, r["scores"].get(f"{name}_over_seeds")) for r in results]
+
+
+def _names(results: list[Found]) -> list[str]:
+    return [f"`{Path(str(r['model']['name'])).name}`" for r in results]
+
+
+def _recipe(result: Found) -> str:
+    """Which recipe the model is of; the authors' releases are called as theirs."""
+    model = result["model"]
+    return model.get("recipe") or Path(str(model["name"])).name.replace("_", "-")
+
+
+def _reconstruction(results: list[Found], out: Path, figures: list[Path]) -> list[str]:
+    lines = ["## Reconstruction (Tables 1 to 5)", ""]
+    for protocol, group in _groups(results):
+        published = [TOKENIZERS.get(_recipe(r)) for r in group]
+        lines += [_protocol_line(protocol, _is_papers(protocol)), ""]
+        lines += _table(
+            {
+                "tokenizer": _names(group),
+                "row of the paper": [p and f"Table {p.table}: {p.row}" for p in published],
+                "tokens": [r.get("tokens") for r in group],
+                "rFID, paper": [p and f"{p.rfid:.2f}" for p in published],
+                "rFID": _scores(group, "rfid", 2),
+                "rFD": _scores(group, "rfd", 1),
+                "rsFID": _scores(group, "rsfid", 2),
+                "PSNR dB": _scores(group, "psnr", 2),
+                "SSIM": _scores(group, "ssim", 4),
+                "LPIPS": _scores(group, "lpips", 4),
+                "codebook usage": _scores(group, "codebook_usage", 3),
+                "perplexity": _scores(group, "codebook_perplexity", 0),
+                **_appearance(group),
+                "": [None if r["scores"].get("reliable", True) else "few images" for r in group],
+            }
+        )
+    return lines
+
+
+def _appearance(group: list[Found]) -> dict[str, list[str | None]]:
+    """Return the columns of what people see (`evaluation.appearance`)."""
+    blank = [r["scores"].get("nearly_blank") for r in group]
+    return {
+        "blockiness": _scores(group, "blockiness", 2),
+        "of real images": _scores(group, "blockiness_real", 2),
+        "gradient energy": _scores(group, "gradient_energy", 2),
+        "nearly blank %": [_number(None if share is None else 100 * share, 1) for share in blank],
+    }
+
+
+def _generation(results: list[Found], out: Path, figures: list[Path]) -> list[str]:
+    lines = ["## Generation (Tables 1 to 4 and 6 to 8)", ""]
+    for protocol, group in _groups(results):
+        printed = [_printed(r) for r in group]
+        columns: dict[str, list[Any]] = {
+            "model": _names(group),
+            "steps": [_steps(r) for r in group],
+            "sampler": [_sampler(r) for r in group],
+            "guidance": [r.get("sampling", {}).get("guidance") for r in group],
+        }
+        for place, (name, title, digits) in enumerate(
+            (("gfid", "gFID", 2), ("inception_score", "IS", 1), ("precision", "precision", 2), ("recall", "recall", 2))
+        ):
+            columns[f"{title}, paper"] = [p and _number(p[place], digits) for p in printed]
+            columns[title] = _scores(group, name, digits)
+        columns["gFD"] = _scores(group, "gfd", 1)
+        columns["gsFID"] = _scores(group, "gsfid", 2)
+        columns["KID"] = _scores(group, "kid", 4)
+        columns["nearest"] = _scores(group, "nearest", 2)
+        columns |= _appearance(group)
+        columns[""] = [None if r["scores"].get("reliable", True) else "few images" for r in group]
+        lines += [_protocol_line(protocol, _is_papers(protocol)), "", *_table(columns)]
+        for result in group:
+            lines += _pictures(result, out)
+    return lines
+
+
+def _steps(result: Found) -> int | None:
+    return result["model"].get("steps")
+
+
+def _sampler(result: Found) -> str | None:
+    sampling = result.get("sampling")
+    return sampling and f"{sampling['sampler']}, {sampling['steps']} steps"
+
+
+def _printed(result: Found) -> Any:
+    """The paper's row for this recipe and these steps: without guidance, or at the paper's scale."""
+    if "sampling" not in result:
+        return None
+    name = _recipe(result)
+    if name not in GENERATORS:
+        return None
+    papers = GENERATORS[name]
+    rows = GENERATION.get((name, _steps(result) or papers.steps))
+    scale = result["sampling"]["guidance"]
+    if scale == 1 or not rows:
+        return rows and rows[0]
+    # At another scale, or in other times, it is another figure.
+    same = scale == papers.scale and tuple(result["sampling"].get("interval", papers.interval)) == papers.interval
+    return rows[1] if same else None
+
+
+def _pictures(result: Found, out: Path) -> list[str]:
+    """Return links to a result's pictures, wherever the folder has been moved to."""
+    pictures = [result["file"].with_name(Path(name).name) for name in result.get("pictures", [])]
+    links = [f"![{picture.stem}]({_link(picture, out)})" for picture in pictures if picture.is_file()]
+    return [*links, ""] if links else []
+
+
+def _link(picture: Path, out: Path) -> str:
+    return quote(Path(os.path.relpath(picture, out.parent)).as_posix())
+
+
+def _probe(results: list[Found], out: Path, figures: list[Path]) -> list[str]:
+    told = [r["protocol"] for r in results]
+    scores = {
+        title: [_number(r["scores"].get(name) and 100 * r["scores"][name], 2) for r in results]
+        for title, name in (("top 1 %", "probe_top1"), ("top 5 %", "probe_top5"), ("balanced %", "probe_balanced"))
+    }
+    lines = ["## Linear probing (Fig. 3, Table 4)", ""]
+    lines += _table(
+        {
+            "model": _names(results),
+            "data": [p["data"] for p in told],
+            "images": [p["images"] for p in told],
+            "layer": [p.get("layer") for p in told],
+            "time": [p.get("time") for p in told],
+            "pool": [p["pool"] for p in told],
+            "top 1 %, paper": [_number(PROBE.get(_recipe(r)), 2) for r in results],
+            **scores,
+            "k-NN %": [_number(r["scores"].get("knn_top1") and 100 * r["scores"]["knn_top1"], 2) for r in results],
+        }
+    )
+    path = out.with_name(f"{out.stem}-probe.png")
+    bars = [(_probed(result), result["scores"].get("probe_top1")) for result in results]
+    return [*lines, *_bars(bars, "top-1 accuracy of a linear probe", path, figures)]
+
+
+def _probed(result: Found) -> str:
+    layer = result["protocol"].get("layer")
+    return Path(str(result["model"]["name"])).name + ("" if layer is None else f", layer {layer}")
+
+
+def _cost(results: list[Found], out: Path, figures: list[Path]) -> list[str]:
+    lines = ["## Cost (Tables 1 and 2)", ""]
+    for number, result in enumerate(results):
+        p, rows = result["protocol"], list(result["rows"].values())
+        timed = f"; batch {p['batch']}, {p['steps']} steps, guidance {p['guidance']:g}" if p.get("timed") else ""
+        lines += [f"{p['device']}, PyTorch {p['torch']}, {p['precision']}{timed}.", ""]
+        lines += _table(
+            {
+                "row": [f"`{name}`" for name in result["rows"]],
+                "": [row.get("about") for row in rows],
+                "M parameters": [_number(row.get("parameters"), 1) for row in rows],
+                "GMACs, paper": [_number(row.get("published_gmacs"), 2) for row in rows],
+                "GMACs": [_number(row.get("gmacs"), 2) for row in rows],
+                "decoder": [_number(row.get("decode_gmacs"), 1) for row in rows],
+                "GB": [_number(row.get("memory_gb"), 2) for row in rows],
+                "ms an evaluation": [_number(row.get("evaluation_ms"), 1) for row in rows],
+                "ms decoding": [_number(row.get("decode_ms"), 1) for row in rows],
+                "images/s, paper": [_number(row.get("published_images_per_second"), 2) for row in rows],
+                "images/s": [_number(row.get("images_per_second"), 3) for row in rows],
+            }
+        )
+        path = out.with_name(f"{out.stem}-cost{number or ''}.png")
+        speeds = [(name, row.get("images_per_second")) for name, row in result["rows"].items()]
+        lines += _bars(speeds, "images a second", path, figures)
+    return lines
+
+
+def _bars(values: list[tuple[str, float | None]], title: str, path: Path, figures: list[Path]) -> list[str]:
+    """A bar a name; nothing where there is nothing to draw, or matplotlib is not installed."""
+    known = [(name, value) for name, value in values if value is not None]
+    if len(known) < 2:
+        return []
+    try:
+        plt = pyplot()
+    except SoftVQError:
+        return []
+    figure, axis = plt.subplots(figsize=(6, 0.6 + 0.3 * len(known)), layout="constrained")
+    axis.barh(range(len(known)), [value for _, value in known])
+    axis.set_yticks(range(len(known)), [name for name, _ in known])
+    axis.invert_yaxis()
+    axis.set_xlabel(title)
+    save_picture(rendered(figure), path)
+    figures.append(path)
+    return [f"![{title}]({_link(path, path)})", ""]
+
+
+def _latents(results: list[Found], out: Path, figures: list[Path]) -> list[str]:
+    lines = ["## Latent space (Fig. 4)", ""]
+    lines += _table(
+        {
+            "tokenizer": _names(results),
+            "data": [r["protocol"]["data"] for r in results],
+            "images": [r["protocol"]["images"] for r in results],
+            "cosine of ẑ and z": _scores(results, "cosine", 3),
+            "variance of ẑ not in z": _scores(results, "unexplained", 3),
+            "codebook usage": _scores(results, "codebook_usage", 3),
+            "perplexity": _scores(results, "codebook_perplexity", 0),
+            "H(q), nats": _scores(results, "posterior_entropy", 2),
+            "cosine with the nearest codeword": _scores(results, "nearest_cosine", 3),
+        }
+    )
+    for result in results:
+        lines += _pictures(result, out)
+    return lines
+
+
+_SECTIONS = {
+    "reconstruction": _reconstruction,
+    "generation": _generation,
+    "probe": _probe,
+    "latents": _latents,
+    "cost": _cost,
+}

@@ -1,0 +1,126 @@
+"""What a measurement gives: figures, with all that they are a function of. Two figures of one protocol can be compared,
+others are refused."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from softvq import __version__, distributed, files
+from softvq.errors import MetricError
+from softvq.figures import save_picture
+
+EVALUATION = "evaluation"  # what a result's file says it is
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """`images`: how many were measured, `size`: their side (px), `crop`: how they were cut from larger ones;
+    `features`, `weights`, `resizing`: of the feature network; `reference`: what real images they were compared with,
+    its checksum and how many images; `precision`: of the networks."""
+
+    images: int
+    size: int
+    crop: str
+    features: str | None
+    weights: str | None
+    resizing: str | None
+    reference: str
+    reference_checksum: str
+    reference_images: int | None
+    precision: str
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Protocol":
+        """Return the protocol that `to_dict` gave; `MetricError` when something is missing or unknown."""
+        names = [one.name for one in fields(cls)]
+        if odd := sorted(set(data) ^ set(names)):
+            raise MetricError(f"a protocol has the fields {', '.join(names)}; {odd[0]!r} is missing or unknown.")
+        return cls(**data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, JSON-ready."""
+        return asdict(self)
+
+    def differences(self, other: "Protocol") -> list[str]:
+        """Say why figures of the two cannot be compared, a sentence's part each; nothing if they can. What the
+        reference is called does not matter, its checksum does."""
+        found = []
+        for name in (one.name for one in fields(self) if one.name != "reference"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                found.append(f"{name.replace('_', ' ')} {mine} and {theirs}")
+        return found
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation has found. `kind`: reconstruction, generation, probe, latents or cost; `name`: a short one, of
+    all that the result is a function of; `model`: its name and fingerprint; `protocol`: what figures are comparable
+    with; `scores`: the figures by name; `more`: what this kind alone has; `notes`: what a reader must know;
+    `unreadable`: images that were left out, with the reason; `pictures`: by file name without its ending.
+
+    `parts`: the folder of unfinished work that the result was made of, which `write` removes."""
+
+    kind: str
+    name: str
+    model: Mapping[str, Any]
+    protocol: Mapping[str, Any]
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict)
+    parts: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all but the pictures, JSON-ready."""
+        told = {"softvq": EVALUATION, "kind": self.kind, "version": __version__, "date": _today()}
+        whole = {
+            **told,
+            **({"model": self.model} if self.model else {}),
+            "protocol": self.protocol,
+            **({"scores": self.scores} if self.scores or self.kind != "cost" else {}),
+            **self.more,
+            **({"unreadable": self.unreadable, "notes": list(self.notes)} if self.notes else {}),
+        }
+        return json.loads(json.dumps(whole, default=str))
+
+    def write(self, folder: str | Path) -> dict[str, Any]:
+        """Write `NAME.json` and the pictures into a folder, where `report` finds them; return what was written, with
+        its
+        `file`. Of several processes the first does it."""
+        folder = Path(folder)
+        whole, path = self.to_dict(), folder / f"{self.name}.json"
+        if self.pictures:
+            whole["pictures"] = [str(folder / f"{name}.png") for name in self.pictures]
+        distributed.barrier()
+        if distributed.rank() == 0:
+            for name, picture in self.pictures.items():
+                save_picture(picture, folder / f"{name}.png")
+            files.write_json(path, whole)
+            if self.parts is not None:
+                shutil.rmtree(self.parts, ignore_errors=True)
+        return {**whole, "file": str(path)}
+
+
+def _today() -> Any:
+    return datetime.now(timezone.utc).date()
+
+
+def short_name(*what: Any) -> str:
+    """Return 8 hex digits of all that a result is a function of, so that the same call finds its parts again."""
+    told = json.dumps([__version__, *what], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:8]
+
+
+def described(model: Any) -> dict[str, Any]:
+    """Return what results say of a model: its name, fingerprint and recipe."""
+    name = str(model.name) or type(model).__name__
+    return {"name": name, "fingerprint": model.fingerprint, "recipe": model.about.get("recipe", {}).get("name")}

@@ -1,0 +1,105 @@
+"""Models by name: a tokenizer, a generator, or whichever the name is of."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from softvq import files, hub
+from softvq.autoencoders import PREFIX, FoldedAutoencoder
+from softvq.errors import ConfigError, ModelError
+from softvq.generators.base import Generator
+from softvq.released import is_generator
+from softvq.runtime import autocast, pick_precision
+from softvq.saving import kind_of
+from softvq.tokenizer import Tokenizer
+
+AnyTokenizer = Tokenizer | FoldedAutoencoder
+
+
+def load_tokenizer(name: str | Path, cache_dir: str | Path | None = None) -> AnyTokenizer:
+    """Return a tokenizer by name or folder; `diffusers:NAME` is one of diffusers' autoencoders."""
+    if str(name).startswith(PREFIX):
+        return FoldedAutoencoder.load(str(name))
+    return Tokenizer.from_pretrained(name, cache_dir=cache_dir)
+
+
+def open_model(name: str) -> AnyTokenizer | Generator:
+    """Return a tokenizer or a generator, whichever the name is of."""
+    if name.startswith(PREFIX):
+        return load_tokenizer(name)
+    kind = kind_of(name)
+    if kind == Generator.kind or (kind is None and is_generator(files.read_json(hub.find(name) / hub.CONFIG))):
+        return Generator.from_pretrained(name)
+    return load_tokenizer(name)
+
+
+def _near(name: str, model: str) -> str | Path:
+    """Return the folder that a generator remembers by a relative path: from here, else from where the generator is."""
+    if Path(name).is_absolute() or Path(name).exists():
+        return name
+    return next((above / name for above in Path(model).resolve().parents if (above / name).is_dir()), name)
+
+
+def tokenizer_of(
+    generator: Generator,
+    model: str,
+    tokenizer: str | Path | AnyTokenizer | None = None,
+    cache_dir: str | Path | None = None,
+) -> AnyTokenizer:
+    """Return the tokenizer that is given, or the one that the generator (called `model`) was trained with; `ModelError`
+    when it makes other latents, `ConfigError` when it does not fit or is not known."""
+    trained_with = generator.about.get("tokenizer", {})
+    name = tokenizer or trained_with.get("name")
+    if name is None:
+        raise ConfigError(f"{model} does not say which tokenizer it was trained with; name it.", setting="tokenizer")
+    called = name if isinstance(name, str | Path) else "the tokenizer given"
+    try:
+        found = load_tokenizer(name if tokenizer else _near(name, model), cache_dir) if called is name else name
+    except ModelError as error:
+        if tokenizer is not None or error.setting is not None:
+            raise
+        raise ModelError(
+            f"{model} was trained with the tokenizer {name!r}, which cannot be loaded: {str(error).removesuffix('.')}; "
+            "if it is somewhere else, name it.",
+            setting="tokenizer",
+        ) from error
+    shape = (found.config.tokens, found.config.latent_dim)
+    if shape != generator.shape:
+        raise ConfigError(
+            f"{called} has latents of {shape[0]} × {shape[1]}, but {model} makes {generator.shape}.",
+            setting="tokenizer",
+        )
+    expected = trained_with.get("fingerprint")
+    if expected is not None and not found.makes(expected):
+        raise ModelError(
+            f"{model} was trained with another tokenizer ({expected}) than {called} ({found.latent_fingerprint}); "
+            "its latents would be decoded to noise."
+        )
+    return found
+
+
+class Coder:
+    """A tokenizer where it is, in a precision: images in, latents out and back, on the CPU in float32."""
+
+    def __init__(self, tokenizer: AnyTokenizer, precision: str = "auto"):
+        self.tokenizer = tokenizer
+        self.precision = pick_precision(precision, tokenizer.device, training=False)
+
+    @torch.inference_mode()
+    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L D"]:
+        """Return the latents of images in [-1, 1]."""
+        with autocast(self.tokenizer.device, self.precision):
+            return self.tokenizer.encode(images.to(self.tokenizer.device)).float().cpu()
+
+    @torch.inference_mode()
+    def decode(self, latents: Float[Tensor, "B L D"]) -> Float[Tensor, "B 3 H W"]:
+        """Return images, not clamped."""
+        with autocast(self.tokenizer.device, self.precision):
+            return self.tokenizer.decode(latents.to(self.tokenizer.device)).float().cpu()
+
+    @property
+    def latent_floats(self) -> int:
+        """How many numbers an image becomes."""
+        return self.tokenizer.config.tokens * self.tokenizer.config.latent_dim

@@ -1,0 +1,71 @@
+"""Recipes by name, in files, and in the models that were made with them.
+
+recipe = open_recipe("emoji-64", changes={"steps": 500, "optimizer.lr": 1e-3})
+Path("mine.yaml").write_text(recipe_text(recipe)); open_recipe("mine.yaml"); open_recipe("runs/mine")
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from softvq import hub
+from softvq.config import from_dict, override, to_dict
+from softvq.errors import ConfigError
+from softvq.files import read_data, read_json, yaml_text
+from softvq.recipes.all import find, find_generator
+from softvq.training.generator import GeneratorRecipe
+from softvq.training.recipe import TokenizerRecipe
+
+Kind = Literal["tokenizer", "generator"]
+Recipe = TokenizerRecipe | GeneratorRecipe
+_ENDINGS = (".yaml", ".yml", ".json")
+
+
+def open_recipe(name: str | Path, kind: Kind | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """Return a recipe by name; of a file (`.yaml` or `.json`, what `recipe_text` gave); or the one that a model was
+    trained with, by its folder or its `config.json`. `changes`: other values for its fields, `{"optimizer.lr": 3e-4}`.
+
+    `ConfigError` when there is none, or it is of the other `kind`."""
+    recipe = from_data(_data(Path(name)), str(name)) if is_file(name) else _by_name(str(name), kind)
+    own = "tokenizer" if isinstance(recipe, TokenizerRecipe) else "generator"
+    if kind not in (None, own):
+        raise ConfigError(f"{name} is the recipe of a {own}, not of a {kind}.")
+    return override(recipe, changes, f"recipe {name}") if changes else recipe
+
+
+def is_file(name: str | Path) -> bool:
+    """Return if a recipe is given as a file or a model's folder."""
+    return str(name).lower().endswith(_ENDINGS) or Path(name).is_dir()
+
+
+def from_data(data: dict[str, Any], where: str) -> Recipe:
+    """Return the recipe of a file's content: a generator's has a `model`."""
+    return from_dict(GeneratorRecipe if "model" in data else TokenizerRecipe, data, where)
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """Return a recipe as YAML, every field of it: what `open_recipe` reads."""
+    return yaml_text(to_dict(recipe))
+
+
+def _data(path: Path) -> dict[str, Any]:
+    data = read_json(hub.find(path) / hub.CONFIG) if path.is_dir() else read_data(path)
+    if "format" not in data and "about" not in data.keys() - {"name"}:
+        raise ConfigError(f"{path} holds no recipe.")
+    if "format" in data:  # a model's
+        recipe = data.get("about", {}).get("recipe")
+        if not isinstance(recipe, dict):
+            raise ConfigError(f"the model in {path} does not say which recipe it was trained with.")
+        return recipe
+    return data
+
+
+def _by_name(name: str, kind: Kind | None) -> Recipe:
+    known = {"tokenizer": find, "generator": find_generator}
+    errors = []
+    for one in known if kind is None else (kind, *(other for other in known if other != kind)):
+        try:
+            return known[one](name)
+        except ConfigError as error:
+            errors.append(error)
+    raise errors[0]

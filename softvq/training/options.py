@@ -1,0 +1,68 @@
+"""Where and how a run is made: nothing that changes its result, but for the precision."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from softvq import distributed
+from softvq.errors import ConfigError
+from softvq.runtime import pick_device, pick_precision
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """How often, in steps, a run writes a line of its log, a checkpoint, and sample grids with validation scores."""
+
+    log: int = 20
+    checkpoint: int = 500
+    samples: int = 1000
+
+    def __post_init__(self):
+        for name in ("log", "checkpoint", "samples"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be every so many steps, at least 1, not {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run is made and what it writes. `device` and `precision`: `auto` is the best there is.
+
+    `pretrained`: local files of pretrained networks, by name. `parallel`: with several processes, a copy of the model
+    each (`ddp`) or a share of it (`fsdp`). `most_bad`: the share of all images that may be unreadable before the run
+    stops. `recompute`: blocks keep less for the backward pass: less memory, more time. `compile`: torch.compile, which
+    rounds differently. `command`: what is stored as the model's command (None: the recipe's). `wandb`: a project at
+    Weights & Biases to log to."""
+
+    out: Path
+    device: torch.device | str = "auto"
+    precision: str = "auto"
+    workers: int = 2
+    pretrained: Mapping[str, Path] = field(default_factory=dict)
+    parallel: distributed.Parallel = "ddp"
+    most_bad: float = 0.1
+    recompute: bool = False
+    compile: bool = False
+    command: str | None = None
+    intervals: Intervals = field(default_factory=Intervals)
+    wandb: str | None = None
+
+    def __post_init__(self):
+        if self.workers < 0:
+            raise ConfigError(f"workers must not be negative, not {self.workers}.", setting="workers")
+        if self.parallel not in ("ddp", "fsdp"):
+            raise ConfigError(f"parallel must be 'ddp' or 'fsdp', not {self.parallel!r}.", setting="parallel")
+
+    def settled(self) -> "RunOptions":
+        """Return the same with this machine's device and precision in place of `auto`; joins the group of processes
+        that torchrun has started."""
+        device = distributed.start(pick_device(self.device))
+        return replace(
+            self, out=Path(self.out), device=device, precision=pick_precision(self.precision, device, training=True)
+        )
+
+    @property
+    def is_sharded(self) -> bool:
+        """If parameters are split over processes."""
+        return self.parallel == "fsdp" and distributed.world_size() > 1
