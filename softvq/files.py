@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -120,7 +120,8 @@ def read_data(path: Path) -> dict[str, Any]:
     YAML is read as version 1.2 has it: `1e-4` is a number; `no`, `on`, `010` and `12:30` are text."""
     try:
         text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix.lower() == ".json" else _yaml().load(text)
+        is_json = path.suffix.lower() == ".json"
+        data = json.loads(text, object_pairs_hook=_object) if is_json else _yaml().load(text)
     except FileNotFoundError:
         raise ConfigError(f"there is no file {str(path)!r}.") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -128,6 +129,17 @@ def read_data(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold an object: names and values.")
     return data
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of these pairs; `ValueError` where a name stands there twice."""
+    _check_once([name for name, _ in pairs])
+    return dict(pairs)
+
+
+def _check_once(names: list[Any]) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]!r} stands there twice")
 
 
 def yaml_text(data: Mapping[str, Any]) -> str:
@@ -156,9 +168,7 @@ class _Yaml:
             yaml_implicit_resolvers: ClassVar = {}
 
             def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-                keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-                if twice := [key for key in keys if keys.count(key) > 1]:
-                    raise ValueError(f"{twice[0]!r} stands there twice")
+                _check_once([self.construct_object(key, deep=True) for key, _ in node.value])
                 return super().construct_mapping(node, deep)
 
         class Dumper(yaml.SafeDumper):

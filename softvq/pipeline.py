@@ -36,7 +36,7 @@ from softvq.randomness import Stream, rng
 from softvq.runtime import Precision, autocast, pick_precision
 from softvq.transports.guidance import Guidance
 
-Classes = str | int | Sequence[str | int] | None
+Classes = Any  # names or numbers, one or several: a list, an array, a tensor; None
 PART = 512  # images of a part of an unfinished array
 _MOST_SHOWN = 1024  # images of a picture
 

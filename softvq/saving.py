@@ -34,6 +34,7 @@ from softvq.runtime import pick_device
 FORMAT = 1
 UNFINISHED = "model.json"  # in a run's folder: what its checkpoints are the weights of
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_ANY = "FOLDER OR OWNER/NAME"  # in a card: whatever the model is loaded as
 S = TypeVar("S", bound="Saved")
 
 # Reads somebody else's format: (config.json, tensors) -> our `config`, `about`, tensors; None: it is not that format.
@@ -133,7 +134,7 @@ class Saved(nn.Module, ABC):
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write `config.json`, `model.safetensors` and a model card into `folder`, atomically. `torch.float16` halves
         the file; it is loaded as float32 again."""
-        self._save(folder, dtype, "FOLDER OR OWNER/NAME")
+        self._save(folder, dtype, _ANY)
 
     def push_to_hub(self, name: str, *, private: bool = False, dtype: torch.dtype = torch.float32) -> str:
         """Share the model on the hub as `owner/name`: configuration, weights and model card; return its address.
@@ -151,6 +152,7 @@ class Saved(nn.Module, ABC):
         tensors = {name: p.to(dtype) for name, p in self.named_parameters()}
         summary, usage = self.described(name)
         title = f"softvq {self.about.get('recipe', {}).get('name', self.kind)}"
+        self.name = self.name or (str(folder) if name == _ANY else name)
         save(Path(folder), self.content(), {**self.state_dict(), **tensors}, card(title, summary, usage, self.about))
 
     def content(self) -> dict[str, Any]:
@@ -266,24 +268,23 @@ def _checkpoint(run: Path, kind: str, part: str) -> SavedModel:
     config, about = _content(read_json(described_in), described_in, kind)
     reasons = []
     for folder in reversed(found):
-        file, step = folder / f"{part}.safetensors", int(folder.name.split("-")[1])
+        step, file = int(folder.name.split("-")[1]), folder / f"{part}.safetensors"
+        if not file.exists():  # a run whose model has no average
+            file = folder / "model.safetensors"
         try:
             tensors = read_tensors(file)
         except ModelError as error:
             reasons.append(str(error).removesuffix("."))
             continue
-        own = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-        tensors = tensors if part == "model-average" else own or tensors
+        if file.stem == "model":  # the model and what is trained with it, as one module
+            own = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+            tensors = own or tensors
         if part == "model-average":
+            which = "this is the average of" if file.stem == part else "these are"
             unfitted = "latent_std" in tensors and bool((tensors["latent_std"] == 1).all())
+            more = ", whose latents are not normalised: their statistics are fitted when the run has ended"
             warnings.warn(
-                f"the run in {run} has not ended: this is the average of its weights at step {step}"
-                + (
-                    ", whose latents are not normalised: their statistics are fitted when the run ends, by itself or "
-                    "resumed."
-                    if unfitted
-                    else "."
-                ),
+                f"the run in {run} has not ended: {which} its weights at step {step}{more if unfitted else ''}.",
                 Notice,
                 stacklevel=4,
             )

@@ -83,8 +83,9 @@ def test_ablate(tmp_path: Path, emoji: Path):
     assert (row["variant"], row["steps"]) == ("eq4", 1)
     assert 5 < row["psnr"] < 25
     assert f"{row['psnr']:6.2f} dB  SSIM {row['ssim']:.4f}  eq4" in told
-    recipe = read(tmp_path / "mine" / "eq4-1" / "run.json")["recipe"]
-    assert (recipe["steps"], recipe["batch_size"], recipe["data"]) == (1, 2, str(emoji))
+    told = read(tmp_path / "mine" / "eq4-1" / "run.json")
+    recipe = told["recipe"]
+    assert (told["steps"], recipe["batch_size"], recipe["data"]) == (1, 2, str(emoji))
     assert recipe["tokenizer"]["quantizer"]["inner"]["distance"] == "euclidean"
 
 
@@ -177,7 +178,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Path:
 
 def test_objective(trained: Path):
     """One run has pixel and KL terms alone, the other all of Eq. 7."""
-    pixels, whole = (read(trained / name / "run.json")["recipe"] for name in ("pixels", "whole"))
+    runs = [read(trained / name / "run.json") for name in ("pixels", "whole")]
+    pixels, whole = ({**told["recipe"], "steps": told["steps"]} for told in runs)
     assert whole["perceptual"] == whole["alignment"]["teacher"] == "efficientnet-lite0"
     assert pixels["perceptual"] is pixels["alignment"] is pixels["adversarial"] is None
     same = ("data", "batch_size", "steps", "seed", "optimizer", "init", "tokenizer")

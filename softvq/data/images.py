@@ -51,11 +51,12 @@ def as_image(image: Any, name: str = "the image", value_range: tuple[float, floa
     tensor (3, H, W) or (1, H, W). Floating-point numbers need `value_range`, black and white. `ImageError` names what
     is none of these."""
     if isinstance(image, str | Path):
-        return open_image(image)
+        return open_image(Path(image).expanduser())
     if isinstance(image, Image.Image):
         return to_rgb(ImageOps.exif_transpose(image))
     if not isinstance(image, np.ndarray | Tensor):
         raise ImageError(f"{name} must be a PIL image, a path, an array or a tensor, not {a_kind(image)}.")
+    given = image
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] not in (1, 3):
             raise ImageError(f"{name} must be a tensor (3, H, W), not {tuple(image.shape)}.")
@@ -67,7 +68,9 @@ def as_image(image: Any, name: str = "the image", value_range: tuple[float, floa
         array = _scaled(array, name, value_range)
     colours = array.shape[2] if array.ndim == 3 else 1 if array.ndim == 2 else 0
     if array.dtype != np.uint8 or colours not in (1, 3, 4):
-        raise ImageError(f"{name} must be 8-bit, (H, W, 3) as an array, not {array.dtype} of {array.shape}.")
+        kind = str(given.dtype).removeprefix("torch.")
+        wanted = "(3, H, W) as a tensor" if isinstance(given, Tensor) else "(H, W, 3) as an array"
+        raise ImageError(f"{name} must be 8-bit, {wanted}, not {kind} of {tuple(given.shape)}.")
     array = np.ascontiguousarray(array.squeeze(2) if array.shape[2:] == (1,) else array)
     return to_rgb(Image.fromarray(array))
 

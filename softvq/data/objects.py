@@ -1,7 +1,8 @@
 """Images that a program holds: a torch `Dataset`, an array, a list of paths or of images, as a `Source`."""
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from softvq.data.images import as_image
 from softvq.data.sources import Source
 from softvq.errors import DataError, ImageError
+from softvq.files import first_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,17 +34,27 @@ class Objects(Source):
 
     items: Any
     value_range: tuple[float, float] | None = None
-    given_labels: Sequence[int] | None = None
+    given_labels: Any = None
     class_names: Sequence[str] | None = None
 
     def __post_init__(self):
-        if not (hasattr(self.items, "__len__") and hasattr(self.items, "__getitem__")):
+        kind = type(self.items).__name__
+        by_number = hasattr(self.items, "__len__") and hasattr(self.items, "__getitem__")
+        if not by_number or isinstance(self.items, Mapping | IterableDataset):
             raise DataError(
-                f"images by index are wanted: a {type(self.items).__name__} has no length, or no items by number, and "
-                "so no order that a run could be resumed in."
+                f"images by number are wanted: a {kind} has none, or no length, and so no order that a run could be "
+                "resumed in."
             )
         if not len(self.items):
             raise DataError("there are no images: the data set is empty.")
+        if isinstance(self.items, np.ndarray | Tensor):
+            shape = tuple(self.items.shape)
+            is_grey = isinstance(self.items, np.ndarray) and len(shape) == 3 and shape[2] not in (3, 4)
+            if len(shape) != 4 and not is_grey:
+                raise DataError(
+                    f"an array of images has the shape (N, H, W, 3), a tensor of them (N, 3, H, W), not {shape}; one "
+                    "image is given in a list."
+                )
 
     def __len__(self) -> int:
         return len(self.items)
@@ -50,17 +64,29 @@ class Objects(Source):
 
     @cached_property
     def names(self) -> list[str]:
-        if isinstance(self.items, list | tuple) and all(isinstance(item, str | Path) for item in self.items):
-            return [str(item) for item in self.items]
-        return [f"image {number}" for number in range(len(self.items))]
+        if not (isinstance(self.items, list | tuple) and all(isinstance(item, str | Path) for item in self.items)):
+            return [f"image {number}" for number in range(len(self.items))]
+        seen: Counter[str] = Counter()
+        names = []
+        for item in map(str, self.items):
+            seen[item] += 1
+            names.append(item if seen[item] == 1 else f"{item} ({seen[item]})")  # the same file once more
+        return names
 
     @cached_property
-    def labels(self) -> list[int]:
+    def _told_labels(self) -> list[int] | None:
+        """The labels that are given for all images at once, by who made this or by the data set."""
         own = self.given_labels if self.given_labels is not None else getattr(self.items, "targets", None)
         if own is not None and len(own) == len(self.items):
             return [_label(label, self.names[number]) for number, label in enumerate(own)]
         if self.given_labels is not None:
             raise DataError(f"there are {len(self.given_labels)} labels for {len(self.items)} images.")
+        return None
+
+    @cached_property
+    def labels(self) -> list[int]:
+        if self._told_labels is not None:
+            return self._told_labels
         if isinstance(self.items, np.ndarray | Tensor) or not isinstance(self.items[0], tuple | list):
             return [0] * len(self.items)
         return [self._parts(number)[1] for number in range(len(self.items))]
@@ -80,8 +106,11 @@ class Objects(Source):
         """How many images, and a checksum: of an array's numbers, else of the names and of what holds the images."""
         digest = hashlib.sha256(f"{type(self.items).__module__}.{type(self.items).__qualname__}".encode())
         if isinstance(self.items, np.ndarray | Tensor):
-            array = self.items.cpu().numpy() if isinstance(self.items, Tensor) else self.items
-            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+            digest.update(f"{self.items.dtype} {tuple(self.items.shape)}".encode())
+            numbers = (
+                self.items if isinstance(self.items, Tensor) else torch.as_tensor(np.ascontiguousarray(self.items))
+            )
+            digest.update(numbers.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         else:
             digest.update("\n".join(self.names).encode("utf-8", "surrogateescape"))
         return {"count": len(self.items), "names": digest.hexdigest()[:16]}
@@ -90,13 +119,17 @@ class Objects(Source):
         raise DataError("these images are held in memory and have no bytes of a file.")
 
     def image(self, index: int) -> tuple[Image.Image, int]:
-        image, label = self._parts(index)
-        if self.given_labels is not None:
-            label = self.labels[index]
+        name = self.names[index]
         try:
-            return as_image(image, self.names[index], self.value_range), label
-        except OSError as error:
-            raise ImageError(f"{self.names[index]} cannot be read ({error.strerror}).") from error
+            image, label = self._parts(index)
+            made = as_image(image, name, self.value_range)
+        except OSError as error:  # of a data set that reads files, as it reads them
+            raise ImageError(f"{name} cannot be read ({error.strerror or first_line(error)}).") from error
+        except ImageError as error:
+            if isinstance(image, str | Path):
+                raise
+            raise DataError(str(error)) from error  # no bad file: all images are probably of this kind
+        return made, label if self._told_labels is None else self._told_labels[index]
 
     def _parts(self, index: int) -> tuple[Any, int]:
         """Return an item's image and label."""
@@ -112,7 +145,8 @@ class Objects(Source):
 
 def _label(label: Any, name: str) -> int:
     """Return a label as a number; `DataError` where it is none."""
-    number = label.item() if hasattr(label, "item") and getattr(label, "size", None) is not None else label
+    is_one = getattr(label, "numel", lambda: getattr(label, "size", 1))() == 1
+    number = label.item() if hasattr(label, "item") and is_one else label
     if not isinstance(number, Integral) or isinstance(number, bool) or number < 0:
         raise DataError(f"the label of {name} is {label!r}; labels are whole numbers from 0 on.")
     return int(number)

@@ -165,14 +165,14 @@ class GeneratorTask(Task):
         latents, index = self.latents, self.latents.index
         if self._tokenizer is None and self.recipe.published is None:
             self.recipe = replace(self.recipe, tokenizer=index.tokenizer)
+        self.held_out  # noqa: B018 - what is missing, or does not fit, is said before anything is downloaded
+        self.recipe = fitting(self.recipe, latents)
         if not self.tokenizer.makes(index.fingerprint):
             raise configs.ConfigError(
                 f"the latents in {self.recipe.data} were made with another tokenizer ({index.tokenizer}, "
                 f"{index.fingerprint}) than {self.recipe.tokenizer} ({self.tokenizer.latent_fingerprint}); "
                 "encode the images again."
             )
-        self.held_out  # noqa: B018 - what is missing is said first
-        self.recipe = fitting(self.recipe, latents)
         left_out = ("about", "published", "data", "val", "sampling", "steps")
         choices = {key: value for key, value in configs.to_dict(self.recipe).items() if key not in left_out}
         return {

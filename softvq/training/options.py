@@ -35,7 +35,7 @@ class RunOptions:
     rounds differently. `command`: what is stored as the model's command (None: the recipe's). `wandb`: a project at
     Weights & Biases to log to."""
 
-    out: Path
+    out: Path | str
     device: torch.device | str = "auto"
     precision: str = "auto"
     workers: int = 2

@@ -141,7 +141,7 @@ def show_plan(plan: Plan) -> str:
             ("images an epoch", f"{plan.images:,} ({plan.images / plan.batch_size:,.1f} steps; {epochs:,.1f} epochs)")
         )
     else:
-        rows.append(("images an epoch", f"unknown: {plan.why_unknown}"))
+        rows.append(("images an epoch", f"unknown: {plan.why_unknown or 'the task does not say'}"))
     width = max(len(name) for name, _ in rows)
     return "\n".join([*lines, *(f"  {name:<{width}}  {value}" for name, value in rows)])
 

@@ -124,9 +124,11 @@ def check_same_run(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any])
     """Compare the run in a folder with this one; a difference is a `ConfigError` that names the fields and what can be
     done instead."""
     if found := differences(old, new):
+        takes_init = "init" in new.get("recipe", {})
+        start = f" (with init={str(folder)!r} a new run begins with its weights)" if takes_init else ""
         raise ConfigError(
-            f"{folder} holds a run that differs in {', '.join(found[:4])}; use another folder (with "
-            f"init={str(folder)!r} a new run begins with its weights), or the same settings to go on.",
+            f"{folder} holds a run that differs in {', '.join(found[:4])}; use another folder{start}, or the same "
+            "settings to go on.",
             setting="out",
         )
 

@@ -227,7 +227,7 @@ class TokenizerTask(Task):
 
     def describe(self) -> dict[str, Any]:
         check_used(self.options.pretrained, [*self.recipe.networks, *([self.rfid] if self.rfid else [])])
-        self.held_out  # noqa: B018 - what is missing is said first
+        self.source, self.held_out  # noqa: B018 - what is missing is said first
         left_out = ("about", "published", "steps")
         choices = {key: value for key, value in configs.to_dict(self.recipe).items() if key not in left_out}
         return {

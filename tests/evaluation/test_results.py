@@ -1,11 +1,14 @@
-"""Protocols: what may be compared, and what differs where not."""
+"""Protocols: what may be compared, and what differs where not; results: what is written of them."""
 
+import json
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from softvq.errors import MetricError
-from softvq.evaluation.results import Protocol
+from softvq.evaluation.results import Protocol, Result, short_name
 
 ONE = Protocol(
     images=50_000,
@@ -67,3 +70,39 @@ def test_an_unknown_field_is_a_sentence():
         Protocol.from_dict({**ONE.to_dict(), "colour": "grey"})
     with pytest.raises(MetricError, match="is missing or unknown"):
         Protocol.from_dict({})
+
+
+# ---- Results
+
+RESULT = Result("generation", "generation-mine-0", {"name": "mine", "fingerprint": "ff"}, ONE.to_dict(), {"gfid": 1.5})
+
+
+@pytest.mark.parametrize("notes", [(), ("few images",)])
+def test_what_was_left_out_is_told(notes: tuple[str, ...]):
+    """Whether there is anything else that a reader must know, or not."""
+    told = replace(RESULT, unreadable={"a.png": "a.png is not an image"}, notes=notes).to_dict()
+    assert told["unreadable"] == {"a.png": "a.png is not an image"}
+    assert told.get("notes", []) == list(notes)
+
+
+def test_a_result_is_written_with_its_pictures_and_its_parts_go(tmp_path: Path):
+    parts, out = tmp_path / "unfinished", tmp_path / "out"
+    parts.mkdir()
+    (parts / "0.safetensors").write_bytes(b"")
+    pictures = {name: Image.new("RGB", (3, 2), name) for name in ("red", "blue")}
+    whole = replace(RESULT, more={"sampling": {"steps": Path("2")}}, pictures=pictures, parts=parts).write(out)
+    assert whole["pictures"] == [str(out / "red.png"), str(out / "blue.png")]
+    for name in pictures:
+        with Image.open(out / f"{name}.png") as stored:
+            assert stored.getpixel((0, 0)) == pictures[name].getpixel((0, 0))
+    file = Path(whole.pop("file"))
+    assert json.loads(file.read_text()) == whole
+    assert (whole["sampling"], whole["scores"]) == ({"steps": "2"}, {"gfid": 1.5})  # what JSON has no word for is text
+    assert sorted(path.name for path in out.iterdir()) == ["blue.png", f"{RESULT.name}.json", "red.png"]
+    assert not parts.exists()
+
+
+def test_a_name_is_of_all_that_the_result_is_a_function_of():
+    assert short_name("a", {"b": 1, "c": Path("d")}) == short_name("a", {"c": Path("d"), "b": 1})
+    assert len({short_name("a"), short_name("a", None), short_name("b"), short_name(["a"])}) == 4
+    assert len(short_name()) == 8

@@ -13,8 +13,9 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from softvq.evaluation.distribution import inception_score, kernel_distance, precision_recall
 from softvq.evaluation.frechet import frechet_distance, moments_of
-from softvq.evaluation.generation import Reference, generation_scores
+from softvq.evaluation.generation import generation_scores
 from softvq.evaluation.parts import Part, Parts
+from softvq.evaluation.references import Reference
 from softvq.pretrained.features import FeatureNetwork
 from softvq.pretrained.inception import Inception, _Norm
 

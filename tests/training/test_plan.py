@@ -8,17 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from softvq.data.latents import LatentBatch
 from softvq.data.loader import Batch
-from softvq.recipes.all import find
+from softvq.recipes.all import find, find_generator
 from softvq.recipes.emoji import EMOJI_64
+from softvq.training.generator import GeneratorTask
 from softvq.training.options import RunOptions
 from softvq.training.plan import Plan
 from softvq.training.plan import plan as planned
 from softvq.training.recipe import TokenizerRecipe
-from softvq.training.state import TrainState
+from softvq.training.state import Players
+from softvq.training.task import Task
 from softvq.training.tokenizer import TokenizerTask, frozen_networks
 
 TWIN = find("softvq-l-64-tiny")
@@ -32,25 +34,31 @@ def plan(recipe: TokenizerRecipe, chosen: RunOptions) -> Plan:
     return planned(TokenizerTask(recipe), chosen)
 
 
-def set_up(recipe: TokenizerRecipe, chosen: RunOptions, **of_task) -> tuple[TokenizerTask, TrainState]:
+def set_up(task: Task, chosen: RunOptions) -> Players:
     """A run before its first step."""
-    task = TokenizerTask(recipe, **of_task)
     task.options = chosen.settled()
-    state = TrainState(task.build())
-    for player in state.players.values():
+    players = task.build()
+    for player in players.values():
         player.place(torch.device("cpu"))
-    return task, state
+    return players
 
 
-def measured_peak(recipe: TokenizerRecipe, chosen: RunOptions, networks: dict[str, nn.Module], folder: Path) -> int:
-    """The largest number of bytes that PyTorch's allocator held while a run was set up and took two steps, without
-    the frozen networks."""
-    size, px = recipe.batch_size, recipe.tokenizer.image_size
+def batch_of(task: Task) -> Batch | LatentBatch:
+    size = task.recipe.batch_size
+    labels, names, positions = torch.zeros(size, dtype=torch.long), [""] * size, list(range(size))
+    if isinstance(task, GeneratorTask):
+        return LatentBatch(torch.zeros(size, *task.latent_shape), labels, names, positions)
+    side = task.recipe.tokenizer.image_size
+    return Batch(torch.zeros(size, 3, side, side), labels, names, positions)
+
+
+def measured_peak(task: Task, chosen: RunOptions, folder: Path) -> int:
+    """The largest number of bytes that PyTorch's allocator held while a run was set up and took two steps; networks
+    that the task was given are not among them."""
     with profile(profile_memory=True, activities=[ProfilerActivity.CPU]) as profiler:
-        task, state = set_up(recipe, chosen, networks=networks)
-        images, labels = torch.zeros(size, 3, px, px), torch.zeros(size, dtype=torch.long)
+        players, batch = set_up(task, chosen), batch_of(task)
         for _ in range(2):
-            task.step(state.players, Batch(images, labels, [""] * size, list(range(size))))
+            task.step(players, batch)
     profiler.export_chrome_trace(str(folder / "trace.json"))
     events = json.loads((folder / "trace.json").read_text())["traceEvents"]
     held = [event["args"] for event in sorted(events, key=lambda e: e.get("ts", 0)) if event.get("name") == "[memory]"]
@@ -63,7 +71,9 @@ def measured_peak(recipe: TokenizerRecipe, chosen: RunOptions, networks: dict[st
 def test_the_memory_estimate_is_within_a_fifth_of_the_measured_peak(recompute: bool, precision: str, tmp_path: Path):
     recipe = replace(EMOJI_64, batch_size=32, init="vit")
     chosen = replace(options(recompute=recompute), precision=precision)
-    assert plan(recipe, chosen).memory[1] == pytest.approx(measured_peak(recipe, chosen, {}, tmp_path), rel=0.2)
+    assert plan(recipe, chosen).memory[1] == pytest.approx(
+        measured_peak(TokenizerTask(recipe), chosen, tmp_path), rel=0.2
+    )
 
 
 def test_so_it_is_with_every_term_on(tmp_path: Path):
@@ -71,17 +81,17 @@ def test_so_it_is_with_every_term_on(tmp_path: Path):
     networks = frozen_networks(recipe, {})
     assert networks.keys() == {"teacher", "perceptual", "readouts"}
     held = sum(p.numel() * 4 for network in networks.values() for p in network.parameters())
-    measured = measured_peak(recipe, options(), networks, tmp_path) + held
+    measured = measured_peak(TokenizerTask(recipe, networks=networks), options(), tmp_path) + held
     assert plan(recipe, options()).memory[1] == pytest.approx(measured, rel=0.2)
 
 
 def test_parameters_and_checkpoint_are_those_of_the_run():
     found = plan(TWIN, options())
-    _, state = set_up(TWIN, options())
-    model, rival = state.players["model"], state.players["discriminator"]
+    players = set_up(TokenizerTask(TWIN), options())
+    model, rival = players["model"], players["discriminator"]
     assert found.parameters["tokenizer"] == sum(p.numel() for p in model.followed.parameters())
     assert found.parameters["discriminator"] == sum(p.numel() for p in rival.module.discriminator.parameters())
-    teacher = state.players["teacher"].module
+    teacher = players["teacher"].module
     assert found.parameters["teacher (frozen)"] == sum(p.numel() for p in teacher.parameters())
     weights = sum(t.numel() * t.element_size() for m in (model.module, model.average) for t in m.state_dict().values())
     trained = sum(p.numel() for p in model.module.parameters())
@@ -90,6 +100,22 @@ def test_parameters_and_checkpoint_are_those_of_the_run():
         < found.checkpoint
         < 1.2 * (weights + 2 * 4 * trained) + 3 * 4 * sum(p.numel() for p in rival.module.parameters())
     )
+
+
+@pytest.mark.parametrize("name", ["emoji-sit", "mar-h-softvq-l-32-tiny"])
+def test_a_generator_is_planned_too(name: str, tmp_path: Path):
+    recipe = replace(find_generator(name), batch_size=16)
+    found = planned(GeneratorTask(recipe), options())
+    assert found.memory[1] == pytest.approx(measured_peak(GeneratorTask(recipe), options(), tmp_path), rel=0.2)
+    task = GeneratorTask(recipe)
+    players = set_up(task, options())
+    task.step(players, batch_of(task))  # makes the optimizers' averages
+    assert found.parameters == {"generator": sum(p.numel() for p in players["model"].followed.parameters())}
+    saved = [tensor for part in players["model"].tensors().values() for tensor in part.values()]
+    assert found.checkpoint == sum(t.numel() * t.element_size() for t in saved)
+    assert (found.tokens, found.latent_dim) == (recipe.model.sizes.tokens, recipe.model.sizes.channels)
+    assert found.images is None
+    assert "'latents' holds no latents" in found.why_unknown
 
 
 def linear_layers(recipe: TokenizerRecipe) -> int:

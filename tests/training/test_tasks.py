@@ -128,8 +128,8 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(whole: Path, tmp_path: Pa
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_another_run_in_the_folder_is_refused_and_what_to_do_instead_is_said(whole: Path):
-    with pytest.raises(ConfigError, match=r"recipe.batch_size \(4 there, 8 now\).*init='") as error:
+def test_another_run_in_the_folder_is_refused_and_its_differences_are_named(whole: Path):
+    with pytest.raises(ConfigError, match=r"recipe.batch_size \(4 there, 8 now\); use another folder, or") as error:
         train(DistillationTask(DistillationRecipe(batch_size=8)), options(whole))
     assert error.value.setting == "out"
 
