@@ -33,7 +33,7 @@ from softvq.figures import enlarge, grid, save_picture
 from softvq.generators.base import Generator, Noise, Sampling
 from softvq.models import AnyTokenizer, tokenizer_of
 from softvq.randomness import Stream, rng
-from softvq.runtime import Precision, autocast, pick_precision
+from softvq.runtime import Precision, autocast, pick_device, pick_precision
 from softvq.transports.guidance import Guidance
 
 Classes = Any  # names or numbers, one or several: a list, an array, a tensor; None
@@ -93,6 +93,7 @@ class Pipeline:
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
         """Move both models; return the pipeline."""
+        device = None if device is None else pick_device(device)
         for model in (self.generator, self.tokenizer):
             model.to(device=device, dtype=dtype)
         return self

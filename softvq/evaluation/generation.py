@@ -194,7 +194,7 @@ def _of_images(given_images: Any, reference: Any, checksum: str | None, given: S
     look_for(reference)
     device = settled_device(given.device)
     with workplace(given.folder) as folder:
-        measuring = Measuring(given, folder, device, reference in ("emoji", "emoji-val"))
+        measuring = Measuring(given, folder, device, isinstance(reference, str) and reference in ("emoji", "emoji-val"))
         real, compared = reference_of(measuring, reference, images.size, checksum)
         name = f"generation-{Path(named).stem}-{measuring.stem(named, images.checksum, compared[1])}"
         parts = measuring.parts(images, name)

@@ -114,7 +114,7 @@ def write_reference(images: Any, path: str | Path, size: int = 256, **settings: 
         raise ConfigError("size must be at least 1, and the statistics are written to an .npz file.")
     device = settled_device(given.device)
     with workplace(given.folder) as folder:
-        measuring = Measuring(given, folder, device, images in ("emoji", "emoji-val"))
+        measuring = Measuring(given, folder, device, isinstance(images, str) and images in ("emoji", "emoji-val"))
         data = DataImages(images, size, given.batch_size, given.workers)
         stem = measuring.stem(data.title, data.checksum, data.size, data.crop)
         parts = measuring.parts(data, f"reference-{stem}")

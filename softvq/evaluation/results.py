@@ -88,7 +88,7 @@ class Result:
             "protocol": self.protocol,
             **({"scores": self.scores} if self.scores or self.kind != "cost" else {}),
             **self.more,
-            **({"unreadable": self.unreadable, "notes": list(self.notes)} if self.notes else {}),
+            **({"unreadable": self.unreadable, "notes": list(self.notes)} if self.notes or self.unreadable else {}),
         }
         return json.loads(json.dumps(whole, default=str))
 
