@@ -51,7 +51,7 @@ def refused(code: int, out: Path, *words: object) -> str:
         (["generation", "--scale", "2", "--within", "0.5:2"], "the guidance interval must lie in [0, 1]"),
         (["generation", "--scale", "many"], "invalid float value: 'many'"),
         (["generation", "--sampler", "ddpm"], "a SiT is sampled with"),
-        (["generation", "--batch", "0"], "must be at least 1, not 0 (--batch)"),
+        (["generation", "--batch", "0"], "must be at least 1, not 0 (--batch-size)"),
         (["reconstruction", "--workers", "-1"], "workers must be at least 0, not -1 (--workers)"),
         (["reconstruction", "--pretrained", "tiny_inception"], "write NAME=FILE"),
         (

@@ -266,7 +266,7 @@ def test_a_stopped_command_encodes_no_image_again(capsys, pictures: Path, tmp_pa
         (["--model", "emoji-sit", "--time", "1.5"], 2, "time must be from 0 (data) to 1 (noise), not 1.5 (--time)"),
         (["--epochs", "0"], 2, "epochs must be at least 1"),
         (["--probe-batch", "1"], 2, "batch_size at least 2"),
-        (["--batch", "0"], 2, "must be at least 1, not 0 (--batch)"),
+        (["--batch", "0"], 2, "must be at least 1, not 0 (--batch-size)"),
     ],
 )
 def test_what_cannot_be_probed_is_one_sentence(

@@ -21,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--data", default="emoji", help="images (default: emoji)")
     add("-n", "--num", type=int, default=2000, help="how many images, evenly over them (default: 2000)")
     add("--classes", type=int, default=20, help="of the first so many classes (default: 20)")
-    add("--batch", type=int, default=64, help="images at a time (default: 64)")
+    add("--batch", "--batch-size", dest="batch", type=int, default=64, help="images at a time (default: 64)")
     add("--workers", type=int, default=2, help="processes that decode images (default: 2)")
     add("--seed", type=int, default=0, help="of UMAP")
     add("--out", type=Path, help="the folder to write (default: evaluations/latents-MODEL)")

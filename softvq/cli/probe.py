@@ -33,7 +33,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=float, default=0.003, help="default: 0.003")
     add("--seed", type=int, default=0)
     add("--quick", action="store_true", help="k-NN alone")
-    add("--batch", type=int, default=64, help="images at a time through the model (default: 64)")
+    add(
+        "--batch",
+        "--batch-size",
+        dest="batch",
+        type=int,
+        default=64,
+        help="images at a time through the model (default: 64)",
+    )
     add("--workers", type=int, default=2, help="processes that decode images (default: 2)")
     add("--out", type=Path, default=Path("evaluations"), help="the folder of results (default: evaluations)")
 

@@ -15,7 +15,7 @@ def add_measuring_options(parser: argparse.ArgumentParser) -> None:
     add("--resize", choices=("tf1", "clean"), help="to the network's size: as FID is defined, or as clean-fid does")
     add("--pretrained", action="append", default=[], metavar="NAME=FILE", help="a network's weights from a file")
     if not any(action.dest == "batch" for action in parser._actions):
-        add("--batch", type=int, default=64, help="images at a time (default: 64)")
+        add("--batch", "--batch-size", dest="batch", type=int, default=64, help="images at a time (default: 64)")
     add("--workers", type=int, default=2, help="processes that decode images (default: 2)")
     add("--out", type=Path, default=Path("evaluations"), help="the folder of results (default: evaluations)")
 

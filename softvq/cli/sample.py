@@ -39,7 +39,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, help="steps of the sampler (default: the model's own, else 50)")
     add("--guidance", type=float, help="guidance scale; 1 is none (default: the model's own)")
     add("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide in these times alone, 0 data … 1 noise")
-    add("--batch", type=int, default=64, help="images at a time (default: 64)")
+    add("--batch", "--batch-size", dest="batch", type=int, default=64, help="images at a time (default: 64)")
     add("--no-ema", action="store_true", help="of a run's folder: the trained weights instead of their average")
 
 

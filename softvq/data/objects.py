@@ -103,7 +103,8 @@ class Objects(Source):
 
     @cached_property
     def identity(self) -> dict[str, object]:
-        """How many images, and a checksum: of an array's numbers, else of the names and of what holds the images."""
+        """How many images, and a checksum: of all of an array's numbers, else of the names and of the pixels of up to
+        64 images, evenly over them."""
         digest = hashlib.sha256(f"{type(self.items).__module__}.{type(self.items).__qualname__}".encode())
         if isinstance(self.items, np.ndarray | Tensor):
             digest.update(f"{self.items.dtype} {tuple(self.items.shape)}".encode())
@@ -113,6 +114,8 @@ class Objects(Source):
             digest.update(numbers.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         else:
             digest.update("\n".join(self.names).encode("utf-8", "surrogateescape"))
+            for number in sorted({round(i * (len(self.items) - 1) / 63) for i in range(64)}):
+                digest.update(self._pixels(number))
         return {"count": len(self.items), "names": digest.hexdigest()[:16]}
 
     def read(self, index: int) -> bytes:
@@ -130,6 +133,14 @@ class Objects(Source):
                 raise
             raise DataError(str(error)) from error  # no bad file: all images are probably of this kind
         return made, label if self._told_labels is None else self._told_labels[index]
+
+    def _pixels(self, index: int) -> bytes:
+        """Return what tells an image from another; of one that cannot be read that it cannot."""
+        try:
+            image, _ = self.image(index)
+        except (ImageError, DataError):
+            return b"unreadable"
+        return f"{image.size}".encode() + image.tobytes()
 
     def _parts(self, index: int) -> tuple[Any, int]:
         """Return an item's image and label."""

@@ -22,13 +22,14 @@ from softvq.evaluation.images import ArrayImages, DrawnImages, open_images
 from softvq.evaluation.measuring import (
     Measuring,
     Settings,
+    evaluating,
     knows_bundled,
     patch_of,
     settled_device,
     workplace,
 )
 from softvq.evaluation.parts import Parts, appearance_of, moments
-from softvq.evaluation.references import Reference, look_for, reference_of
+from softvq.evaluation.references import Reference, look_for, reference_name, reference_of
 from softvq.evaluation.results import Result, described
 from softvq.figures import pyplot, rendered
 from softvq.generators.base import Sampling
@@ -146,13 +147,13 @@ def _of_pipeline(
     if reference is None:
         raise ConfigError(f"{model['name']} does not say which images it learned; name some.", setting="reference")
     look_for(reference)
-    device = settled_device(given.device if given.device is not None else pipeline.device)
+    device = settled_device(given.device, pipeline)
     pipeline.to(device)
-    with workplace(given.folder) as folder:
+    with workplace(given.folder) as folder, evaluating(pipeline.generator, pipeline.tokenizer):
         bundled = knows_bundled(pipeline.tokenizer)
         measuring = Measuring(given, folder, device, bundled, patch_of(pipeline.tokenizer))
         known = {"name": model["name"], "fingerprint": model["fingerprint"]}
-        named = str(reference)
+        named = reference_name(reference)
         stem = measuring.stem(known, pipeline.settings(request), count, named, list(seeds))
         name = f"generation-{Path(model['name']).name}-{stem}"
         real, compared = reference_of(measuring, reference, size, checksum)

@@ -21,7 +21,7 @@ from softvq import distributed
 from softvq.data.loader import ordered_batches
 from softvq.data.opening import listing
 from softvq.errors import ConfigError, DataError, MetricError
-from softvq.evaluation.measuring import Settings, settled_device
+from softvq.evaluation.measuring import Settings, evaluating, settled_device
 from softvq.evaluation.results import Result, described
 from softvq.figures import pyplot, rendered
 from softvq.models import AnyTokenizer, load_tokenizer
@@ -47,13 +47,13 @@ def latent_space(
         raise ConfigError("num and classes must be at least 1.")
     pyplot()  # what is missing is said before the work begins
     umap_learn()
+    device = settled_device(given.device, tokenizer)
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
     source = listing(images)
     among = [n for n, label in enumerate(source.labels) if label < classes]
     if not among:
         raise DataError(f"{source} holds no images of its first {classes} classes.")
     chosen = sorted({among[round(i * (len(among) - 1) / max(1, num - 1))] for i in range(num)})
-    device = settled_device(given.device)
     batches = ordered_batches(
         source,
         size=tokenizer.config.image_size,
@@ -61,7 +61,9 @@ def latent_space(
         chosen=chosen,
         workers=given.workers,
     )
-    seen = _seen(tokenizer.to(device), batches, len(chosen), pick_precision(given.precision, device, training=False))
+    precision = pick_precision(given.precision, device, training=False)
+    with evaluating(tokenizer.to(device)):
+        seen = _seen(tokenizer, batches, len(chosen), precision)
     statistics = channel_statistics(seen.latents)
     pictures = {"channels": drawn_channels(statistics)}
     scores: dict[str, float] = {}
@@ -97,7 +99,7 @@ class _Seen:
 def _seen(tokenizer: AnyTokenizer, batches: Any, total: int, precision: str) -> _Seen:
     counts = CodebookCounts(getattr(tokenizer, "quantizer", None))  # diffusers' have none
     encoded, latents, labels = [], [], []
-    with tqdm(total=total, unit="image", dynamic_ncols=True, disable=distributed.rank() > 0) as bar:
+    with counts, tqdm(total=total, unit="image", dynamic_ncols=True, disable=distributed.rank() > 0) as bar:
         for batch in batches:
             with autocast(tokenizer.device, precision):
                 found = tokenizer(batch.images.to(tokenizer.device))
@@ -117,7 +119,7 @@ def _seen(tokenizer: AnyTokenizer, batches: Any, total: int, precision: str) -> 
 
 class CodebookCounts:
     """How often each codeword of each codebook was a token's most likely one, and the tokens' posterior entropy, of
-    all images that go through a quantizer."""
+    all images that go through a quantizer while the block lasts."""
 
     def __init__(self, quantizer: Quantizer | None):
         self.counts: dict[int, Tensor] = {}
@@ -127,6 +129,13 @@ class CodebookCounts:
             for number, one in enumerate([] if quantizer is None else quantizer.leaves)
             if hasattr(one, "codebook")
         ]
+
+    def __enter__(self) -> "CodebookCounts":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self.handles:
+            handle.remove()
 
     def _add(self, number: int, module: nn.Module, result: Quantized) -> None:
         if result.indices is None or "entropy" not in result.statistics:  # a quantizer of one's own, without them
@@ -139,8 +148,6 @@ class CodebookCounts:
 
     def tensors(self) -> dict[str, Tensor]:
         """`counts` (1, codebooks, K) and `entropy` (1, 2): its sum over tokens, and how many; {} without codebooks."""
-        for handle in self.handles:
-            handle.remove()
         if not self.counts:
             return {}
         return {"counts": torch.stack(list(self.counts.values()))[None], "entropy": sum(self.entropy)[None]}

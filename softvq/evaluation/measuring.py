@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from softvq import distributed
 from softvq.errors import ConfigError, MetricError
@@ -50,9 +50,25 @@ class Settings:
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}.", setting=name)
 
 
-def settled_device(device: str | torch.device | None) -> torch.device:
-    """Return this process's device: the one asked for, else the best there is."""
+def settled_device(device: str | torch.device | None, model: Any = None) -> torch.device:
+    """Return this process's device: the one asked for, else where a model is that is loaded already, else the best
+    there is."""
+    if device is None and hasattr(model, "device"):
+        device = model.device
     return distributed.start(pick_device("auto" if device is None else device))
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """A block in which models are in evaluation mode; then they are as they were."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager

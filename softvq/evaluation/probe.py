@@ -24,7 +24,7 @@ from softvq.data.latents import INDEX, Latents
 from softvq.data.loader import NoneReadable, ordered_batches
 from softvq.data.opening import listing
 from softvq.errors import ConfigError, DataError, MetricError
-from softvq.evaluation.measuring import Settings, concatenated, settled_device, workplace
+from softvq.evaluation.measuring import Settings, concatenated, evaluating, settled_device, workplace
 from softvq.evaluation.parts import Part, Parts
 from softvq.evaluation.results import Result, described, short_name
 from softvq.generators.base import Generator, Noise
@@ -46,7 +46,7 @@ class ProbeConfig:
 
     def __post_init__(self):
         if self.epochs < 1 or self.lr <= 0 or (self.batch_size is not None and self.batch_size < 2):
-            raise ValueError("epochs must be at least 1, batch_size at least 2, and lr positive")
+            raise ConfigError("epochs must be at least 1, batch_size at least 2, and lr positive.")
 
     def batch_of(self, images: int) -> int:
         return self.batch_size or min(16_384, max(16, round(images / _IMAGENET_STEPS)))
@@ -87,7 +87,7 @@ def probe(
     given, config = Settings(**settings), config or ProbeConfig()
     if not 0 <= time <= 1:
         raise ConfigError(f"time must be from 0 (data) to 1 (noise), not {time}.", setting="time")
-    device = settled_device(given.device)
+    device = settled_device(given.device, model)
     probed = _Probed(model, tokenizer, layer, time, pool, config.seed, device, given)
     sides = [probed.side(data) for data in (train, val)]
     classes = [side.classes for side in sides]
@@ -98,7 +98,7 @@ def probe(
     told = (config.epochs, config.batch_size, config.lr, config.seed, quick)
     data = [(side.identity, side.encoded) for side in sides]
     name = f"probe-{Path(probed.description['name']).name}-{probed.stem(data, told)}"
-    with workplace(given.folder) as folder:
+    with workplace(given.folder) as folder, evaluating(*probed.models):
         labelled = [
             probed.labelled(side, folder / name / part) for side, part in zip(sides, ("train", "val"), strict=True)
         ]
@@ -170,6 +170,11 @@ class _Probed:
             self.layer = 20 if depth > 20 else max(1, round(depth * 5 / 7))
         if not 1 <= self.layer <= depth:
             raise ConfigError(f"{name} has layers 1 to {depth}, and none {self.layer}.", setting="layer")
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """What is looked through: the tokenizer, and the generator where there is one."""
+        return [one for one in (self.tokenizer, self.generator) if one is not None]
 
     @property
     def description(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from softvq.evaluation.measuring import (
     Measuring,
     Settings,
     concatenated,
+    evaluating,
     knows_bundled,
     none_readable,
     patch_of,
@@ -164,6 +165,7 @@ def evaluate_reconstruction(
     `images`: all that `data.open_source` takes; by default those that the model says it is for. `lpips`: with VGG16's
     weights; by default unless the model is for the bundled images. `settings`: see `Settings`."""
     given = Settings(**settings)
+    device = settled_device(given.device, tokenizer)
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
     images = tokenizer.about.get("domain") if images is None else images
     if images is None:
@@ -173,7 +175,6 @@ def evaluate_reconstruction(
     bundled = knows_bundled(tokenizer)
     lpips = not bundled if lpips is None else lpips
     data = DataImages(images, tokenizer.config.image_size, given.batch_size, given.workers)
-    device = settled_device(given.device)
     with workplace(given.folder) as folder:
         more = (perceptual_networks.NAME,) if lpips else ()
         measuring = Measuring(given, folder, device, bundled, patch_of(tokenizer), more)
@@ -181,7 +182,8 @@ def evaluate_reconstruction(
         if lpips:
             file = (given.pretrained or {}).get(perceptual_networks.NAME)
             judge = perceptual_networks.LPIPS.load(perceptual_networks.NAME, file).to(device)
-        return _evaluated(tokenizer.to(device), data, measuring, judge)
+        with evaluating(tokenizer.to(device)):
+            return _evaluated(tokenizer, data, measuring, judge)
 
 
 def _evaluated(tokenizer: AnyTokenizer, data: DataImages, measuring: Measuring, judge: Perceptual | None) -> Result:
@@ -226,23 +228,16 @@ def _part(
     done: Callable[[int], object],
     judge: Perceptual | None,
 ) -> Part:
-    counts = CodebookCounts(getattr(tokenizer, "quantizer", None))
     rows: list[dict[str, Tensor]] = []
     bad: dict[str, str] = {}
     digest = hashlib.sha256()
-    for batch in data.tensors(numbers, bad):
-        digest.update(to_bytes(batch).contiguous().numpy())
-        batch = batch.to(measuring.device)
-        with autocast(measuring.device, measuring.precision):
-            output = tokenizer(batch).images.float().clamp(-1, 1)
-        rows.append(
-            measured(
-                batch,
-                output,
-                perceptual=judge,
-                features=measuring.features,
-                periods=measuring.periods(data.size),
-            )
-        )
-        done(len(batch))
+    with CodebookCounts(getattr(tokenizer, "quantizer", None)) as counts:
+        for batch in data.tensors(numbers, bad):
+            digest.update(to_bytes(batch).contiguous().numpy())
+            batch = batch.to(measuring.device)
+            with autocast(measuring.device, measuring.precision):
+                output = tokenizer(batch).images.float().clamp(-1, 1)
+            features, periods = measuring.features, measuring.periods(data.size)
+            rows.append(measured(batch, output, perceptual=judge, features=features, periods=periods))
+            done(len(batch))
     return Part({**concatenated(rows), **counts.tensors()}, bad, digest.hexdigest())

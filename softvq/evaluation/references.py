@@ -59,6 +59,15 @@ def look_for(reference: Any) -> None:
         listing(reference)
 
 
+def reference_name(reference: Any) -> str:
+    """Return what a reference is called in the name of a result; images that a program holds by what tells them from
+    others."""
+    if isinstance(reference, str | Path):
+        return str(reference)
+    source = listing(reference)
+    return f"{source}, {source.identity['names']}"
+
+
 def reference_of(
     measuring: Measuring, given: Any, size: int, checksum: str | None = None
 ) -> tuple[Reference, Compared]:

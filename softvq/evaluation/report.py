@@ -215,6 +215,7 @@ def _generation(results: list[Found], out: Path, figures: list[Path]) -> list[st
             columns[f"{title}, paper"] = [p and _number(p[place], digits) for p in printed]
             columns[title] = _scores(group, name, digits)
         columns["gFD"] = _scores(group, "gfd", 1)
+        columns["FID"], columns["FD"] = _scores(group, "fid", 2), _scores(group, "fd", 1)  # of `frechet`
         columns["gsFID"] = _scores(group, "gsfid", 2)
         columns["KID"] = _scores(group, "kid", 4)
         columns["nearest"] = _scores(group, "nearest", 2)
