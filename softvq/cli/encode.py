@@ -21,9 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", help="a folder, tar shards, a Hugging Face dataset, emoji or emoji-val")
     parser.add_argument("--model", default="softvq-emoji-64", help="the tokenizer (default: the bundled one)")
     parser.add_argument("--out", type=Path, required=True, help="the folder for the latents")
-    parser.add_argument(
-        "--batch", "--batch-size", dest="batch", type=int, default=64, help="images at a time (default: 64)"
-    )
+    parser.add_argument("--batch", "--batch-size", dest="batch", type=int, default=64, help="images at a time (64)")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode images (default: 2)")
     parser.add_argument("--shard", type=int, default=4096, help="images a shard (default: 4096)")
     parser.add_argument("--no-mirror", action="store_true", help="leave the mirrored images out")

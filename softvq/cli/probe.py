@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         dest="batch",
         type=int,
         default=64,
-        help="images at a time through the model (default: 64)",
+        help="images at a time (64)",
     )
     add("--workers", type=int, default=2, help="processes that decode images (default: 2)")
     add("--out", type=Path, default=Path("evaluations"), help="the folder of results (default: evaluations)")

@@ -254,5 +254,6 @@ def drawn_umap(seen: "_Seen", classes: list[str], seed: int) -> Image.Image:
             name = classes[label] if label < len(classes) else str(label)
             axis.scatter(*places[chosen].T, s=4, color=colours(label % 20), label=name[:24])
         axis.set(title=title, xticks=[], yticks=[])
-    axes[0][-1].legend(fontsize=6, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    if any(classes):  # of images without classes there is nothing to tell
+        axes[0][-1].legend(fontsize=6, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
     return rendered(figure)

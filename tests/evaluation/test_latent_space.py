@@ -224,9 +224,10 @@ def test_without_codewords_nothing_is_counted(config):
 @torch.no_grad()
 def test_counting_leaves_nothing_behind():
     tokenizer = tokenizer_of(QUANTIZERS["Product over tokens"][0])
-    counts = CodebookCounts(tokenizer.quantizer)
-    assert any(module._forward_hooks for module in tokenizer.modules())
-    tokenizer(images(2, 0))
+    with pytest.raises(KeyboardInterrupt), CodebookCounts(tokenizer.quantizer) as counts:
+        assert any(module._forward_hooks for module in tokenizer.modules())
+        tokenizer(images(2, 0))
+        raise KeyboardInterrupt
     told = counts.tensors()
     assert not any(module._forward_hooks for module in tokenizer.modules())
     tokenizer(images(5, 1))
