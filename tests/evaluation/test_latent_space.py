@@ -224,7 +224,7 @@ def test_without_codewords_nothing_is_counted(config):
 @torch.no_grad()
 def test_counting_leaves_nothing_behind():
     tokenizer = tokenizer_of(QUANTIZERS["Product over tokens"][0])
-    with pytest.raises(KeyboardInterrupt), CodebookCounts(tokenizer.quantizer) as counts:
+    with pytest.raises(KeyboardInterrupt), CodebookCounts(tokenizer.quantizer) as counts:  # noqa: PT012
         assert any(module._forward_hooks for module in tokenizer.modules())
         tokenizer(images(2, 0))
         raise KeyboardInterrupt
