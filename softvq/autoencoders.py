@@ -80,7 +80,7 @@ class FoldedAutoencoder(nn.Module):
 
     @classmethod
     def of(cls, model: nn.Module, kind: str, image_size: int, about: dict[str, Any]) -> "FoldedAutoencoder":
-        """Of a diffusers model that is there already."""
+        """Return the tokenizer that a loaded diffusers model is."""
         with torch.no_grad():
             device = next(model.parameters()).device
             try:
@@ -118,12 +118,12 @@ class FoldedAutoencoder(nn.Module):
 
     @property
     def name(self) -> str:
-        """What it was loaded as."""
+        """The name that the model was loaded by."""
         return self.about.get("source", "")
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.model.parameters()).device
 
     @property
@@ -154,7 +154,7 @@ def _encoded(model: nn.Module, kind: str, images: Tensor) -> Tensor:
 
 
 def _side(theirs: Any, kind: str, grid: int) -> int:
-    """How many pixels a side the decoder makes of a grid of latents."""
+    """Return the side in pixels of the images that the decoder makes of a grid of latents."""
     if kind == "AutoencoderRAE":  # whose encoder resizes what it is given
         return theirs.patch_size * grid
     blocks = theirs.block_out_channels if kind == "AutoencoderKL" else theirs.decoder_block_out_channels

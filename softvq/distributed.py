@@ -32,7 +32,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes take part, 1 when alone."""
+    """Return the number of processes that take part, 1 when alone."""
     return dist.get_world_size() if active() else 1
 
 

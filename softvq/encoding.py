@@ -22,13 +22,13 @@ from softvq.data.opening import listing
 from softvq.data.sources import Source
 from softvq.errors import ConfigError, DataError
 from softvq.files import write_json, write_tensors
-from softvq.models import AnyTokenizer, load_tokenizer
+from softvq.models import AnyTokenizer, load_tokenizer, own_device
 from softvq.runtime import autocast, pick_precision
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What a cache is made of: another tokenizer, other images or other settings are another cache."""
+    """All that a cache is a function of: another tokenizer, other images or other settings are another cache."""
 
     tokenizer: str
     fingerprint: str
@@ -50,18 +50,20 @@ def encode(
     shard: int = 4096,
     batch_size: int = 64,
     workers: int = 2,
+    device: str | torch.device | None = None,
     precision: str = "auto",
     progress: bool | None = True,
 ) -> LatentIndex:
     """Write the latents of all images, as float16 in safetensors shards of `shard` images, with labels, class names and
     the fingerprints of tokenizer and images in `index.json`; return that index. `data.latents.Latents` reads them.
 
-    `tokenizer`: loaded, or a name; where it is loaded it encodes where it is. `images`: all that `data.open_source`
-    takes. `mirrored`: every image's mirror too. `workers`: processes that decode. `progress`: a bar; None: on terminals
-    alone. Shards that are there already are kept; each process makes its own.
+    `tokenizer`: loaded, or a name. `images`: all that `data.open_source` takes. `mirrored`: every image's mirror too.
+    `device`: where it encodes (None: where the tokenizer is, else the best there is). `workers`: processes that decode.
+    `progress`: a bar; None: on terminals alone. Shards that are there already are kept; each process makes its own.
 
     `DataError` when `out` holds latents of something else, or no image can be read; `ConfigError` where a tokenizer
     that was neither saved nor loaded has no name for those who use its latents."""
+    device = own_device(device, tokenizer)
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
     if not tokenizer.name:
         raise ConfigError(
@@ -71,7 +73,7 @@ def encode(
     for name, number, least in (("shard", shard, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
         if number < least:
             raise ConfigError(f"{name} must be at least {least}, not {number}.", setting=name)
-    config, device = tokenizer.config, tokenizer.device
+    config = tokenizer.to(device).config
     precision = pick_precision(precision, device, training=False)
     source, out = listing(images), Path(out)
     encoding = Encoding(

@@ -52,7 +52,7 @@ def atomic(path: Path, size: int = 0) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path, size: int = 0) -> Iterator[Path]:
-    """The same for a folder: what was at `path` before is replaced by the new one as a whole."""
+    """A temporary folder in the same way: what was at `path` before is replaced by the new one as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     need_room(path, size)
     temporary = path.with_name(f".writing-{path.name}")
@@ -81,7 +81,7 @@ def _megabytes(size: int) -> str:
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
-    """How many bytes tensors have, in memory and about as many in a file."""
+    """Return the number of bytes of tensors, in memory and about as many in a file."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 

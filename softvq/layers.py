@@ -121,7 +121,7 @@ class Dropout(nn.Module):
 
     @property
     def is_active(self) -> bool:
-        """If anything is dropped."""
+        """Says if anything is dropped."""
         return self.training and self.share > 0
 
     def forward(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:

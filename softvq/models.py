@@ -1,17 +1,18 @@
 """Models by name: a tokenizer, a generator, or whichever the name is of."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softvq import files, hub
+from softvq import distributed, files, hub
 from softvq.autoencoders import PREFIX, FoldedAutoencoder
 from softvq.errors import ConfigError, ModelError
 from softvq.generators.base import Generator
 from softvq.released import is_generator
-from softvq.runtime import autocast, pick_precision
+from softvq.runtime import autocast, pick_device, pick_precision
 from softvq.saving import kind_of
 from softvq.tokenizer import Tokenizer
 
@@ -80,6 +81,14 @@ def tokenizer_of(
     return found
 
 
+def own_device(device: str | torch.device | None, model: Any = None) -> torch.device:
+    """Return this process's device: the one asked for, else where a model is that is loaded already, else the best
+    there is. Joins the group of processes that torchrun has started."""
+    if device is None and hasattr(model, "device"):
+        device = model.device
+    return distributed.start(pick_device("auto" if device is None else device))
+
+
 class Coder:
     """A tokenizer where it is, in a precision: images in, latents out and back, on the CPU in float32."""
 
@@ -101,5 +110,5 @@ class Coder:
 
     @property
     def latent_floats(self) -> int:
-        """How many numbers an image becomes."""
+        """The number of numbers that an image becomes."""
         return self.tokenizer.config.tokens * self.tokenizer.config.latent_dim

@@ -46,7 +46,7 @@ Progress = bool | None | Callable[[Sequence], Iterable]
 
 @dataclass(frozen=True)
 class Request:
-    """Which images are wanted, and all that they are a function of besides the models; made by `Pipeline.request`.
+    """The images that are wanted, and all that they are a function of besides the models; made by `Pipeline.request`.
 
     `classes`: numbers, taken in turn; without any, all in turn (`labels` balanced) or random by seed and number."""
 
@@ -100,7 +100,7 @@ class Pipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where the generator is."""
+        """The device of the generator."""
         return self.generator.device
 
     @property

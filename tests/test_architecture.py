@@ -42,7 +42,7 @@ ALLOWED = {
     "losses": {"config", "distributed", "layers"},
     "figures": {"data", "errors", "files"},
     "models": {
-        *("errors", "files", "hub", "runtime", "saving", "released"),
+        *("distributed", "errors", "files", "hub", "runtime", "saving", "released"),
         *("autoencoders", "generators", "tokenizer"),
     },
     "encoding": {"data", "distributed", "errors", "files", "models", "runtime"},

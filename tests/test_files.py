@@ -327,7 +327,7 @@ def test_a_file_of_the_other_kind_is_a_sentence(tmp_path: Path):
         (lambda data: data["optimizer"].update(lr="no"), r'\.optimizer\.lr must be a number, not "no"'),
         (lambda data: data["optimizer"].update(lr=math.inf), r"\.optimizer\.lr must be a finite number"),
         (lambda data: data["tokenizer"]["quantizer"].update(type="SoftVC"), r"did you mean SoftVQ\?"),
-        (lambda data: data.clear(), "holds no recipe"),
+        (lambda data: data.clear(), "lacks the key"),
     ],
 )
 def test_what_is_wrong_in_a_recipes_file_is_said_with_its_place(tmp_path: Path, change, reason: str):

@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _names(metadata: dict[str, str], count: int) -> list[str]:
-    """What is put behind each image's number: the name it was encoded from, where the file says so."""
+    """Return what is put behind each image's number: the name it was encoded from, where the file says so."""
     try:
         names = [f"-{Path(name).stem}" for name in json.loads(metadata["names"])]
     except (KeyError, ValueError, TypeError):

@@ -30,18 +30,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from softvq import distributed
     from softvq.encoding import encode
-    from softvq.models import load_tokenizer
-    from softvq.runtime import pick_device
 
-    device = distributed.start(pick_device(options.device))
     index = encode(
-        load_tokenizer(options.model).to(device),
+        options.model,
         options.data,
         options.out,
         mirrored=not options.no_mirror,
         shard=options.shard,
         batch_size=options.batch,
         workers=options.workers,
+        device=options.device,
         precision=options.precision,
     )
     count = sum(index.shards)

@@ -42,7 +42,8 @@ def run_options(options: argparse.Namespace, recipe: Any) -> Any:
     from softvq.recipes.opening import is_file
     from softvq.training.options import Intervals, RunOptions
 
-    named = Path(options.recipe).stem if is_file(options.recipe) else recipe.name
+    own = is_file(options.recipe) and Path(options.recipe).name != "config.json"  # a model's
+    named = Path(options.recipe).stem if own else recipe.name
     out = options.out or Path("runs") / named
     if options.resume and not any((out / "checkpoints").glob("step-*")):
         raise Usage(f"--resume: {out} holds no run to resume; leave --resume out to start one")

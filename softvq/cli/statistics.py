@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder holds a model (or the run of one) that this package wrote."""
+    """Say if a folder holds a model (or the run of one) that this package wrote."""
     from softvq import files, hub
 
     if not folder.is_dir():

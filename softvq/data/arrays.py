@@ -48,7 +48,7 @@ class ArrayFile:
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
-        """How many images, their height and width; `DataError` when they are no 8-bit images in ADM's order."""
+        """The number of images, their height and width; `DataError` when they are no 8-bit images in ADM's order."""
         if _IMAGES not in self.names:
             raise DataError(f"{self.path} holds statistics, but no images (arr_0).")
         with self._open(_IMAGES) as (_, shape, kind, fortran):
@@ -83,7 +83,7 @@ class ArrayFile:
                 yield torch.from_numpy(found.copy()).view(count, height, width, 3).permute(0, 3, 1, 2)
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """Those of `STATISTICS` that the file has, in float64; `DataError` when they fit no features."""
+        """Return those of `STATISTICS` that the file has, in float64; `DataError` when they fit no features."""
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 found = {name: np.asarray(file[name], dtype=np.float64) for name in STATISTICS if name in self.names}
@@ -101,7 +101,7 @@ class ArrayFile:
 
     @property
     def protocol(self) -> dict:
-        """What its statistics were made with, if the file says so."""
+        """The settings that its statistics were made with, if the file says so."""
         if PROTOCOL not in self.names:
             return {}
         try:

@@ -25,7 +25,7 @@ _HELD = 8 * 10**9  # bytes: larger caches are read from disk as they are needed
 
 @dataclass(frozen=True)
 class LatentIndex:
-    """What a cache holds. `tokenizer`: name and fingerprint; `source`: the images' name and checksum; `shards`: how
+    """The index of a cache. `tokenizer`: name and fingerprint; `source`: the images' name and checksum; `shards`: how
     many images each holds; `bad`: images that could not be read, with the reason."""
 
     tokenizer: str

@@ -50,7 +50,7 @@ class Batch:
 
 
 class NoneReadable(DataError):
-    """Of these images none can be read: {name: reason}."""
+    """The error of images none of which can be read: {name: reason}."""
 
     def __init__(self, bad: dict[str, str]):
         super().__init__(bad)
@@ -101,7 +101,7 @@ class Samples(Dataset):
 
 @dataclass(frozen=True)
 class Augmented:
-    """What training makes of an image: a function of the seed and the sample number."""
+    """Makes of an image what training sees of it: a function of the seed and the sample number."""
 
     augment: Augment
     size: int
@@ -238,7 +238,7 @@ def _collate(samples: list[Sample]) -> Batch:
 
 @contextmanager
 def _workers_as_asked() -> Iterator[None]:
-    """How many workers there are is the user's choice: no warning."""
+    """A block without the warning about many workers: their number is the user's choice."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*worker processes in total")
         yield

@@ -26,8 +26,8 @@ class Objects(Source):
     """Images by index of anything that has a length: `items[i]` is an image, or a pair (image, label).
 
     An image is a path, a PIL image, an 8-bit array (H, W, 3) or tensor (3, H, W). Floating-point tensors and arrays
-    need `value_range`, what their black and white are, such as (0, 1). `labels` and `class_names` replace those that
-    the items, or their attributes `targets` and `classes` (torchvision's), give.
+    need `value_range`, what their black and white are, such as (0, 1). `given_labels` and `class_names` replace those
+    that the items, or their attributes `targets` and `classes` (torchvision's), give.
 
     An item must always be the same image: training does its own cropping and mirroring, a function of the seed.
     """
@@ -103,8 +103,8 @@ class Objects(Source):
 
     @cached_property
     def identity(self) -> dict[str, object]:
-        """How many images, and a checksum: of all of an array's numbers, else of the names and of the pixels of up to
-        64 images, evenly over them."""
+        """The number of images and a checksum: of all of an array's numbers, else of the names and of the pixels of up
+        to 64 images, evenly over them."""
         digest = hashlib.sha256(f"{type(self.items).__module__}.{type(self.items).__qualname__}".encode())
         if isinstance(self.items, np.ndarray | Tensor):
             digest.update(f"{self.items.dtype} {tuple(self.items.shape)}".encode())

@@ -100,5 +100,5 @@ def _bundled(name: str) -> TarFile:
 
 
 def emoji_labels() -> dict[str, dict[str, str]]:
-    """Of each bundled emoji by code points: its name, Unicode group and subgroup, and split."""
+    """Return name, Unicode group and subgroup, and split of each bundled emoji by its code points."""
     return json.loads((EMOJI / "labels.json").read_text(encoding="utf-8"))

@@ -48,7 +48,7 @@ class Source(ABC):
             raise ImageError(f"{name} cannot be read ({error.strerror}).") from error
 
     def __len__(self) -> int:
-        """How many images there are; of a stream, about how many."""
+        """Return the number of images; of a stream, about."""
         return len(self.names)
 
     def __str__(self) -> str:
@@ -56,9 +56,13 @@ class Source(ABC):
 
     @property
     def identity(self) -> dict[str, object]:
-        """Which images these are: how many, and a checksum of their names."""
+        """The number of images and a checksum of their names: which images these are."""
         names = hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogateescape")).hexdigest()
         return {"count": len(self.names), "names": names[:16]}
+
+    def holds(self, path: Path) -> bool:
+        """Return if a file written to this path would become one of the images."""
+        return False
 
     def listing(self, images: int | None = None) -> "Source":
         """Return the images as a list that costs nothing to look through: all, or at least `images` of them."""
@@ -128,6 +132,9 @@ class Folder(_ByFolder):
 
     def read(self, index: int) -> bytes:
         return (self.root / self.names[index]).read_bytes()
+
+    def holds(self, path: Path) -> bool:
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root))
 
 
 @dataclass(frozen=True)

@@ -135,11 +135,11 @@ class ShardStream(Source):
 
     @property
     def identity(self) -> dict[str, object]:
-        """What must be the same for a run to be resumed."""
+        """The number of shards and a checksum of their addresses: what must be the same for a run to be resumed."""
         return {"shards": len(self.urls), "names": hashlib.sha256("\n".join(self.urls).encode()).hexdigest()[:16]}
 
     def __len__(self) -> int:
-        """About how many images there are, going by the first shard."""
+        """Return about the number of images, going by the first shard."""
         return len(self.urls) * len(self.cache.entries(self.urls[0]))
 
     def listing(self, images: int | None = None) -> Shards:

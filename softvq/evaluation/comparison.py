@@ -25,8 +25,9 @@ from softvq.models import Coder
 
 @dataclass(frozen=True)
 class Comparison:
-    """What became of images: `rows` with `image`, `psnr` and `ssim` of each; the first of them as a `picture`, original
-    | reconstruction | error; `latents` where they were asked for; why others were left out; and a `warning` where the
+    """Images beside their reconstructions: `rows` with `image`, `psnr` and `ssim` of each; the first of them as a
+    `picture`, original | reconstruction | error; `latents` where they were asked for; why others were left out; and a
+    `warning` where the
     model does not know such images."""
 
     rows: list[dict[str, Any]]

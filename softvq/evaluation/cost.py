@@ -26,7 +26,6 @@ from tqdm import tqdm
 from softvq.autoencoders import FoldedAutoencoder
 from softvq.config import nearest
 from softvq.errors import ConfigError
-from softvq.evaluation.measuring import settled_device
 from softvq.evaluation.results import Result, short_name
 from softvq.generators.base import Generator
 from softvq.generators.dit import DiTConfig
@@ -34,7 +33,7 @@ from softvq.generators.mar import MARConfig, MARNetworkConfig
 from softvq.generators.sit import SiTConfig
 from softvq.generators.transformer import TransformerConfig
 from softvq.memory import Memory, without_contents
-from softvq.models import open_model, tokenizer_of
+from softvq.models import open_model, own_device, tokenizer_of
 from softvq.published import COSTS
 from softvq.runtime import autocast, pick_precision
 from softvq.tokenizer import Tokenizer, TokenizerConfig
@@ -109,8 +108,8 @@ ROWS = _rows()
 
 @dataclass(frozen=True)
 class CostSettings:
-    """How cost is measured: see above. `batch_size` None: 64, on a CPU 1; `timed`: else parameters and
-    multiply-accumulates alone."""
+    """The settings that cost is measured with: see above. `batch_size` None: 64, on a CPU 1; `timed`: else parameters
+    and multiply-accumulates alone."""
 
     steps: int = 50
     guidance: float = 1.75
@@ -134,7 +133,7 @@ def cost(rows: Sequence[str] = (), *, models: Sequence[str] = (), **settings: An
     for name in rows:
         if name not in ROWS:
             raise ConfigError(f"there is no row {name!r}{nearest(name, list(ROWS))}")
-    device = settled_device(given.device)
+    device = own_device(given.device)
     precision = pick_precision(given.precision, device, training=False)
     at = _Timing(device, precision, given.batch_size or (1 if device.type == "cpu" else 64), given)
     wanted = _rows_of(models) if models else {name: ROWS[name] for name in rows or ROWS}
@@ -168,7 +167,7 @@ def _rows_of(names: Sequence[str]) -> dict[str, CostRow]:
 
 @dataclass(frozen=True)
 class _Timing:
-    """Where and how often calls are timed."""
+    """A stopwatch and its settings: where and how often calls are timed."""
 
     device: torch.device
     precision: str
@@ -285,7 +284,7 @@ def macs(model: nn.Module, call: Callable[[], Any]) -> dict[str, int]:
 
 
 def grouped(counts: dict[str, int]) -> dict[str, int]:
-    """The same by kind of layer: numbers of blocks taken out of the names."""
+    """Return the same by kind of layer: numbers of blocks taken out of the names."""
     found: Counter[str] = Counter()
     for name, count in counts.items():
         found[".".join(part for part in name.split(".") if not part.isdecimal())] += count

@@ -87,7 +87,7 @@ def _reach(points: Tensor, neighbours: int) -> Float[Tensor, " N"]:
 
 
 def _within(points: Tensor, centres: Tensor, reach: Tensor) -> Bool[Tensor, " N"]:
-    """Whether each point is within the reach of some centre; equal distances count, to rounding."""
+    """Say of each point if it is within the reach of some centre; equal distances count, to rounding."""
     slack = 1e-12 * max(float(side.square().sum(1).max()) for side in (points, centres))
     return torch.cat([(_squares(p, centres) <= reach + slack).any(1) for p in points.split(_BLOCK)])
 

@@ -20,7 +20,7 @@ class Moments:
 
     @property
     def reliable(self) -> bool:
-        """Whether there are more images than features: with fewer, a distance says little of the distribution."""
+        """Says if there are more images than features: with fewer, a distance says little of the distribution."""
         return self.count is None or self.count > len(self.mean)
 
     @cached_property
@@ -61,7 +61,7 @@ class Gaussian:
 
 
 def moments_of(features: Float[Tensor, "N F"]) -> Moments:
-    """Of all features at once."""
+    """Return the moments of all features at once."""
     gaussian = Gaussian(features.shape[1])
     for part in features.split(4096):
         gaussian.add(part)

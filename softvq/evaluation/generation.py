@@ -18,14 +18,13 @@ from softvq.errors import ConfigError, SoftVQError
 from softvq.evaluation.appearance import appearance_scores
 from softvq.evaluation.distribution import inception_score, kernel_distance, nearest_distances, precision_recall
 from softvq.evaluation.frechet import frechet_distance
-from softvq.evaluation.images import ArrayImages, DrawnImages, open_images
+from softvq.evaluation.images import ArrayImages, DrawnImages, is_bundled, open_images
 from softvq.evaluation.measuring import (
     Measuring,
     Settings,
     evaluating,
     knows_bundled,
     patch_of,
-    settled_device,
     workplace,
 )
 from softvq.evaluation.parts import Parts, appearance_of, moments
@@ -33,6 +32,7 @@ from softvq.evaluation.references import Reference, look_for, reference_name, re
 from softvq.evaluation.results import Result, described
 from softvq.figures import pyplot, rendered
 from softvq.generators.base import Sampling
+from softvq.models import own_device
 from softvq.pipeline import Pipeline, Request
 
 Logits = Callable[[Tensor], Tensor | None] | None  # pooled features → class logits, of Inception
@@ -59,11 +59,12 @@ def evaluate_generation(
 
     Of a pipeline: `num` images (default: 50,000, of the bundled ones 900) with each of `seeds`: figures are means, with
     their deviation; with guidance `scales` those are measured too, in each of `intervals` of time, and drawn as a
-    curve.
-    `sampling`: what `Pipeline.request` takes. `settings`: see `Settings`."""
+    curve. `sampling`: what `Pipeline.request` takes. `settings`: see `Settings`."""
     given = Settings(**settings)
     if isinstance(images, Pipeline):
-        asked = _asked(images, num, seeds, {"batch_size": given.batch_size, **(sampling or {})})
+        asked = _asked(
+            images, num, seeds, {"batch_size": given.batch_size, "precision": given.precision, **(sampling or {})}
+        )
         return _of_pipeline(images, asked, seeds, _cells(asked.sampling, scales, intervals), reference, checksum, given)
     if num is not None or scales or intervals or sampling:
         raise ConfigError(
@@ -81,9 +82,9 @@ def frechet(images: Any, other: Any, *, size: int | None = None, **settings: Any
     given = Settings(**settings)
     first = open_images(images, size, given.batch_size, given.workers)
     look_for(other)
-    device = settled_device(given.device)
+    device = own_device(given.device)
     with workplace(given.folder) as folder:
-        measuring = Measuring(given, folder, device, bundled=False)
+        measuring = Measuring(given, folder, device, is_bundled(images) or is_bundled(other))
         reference, compared = reference_of(measuring, other, first.size)
         name = f"frechet-{Path(first.title).stem}-{measuring.stem(first.title, first.checksum, compared[1])}"
         parts = measuring.parts(first, name)
@@ -147,7 +148,7 @@ def _of_pipeline(
     if reference is None:
         raise ConfigError(f"{model['name']} does not say which images it learned; name some.", setting="reference")
     look_for(reference)
-    device = settled_device(given.device, pipeline)
+    device = own_device(given.device, pipeline)
     pipeline.to(device)
     with workplace(given.folder) as folder, evaluating(pipeline.generator, pipeline.tokenizer):
         bundled = knows_bundled(pipeline.tokenizer)
@@ -193,9 +194,9 @@ def _of_images(given_images: Any, reference: Any, checksum: str | None, given: S
     images = open_images(given_images, None, given.batch_size, given.workers)
     named = str(given_images) if isinstance(given_images, str | Path) else images.title
     look_for(reference)
-    device = settled_device(given.device)
+    device = own_device(given.device)
     with workplace(given.folder) as folder:
-        measuring = Measuring(given, folder, device, isinstance(reference, str) and reference in ("emoji", "emoji-val"))
+        measuring = Measuring(given, folder, device, is_bundled(reference))
         real, compared = reference_of(measuring, reference, images.size, checksum)
         name = f"generation-{Path(named).stem}-{measuring.stem(named, images.checksum, compared[1])}"
         parts = measuring.parts(images, name)

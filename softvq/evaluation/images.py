@@ -11,7 +11,7 @@ from torch import Tensor
 from softvq.data.arrays import ArrayFile
 from softvq.data.images import to_bytes
 from softvq.data.loader import NoneReadable, ordered_batches
-from softvq.data.opening import listing
+from softvq.data.opening import BUNDLED, listing
 from softvq.data.sources import Source
 from softvq.errors import DataError, ImageError
 from softvq.pipeline import Pipeline, Request
@@ -98,7 +98,7 @@ class ArrayImages(Images):
 
 
 class DrawnImages(Images):
-    """What a generator draws: image `number` with the request's seed."""
+    """The images that a generator draws: image `number` with the request's seed."""
 
     def __init__(self, pipeline: Pipeline, request: Request):
         self.pipeline, self.request, self.count = pipeline, request, request.num
@@ -109,6 +109,11 @@ class DrawnImages(Images):
         batch = self.request.batch_size
         for first in range(numbers.start, numbers.stop, batch):
             yield self.pipeline.images(self.request, range(first, min(numbers.stop, first + batch)))
+
+
+def is_bundled(data: Any) -> bool:
+    """Return if images are one of the bundled sets, by name."""
+    return isinstance(data, str) and data in BUNDLED
 
 
 def is_array(data: Any) -> bool:

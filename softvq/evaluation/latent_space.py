@@ -21,10 +21,10 @@ from softvq import distributed
 from softvq.data.loader import ordered_batches
 from softvq.data.opening import listing
 from softvq.errors import ConfigError, DataError, MetricError
-from softvq.evaluation.measuring import Settings, evaluating, settled_device
+from softvq.evaluation.measuring import Working, evaluating
 from softvq.evaluation.results import Result, described
 from softvq.figures import pyplot, rendered
-from softvq.models import AnyTokenizer, load_tokenizer
+from softvq.models import AnyTokenizer, load_tokenizer, own_device
 from softvq.quantizers.base import Quantized, Quantizer
 from softvq.runtime import autocast, pick_precision
 
@@ -41,13 +41,13 @@ def latent_space(
     """Return statistics and pictures of a tokenizer's latents: `channels`, `codebooks` where it has some, and `umap`.
 
     Of `num` images, evenly over those of the first so many `classes`. `images`: all that `data.open_source` takes;
-    `seed`: of UMAP; `settings`: device, precision, batch_size and workers of `Settings`."""
-    given = Settings(**settings)
+    `seed`: of UMAP; `settings`: see `Working`."""
+    given = Working(**settings)
     if min(num, classes) < 1:
         raise ConfigError("num and classes must be at least 1.")
     pyplot()  # what is missing is said before the work begins
     umap_learn()
-    device = settled_device(given.device, tokenizer)
+    device = own_device(given.device, tokenizer)
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
     source = listing(images)
     among = [n for n, label in enumerate(source.labels) if label < classes]
@@ -118,8 +118,8 @@ def _seen(tokenizer: AnyTokenizer, batches: Any, total: int, precision: str) -> 
 
 
 class CodebookCounts:
-    """How often each codeword of each codebook was a token's most likely one, and the tokens' posterior entropy, of
-    all images that go through a quantizer while the block lasts."""
+    """Counts how often each codeword of each codebook was a token's most likely one, and the tokens' posterior
+    entropy, of all images that go through a quantizer while the block lasts."""
 
     def __init__(self, quantizer: Quantizer | None):
         self.counts: dict[int, Tensor] = {}
@@ -154,7 +154,7 @@ class CodebookCounts:
 
 
 def channel_statistics(latents: Float[Tensor, "N L D"]) -> dict[str, Float[Tensor, " D"]]:
-    """Of each channel over images and tokens: `mean`, `std`, `kurtosis` (3 for a Gaussian), in float64."""
+    """Return of each channel over images and tokens: `mean`, `std`, `kurtosis` (3 for a Gaussian), in float64."""
     flat = latents.flatten(0, 1).double()
     mean, std = flat.mean(0), flat.std(0)
     scaled = (flat - mean) / std.clamp_min(torch.finfo(torch.float64).tiny)
@@ -162,8 +162,8 @@ def channel_statistics(latents: Float[Tensor, "N L D"]) -> dict[str, Float[Tenso
 
 
 def change(encoded: Float[Tensor, "N L D"], latents: Float[Tensor, "N L D"]) -> dict[str, float]:
-    """What the quantizer does to ẑ: `cosine`, the mean over tokens of that of ẑ and z; `unexplained`, the share of ẑ's
-    variance that the best multiple of z leaves (the soft mixture is shorter than what it is made of)."""
+    """Return what the quantizer does to ẑ: `cosine`, the mean over tokens of that of ẑ and z; `unexplained`, the share
+    of ẑ's variance that the best multiple of z leaves (the soft mixture is shorter than what it is made of)."""
     a, b = encoded.flatten(0, 1).double(), latents.flatten(0, 1).double()
     a, b = a - a.mean(0), b - b.mean(0)
     explained = (a * b).sum().square() / (a.square().sum() * b.square().sum())
@@ -185,7 +185,8 @@ def nearest_cosines(codebook: Float[Tensor, "K D"]) -> Float[Tensor, " K"]:
 
 
 def codebook_scores(counts: Int[Tensor, "G K"], entropy: Float[Tensor, "2"]) -> dict[str, float]:
-    """Of how often each codeword was a token's most likely one, and (sum of the tokens' H(q), their number):
+    """Return the scores of how often each codeword was a token's most likely one, and (sum of the tokens' H(q), their
+    number):
     `codebook_usage`, the share of codewords that ever were; `codebook_perplexity`, exp of the entropy of how often
     (1…K), a mean over codebooks; `posterior_entropy`, the mean H(q) in nats."""
     shares = counts / counts.sum(1, keepdim=True)

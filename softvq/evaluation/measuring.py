@@ -21,23 +21,17 @@ from softvq.evaluation.results import Protocol, short_name
 from softvq.pretrained import inception, lite
 from softvq.pretrained.features import FeatureNetwork
 from softvq.pretrained.named import check_used
-from softvq.runtime import autocast, pick_device, pick_precision
+from softvq.runtime import autocast, pick_precision
 
 Compared = tuple[str, str, int | None]  # reference, its checksum, how many images
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How images are measured.
+class Working:
+    """The settings of work with a model: `device`, where the networks are (None: where the model is, else the best
+    there is);
+    `folder`, where unfinished work is kept, so that the same call goes on after a stop (None: nowhere)."""
 
-    `features`: a feature network by name or loaded (None: Inception's of 2015, or EfficientNet-Lite0's for the bundled
-    images); `resize`: to its size, `tf1` as FID is defined or `clean` as clean-fid does; `pretrained`: files of
-    networks' weights by name. `device`: where the networks are (None: where the model is, else the best there is).
-    `folder`: where unfinished work is kept, so that the same call goes on after a stop (None: nowhere)."""
-
-    features: str | FeatureNetwork | None = None
-    resize: str | None = None
-    pretrained: Mapping[str, Path] | None = None
     device: str | torch.device | None = None
     precision: str = "auto"
     batch_size: int = 64
@@ -50,12 +44,15 @@ class Settings:
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}.", setting=name)
 
 
-def settled_device(device: str | torch.device | None, model: Any = None) -> torch.device:
-    """Return this process's device: the one asked for, else where a model is that is loaded already, else the best
-    there is."""
-    if device is None and hasattr(model, "device"):
-        device = model.device
-    return distributed.start(pick_device("auto" if device is None else device))
+@dataclass(frozen=True)
+class Settings(Working):
+    """The settings of `Working`, and what images are measured with: `features`, a feature network by name or loaded
+    (None: Inception's of 2015, or EfficientNet-Lite0's for the bundled images); `resize`, to its size, `tf1` as FID is
+    defined or `clean` as clean-fid does; `pretrained`, files of networks' weights by name."""
+
+    features: str | FeatureNetwork | None = None
+    resize: str | None = None
+    pretrained: Mapping[str, Path] | None = None
 
 
 @contextmanager
@@ -111,7 +108,7 @@ class Measuring:
 
     @property
     def is_fid(self) -> bool:
-        """If the Fréchet distance is called FID."""
+        """Says if the Fréchet distance is called FID."""
         return self.network.name in (inception.NAME, inception.TINY)
 
     def periods(self, size: int) -> tuple[int, ...]:

@@ -24,11 +24,11 @@ from softvq.data.latents import INDEX, Latents
 from softvq.data.loader import NoneReadable, ordered_batches
 from softvq.data.opening import listing
 from softvq.errors import ConfigError, DataError, MetricError
-from softvq.evaluation.measuring import Settings, concatenated, evaluating, settled_device, workplace
+from softvq.evaluation.measuring import Working, concatenated, evaluating, workplace
 from softvq.evaluation.parts import Part, Parts
 from softvq.evaluation.results import Result, described, short_name
 from softvq.generators.base import Generator, Noise
-from softvq.models import AnyTokenizer, open_model, tokenizer_of
+from softvq.models import AnyTokenizer, open_model, own_device, tokenizer_of
 from softvq.optim import LAMB
 from softvq.runtime import autocast, pick_precision
 
@@ -82,12 +82,11 @@ def probe(
     `train`, `val`: labelled images (all that `data.open_source` takes), or folders of latents. `tokenizer`: a
     generator's, by default the one that it was trained with. `layer`, `time`: of a generator, after how many blocks
     (default 20, or 5/7 of a smaller one's), and how noisy, 0 data … 1 noise. `pool`: of tokens, `flatten` (latents) or
-    `mean` (features). `quick`: the neighbours alone. `settings`: device, precision, batch_size, workers and folder of
-    `Settings`."""
-    given, config = Settings(**settings), config or ProbeConfig()
+    `mean` (features). `quick`: the neighbours alone. `settings`: see `Working`."""
+    given, config = Working(**settings), config or ProbeConfig()
     if not 0 <= time <= 1:
         raise ConfigError(f"time must be from 0 (data) to 1 (noise), not {time}.", setting="time")
-    device = settled_device(given.device, model)
+    device = own_device(given.device, model)
     probed = _Probed(model, tokenizer, layer, time, pool, config.seed, device, given)
     sides = [probed.side(data) for data in (train, val)]
     classes = [side.classes for side in sides]
@@ -147,7 +146,7 @@ class _Probed:
         pool: str | None,
         seed: int,
         device: torch.device,
-        given: Settings,
+        given: Working,
     ):
         self.given, self.device, self.layer, self.time, self.seed = given, device, layer, time, seed
         self.precision = pick_precision(given.precision, device, training=False)
@@ -173,12 +172,12 @@ class _Probed:
 
     @property
     def models(self) -> list[nn.Module]:
-        """What is looked through: the tokenizer, and the generator where there is one."""
+        """The models that are looked through: the tokenizer, and the generator where there is one."""
         return [one for one in (self.tokenizer, self.generator) if one is not None]
 
     @property
     def description(self) -> dict[str, Any]:
-        """What results say of the model."""
+        """The model's name, fingerprint and recipe, as results have them."""
         return described(self.generator or self.tokenizer)
 
     def stem(self, data: Any, settings: tuple) -> str:

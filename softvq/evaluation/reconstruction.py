@@ -28,13 +28,12 @@ from softvq.evaluation.measuring import (
     knows_bundled,
     none_readable,
     patch_of,
-    settled_device,
     workplace,
 )
 from softvq.evaluation.metrics import CONVENTION, psnr, ssim
 from softvq.evaluation.parts import Part, Parts
 from softvq.evaluation.results import Result, described
-from softvq.models import AnyTokenizer, load_tokenizer
+from softvq.models import AnyTokenizer, load_tokenizer, own_device
 from softvq.pretrained import lpips as perceptual_networks
 from softvq.runtime import autocast
 
@@ -165,7 +164,7 @@ def evaluate_reconstruction(
     `images`: all that `data.open_source` takes; by default those that the model says it is for. `lpips`: with VGG16's
     weights; by default unless the model is for the bundled images. `settings`: see `Settings`."""
     given = Settings(**settings)
-    device = settled_device(given.device, tokenizer)
+    device = own_device(given.device, tokenizer)
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
     images = tokenizer.about.get("domain") if images is None else images
     if images is None:

@@ -19,9 +19,10 @@ from softvq.data.opening import listing
 from softvq.errors import ConfigError, DataError
 from softvq.evaluation.distribution import MOST
 from softvq.evaluation.frechet import Moments
-from softvq.evaluation.images import ArrayImages, DataImages, is_array, open_images
-from softvq.evaluation.measuring import Compared, Measuring, Settings, settled_device, workplace
+from softvq.evaluation.images import ArrayImages, DataImages, is_array, is_bundled, open_images
+from softvq.evaluation.measuring import Compared, Measuring, Settings, workplace
 from softvq.evaluation.parts import Parts, appearance_of, moments
+from softvq.models import own_device
 from softvq.randomness import Stream, rng
 
 
@@ -115,15 +116,14 @@ def _stored(measuring: Measuring, file: ArrayFile, size: int) -> tuple[Reference
 
 def write_reference(images: Any, path: str | Path, size: int = 256, **settings: Any) -> dict[str, Any]:
     """Write the statistics of all images, and up to 10,000 of the images for precision and recall, as ADM's references
-    are; return what the file says of itself. `images`: all that `data.open_source` takes, cut to `size`; `settings`:
-    see
-    `Settings`."""
+    are; return what the file says of itself. `images`: all that `data.open_source` takes, cut to `size`;
+    `settings`: see `Settings`."""
     path, given = Path(path), Settings(**settings)
     if size < 1 or path.suffix.lower() != ".npz":
         raise ConfigError("size must be at least 1, and the statistics are written to an .npz file.")
-    device = settled_device(given.device)
+    device = own_device(given.device)
     with workplace(given.folder) as folder:
-        measuring = Measuring(given, folder, device, isinstance(images, str) and images in ("emoji", "emoji-val"))
+        measuring = Measuring(given, folder, device, is_bundled(images))
         data = DataImages(images, size, given.batch_size, given.workers)
         stem = measuring.stem(data.title, data.checksum, data.size, data.crop)
         parts = measuring.parts(data, f"reference-{stem}")

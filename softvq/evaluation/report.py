@@ -157,7 +157,7 @@ def _names(results: list[Found]) -> list[str]:
 
 
 def _recipe(result: Found) -> str:
-    """Which recipe the model is of; the authors' releases are called as theirs."""
+    """Return the name of the recipe that the model is of; the authors' releases are called as theirs."""
     model = result["model"]
     return model.get("recipe") or Path(str(model["name"])).name.replace("_", "-")
 

@@ -61,7 +61,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation has found. `kind`: reconstruction, generation, probe, latents or cost; `name`: a short one, of
+    """The outcome of an evaluation. `kind`: reconstruction, generation, probe, latents or cost; `name`: a short one, of
     all that the result is a function of; `model`: its name and fingerprint; `protocol`: what figures are comparable
     with; `scores`: the figures by name; `more`: what this kind alone has; `notes`: what a reader must know;
     `unreadable`: images that were left out, with the reason; `pictures`: by file name without its ending.
@@ -93,9 +93,8 @@ class Result:
         return json.loads(json.dumps(whole, default=str))
 
     def write(self, folder: str | Path) -> dict[str, Any]:
-        """Write `NAME.json` and the pictures into a folder, where `report` finds them; return what was written, with
-        its
-        `file`. Of several processes the first does it."""
+        """Write `NAME.json` and the pictures into a folder, where `report` finds them; return what was written,
+        with its `file`. Of several processes the first does it."""
         folder = Path(folder)
         whole, path = self.to_dict(), folder / f"{self.name}.json"
         if self.pictures:

@@ -218,8 +218,8 @@ class MAR(Generator):
     def places(
         self, latents: Float[Tensor, "B T C"], visible: Int[Tensor, "B V"], labels: Int[Tensor, " B"]
     ) -> Float[Tensor, "B T D"]:
-        """What the decoder says of every place, given the tokens that are visible: their numbers, rising, of each
-        sample."""
+        """Return what the decoder says of every place, given the tokens that are visible: their numbers, rising, of
+        each sample."""
         B, T, _ = latents.shape
         buffer = self.config.network.buffer
         tokens = self.token_embedder(latents.to(self.token_embedder.weight.dtype))

@@ -18,15 +18,15 @@ from softvq.training.recipe import TokenizerRecipe
 
 Kind = Literal["tokenizer", "generator"]
 Recipe = TokenizerRecipe | GeneratorRecipe
-_ENDINGS = (".yaml", ".yml", ".json")
 
 
 def open_recipe(name: str | Path, kind: Kind | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
     """Return a recipe by name; of a file (`.yaml` or `.json`, what `recipe_text` gave); or the one that a model was
-    trained with, by its folder or its `config.json`. `changes`: other values for its fields, `{"optimizer.lr": 3e-4}`.
+    trained with, by its folder or its `config.json`. A recipe's name comes before a folder of that name. `changes`:
+    other values for its fields, `{"optimizer.lr": 3e-4}`.
 
     `ConfigError` when there is none, or it is of the other `kind`."""
-    recipe = from_data(_data(Path(name)), str(name)) if is_file(name) else _by_name(str(name), kind)
+    recipe = _parsed(_data(Path(name)), str(name), kind) if is_file(name) else _by_name(str(name), kind)
     own = "tokenizer" if isinstance(recipe, TokenizerRecipe) else "generator"
     if kind not in (None, own):
         raise ConfigError(f"{name} is the recipe of a {own}, not of a {kind}.")
@@ -34,13 +34,8 @@ def open_recipe(name: str | Path, kind: Kind | None = None, changes: Mapping[str
 
 
 def is_file(name: str | Path) -> bool:
-    """Return if a recipe is given as a file or a model's folder."""
-    return str(name).lower().endswith(_ENDINGS) or Path(name).is_dir()
-
-
-def from_data(data: dict[str, Any], where: str) -> Recipe:
-    """Return the recipe of a file's content: a generator's has a `model`."""
-    return from_dict(GeneratorRecipe if "model" in data else TokenizerRecipe, data, where)
+    """Return if a recipe is given as a file."""
+    return str(name).lower().endswith((".yaml", ".yml", ".json"))
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -48,16 +43,21 @@ def recipe_text(recipe: Recipe) -> str:
     return yaml_text(to_dict(recipe))
 
 
+def _parsed(data: dict[str, Any], where: str, kind: Kind | None = None) -> Recipe:
+    """Return the recipe of a file's content: a generator's has a `model`, and names its tokenizer."""
+    told = data.get("tokenizer")
+    is_generator = "model" in data or isinstance(told, str) or (told is None and kind == "generator")
+    return from_dict(GeneratorRecipe if is_generator else TokenizerRecipe, data, where)
+
+
 def _data(path: Path) -> dict[str, Any]:
     data = read_json(hub.find(path) / hub.CONFIG) if path.is_dir() else read_data(path)
-    if "format" not in data and "about" not in data.keys() - {"name"}:
-        raise ConfigError(f"{path} holds no recipe.")
-    if "format" in data:  # a model's
-        recipe = data.get("about", {}).get("recipe")
-        if not isinstance(recipe, dict):
-            raise ConfigError(f"the model in {path} does not say which recipe it was trained with.")
-        return recipe
-    return data
+    if "format" not in data:
+        return data
+    recipe = data.get("about", {}).get("recipe")
+    if not isinstance(recipe, dict):
+        raise ConfigError(f"the model in {path} does not say which recipe it was trained with.")
+    return recipe
 
 
 def _by_name(name: str, kind: Kind | None) -> Recipe:
@@ -68,4 +68,6 @@ def _by_name(name: str, kind: Kind | None) -> Recipe:
             return known[one](name)
         except ConfigError as error:
             errors.append(error)
+    if Path(name).is_dir():
+        return _parsed(_data(Path(name)), name, kind)
     raise errors[0]

@@ -106,8 +106,13 @@ class GeneratorTask(Task):
 
     @cached_property
     def latents(self) -> Latents:
-        """The training latents."""
-        return Latents(self.recipe.data)
+        """The training latents. Opening them makes the recipe's model one for their shape and classes, and, where it
+        leaves that open, its tokenizer theirs."""
+        latents = Latents(self.recipe.data)
+        if self._tokenizer is None and self.recipe.published is None:
+            self.recipe = replace(self.recipe, tokenizer=latents.index.tokenizer)
+        self.recipe = fitting(self.recipe, latents)
+        return latents
 
     @cached_property
     def held_out(self) -> Latents | None:
@@ -163,10 +168,7 @@ class GeneratorTask(Task):
     def describe(self) -> dict[str, Any]:
         check_used(self.options.pretrained, ())
         latents, index = self.latents, self.latents.index
-        if self._tokenizer is None and self.recipe.published is None:
-            self.recipe = replace(self.recipe, tokenizer=index.tokenizer)
         self.held_out  # noqa: B018 - what is missing, or does not fit, is said before anything is downloaded
-        self.recipe = fitting(self.recipe, latents)
         if not self.tokenizer.makes(index.fingerprint):
             raise configs.ConfigError(
                 f"the latents in {self.recipe.data} were made with another tokenizer ({index.tokenizer}, "
@@ -195,7 +197,6 @@ class GeneratorTask(Task):
         }
 
     def images(self) -> int:
-        self.recipe = fitting(self.recipe, self.latents)
         return len(self.latents)
 
     def hooks(self, players: Players) -> list[Hook]:

@@ -77,10 +77,9 @@ def reconstruction_hook(source: Source, size: int, validation: Validation | None
 
 
 def sample_hook(
-    tokenizer: AnyTokenizer | None, held_out_loss: Callable[[Generator], float] | None, options: RunOptions
+    tokenizer: AnyTokenizer, held_out_loss: Callable[[Generator], float] | None, options: RunOptions
 ) -> Hook:
-    """Samples of all classes, always of the same noise, where there is a tokenizer that decodes them; and the loss on
-    held-out latents."""
+    """Samples of all classes, always of the same noise, and the loss on held-out latents where there are some."""
 
     def call(state: TrainState, log: Log) -> None:
         player = state.players["model"]
@@ -88,7 +87,7 @@ def sample_hook(
             loss = held_out_loss(player.average)
             log.values(state.step, {"val/loss": loss})
             log.say(f"step {state.step}  val loss {loss:.4f}")
-        if tokenizer is None or distributed.is_sharded(player.average):
+        if distributed.is_sharded(player.average):
             return  # a sharded model is sampled when it is whole: at the end
         model = player.average.eval()
         pipeline = Pipeline(model, tokenizer)

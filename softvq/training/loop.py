@@ -17,7 +17,7 @@ from softvq.errors import Interrupted, TrainingError
 from softvq.training.logs import Log
 from softvq.training.options import Intervals
 from softvq.training.state import Checkpoints, Players, TrainState
-from softvq.training.task import Hook, Samples
+from softvq.training.task import Hook, TrainingBatch
 
 Step = Callable[[Players, Any], dict[str, torch.Tensor]]
 
@@ -25,7 +25,7 @@ Step = Callable[[Players, Any], dict[str, torch.Tensor]]
 def fit(
     state: TrainState,
     steps: int,
-    batches: Iterator[Samples],
+    batches: Iterator[TrainingBatch],
     step: Step,
     *,
     device: torch.device,
@@ -83,7 +83,7 @@ def fit(
         log.say(f"{files} skipped, the first: {next(iter(bad.values()))}")
 
 
-def _next(batches: Iterator[Samples]) -> Samples:
+def _next(batches: Iterator[TrainingBatch]) -> TrainingBatch:
     try:
         return next(batches)
     except RuntimeError as error:
@@ -96,14 +96,14 @@ def _next(batches: Iterator[Samples]) -> Samples:
         ) from error
 
 
-def _run(step: Step, state: TrainState, batch: Samples) -> dict[str, torch.Tensor]:
+def _run(step: Step, state: TrainState, batch: TrainingBatch) -> dict[str, torch.Tensor]:
     try:
         return step(state.players, batch)
     except torch.OutOfMemoryError as error:
         raise TrainingError(f"the device has no memory left for {len(batch)} images a step.") from error
 
 
-def _report_bad(batch: Samples, bad: dict[str, str], step: int, log: Log) -> None:
+def _report_bad(batch: TrainingBatch, bad: dict[str, str], step: int, log: Log) -> None:
     for name, reason in batch.bad.items():
         if name not in bad:
             bad[name] = reason
@@ -138,7 +138,7 @@ def _over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
     return dict(zip(values, (numbers if alone else means).tolist(), strict=True))
 
 
-def _speed(recent: list, batch: Samples, device: torch.device, elapsed: float, waited: float) -> dict[str, float]:
+def _speed(recent: list, batch: TrainingBatch, device: torch.device, elapsed: float, waited: float) -> dict[str, float]:
     """Images a second over all ranks, the share of the time spent waiting for images, and the device's memory (GB)."""
     images = len(recent) * len(batch) * distributed.world_size()
     speed = {"images_per_second": images / elapsed, "waiting_share": waited / elapsed}

@@ -13,7 +13,7 @@ from softvq.runtime import pick_device, pick_precision
 
 @dataclass(frozen=True)
 class Intervals:
-    """How often, in steps, a run writes a line of its log, a checkpoint, and sample grids with validation scores."""
+    """The steps between two lines of a run's log, two checkpoints, and two sample grids with validation scores."""
 
     log: int = 20
     checkpoint: int = 500
@@ -27,7 +27,7 @@ class Intervals:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a run is made and what it writes. `device` and `precision`: `auto` is the best there is.
+    """The place of a run and what it writes. `device` and `precision`: `auto` is the best there is.
 
     `pretrained`: local files of pretrained networks, by name. `parallel`: with several processes, a copy of the model
     each (`ddp`) or a share of it (`fsdp`). `most_bad`: the share of all images that may be unreadable before the run
@@ -64,5 +64,5 @@ class RunOptions:
 
     @property
     def is_sharded(self) -> bool:
-        """If parameters are split over processes."""
+        """Says if parameters are split over processes."""
         return self.parallel == "fsdp" and distributed.world_size() > 1

@@ -45,7 +45,7 @@ class Player:
 
     @property
     def is_frozen(self) -> bool:
-        """If nothing trains it."""
+        """Says if nothing trains it."""
         return self.config is None
 
     def place(self, device: torch.device | None, parallel: distributed.Parallel = "ddp") -> None:
@@ -134,8 +134,8 @@ class Player:
         return parts
 
     def gathered(self) -> dict[str, dict[str, Tensor]]:
-        """Return the same whole, on the CPU; where the tensors are shared out on the first process alone, and nothing
-        on the others: every process must call this."""
+        """Return the same whole. Where the tensors are shared out they are gathered on the first process's CPU, and the
+        others get nothing: every process must call this."""
         if not distributed.is_sharded(self.module):
             return self.tensors()
         parts = {"": distributed.gathered_module(self.module), "optimizer": {}}

@@ -60,7 +60,7 @@ class PublishedRecipe:
 
 
 def check_run(recipe: Any) -> None:
-    """What must hold for every run, a tokenizer's or a generator's; else a `ValueError`."""
+    """Raise a `ValueError` where a recipe, a tokenizer's or a generator's, cannot be run."""
     if recipe.batch_size < 1 or recipe.steps < 1:
         raise ValueError(f"batch_size and steps must be at least 1, not {recipe.batch_size} and {recipe.steps}")
     if not 0 <= recipe.seed < 2**63:
@@ -154,7 +154,7 @@ class TokenizerRecipe:
 
     @property
     def starts_from_model(self) -> bool:
-        """Whether `init` names a tokenizer to go on from."""
+        """Says if `init` names a tokenizer to go on from."""
         return self.init not in ("vit", "local")
 
     @property

@@ -33,6 +33,7 @@ def train(task: Task, options: RunOptions | str | Path, *, hooks: Sequence[Hook]
     check_batch(task.recipe.batch_size, task.accumulate)
     description = task.describe()
     before, task.lengthened = _compared(options.out, description, task.steps)
+    distributed.barrier()  # all have looked
     players = task.build()
     state = TrainState(players)
     content = task.content(players)
@@ -118,7 +119,6 @@ def _open(
         return checkpoints.load(state)
     if (out / "model").exists():
         raise ConfigError(f"{out} holds a finished model and no checkpoints; use another folder.", setting="out")
-    distributed.barrier()  # all have looked
     if distributed.rank() == 0:
         files.write_json(out / UNFINISHED, content)
         files.write_json(out / RUN, description)

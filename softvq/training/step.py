@@ -141,7 +141,7 @@ def discriminator_loss(
 
 
 def discriminator_inputs(players: Players, recipe: TokenizerRecipe, images: Tensor, views: Views) -> list[Tensor]:
-    """What the discriminator's trained part reads: the images, or a frozen network's float32 features of a view."""
+    """Return what the discriminator's trained part reads: images, or a frozen network's float32 features of a view."""
     config = recipe.adversarial.discriminator
     if config.backbone is None:
         return [images]
@@ -149,7 +149,8 @@ def discriminator_inputs(players: Players, recipe: TokenizerRecipe, images: Tens
 
 
 def augmentations(recipe: TokenizerRecipe, batch: Batch, streams: Sequence[Stream]) -> list[tuple[Draws, Views]]:
-    """What DiffAug does, and which view is taken, for each sample: of streams of random numbers apart from each other.
+    """Return what DiffAug does, and which view is taken, for each sample: of streams of random numbers apart from each
+    other.
 
     The strong streams take all of DiffAug, with cutouts of half the side."""
     found, size = [], (batch.images.shape[2], batch.images.shape[3])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from softvq import config as configs
+from softvq.errors import ConfigError
 from softvq.saving import Saved, recorded_plugins
 from softvq.training.logs import Log
 from softvq.training.options import RunOptions
@@ -25,8 +26,8 @@ class Hook:
 
 
 @runtime_checkable
-class Samples(Protocol):
-    """What a batch is to the run: `data.loader.Batch` and `data.latents.LatentBatch` are such."""
+class TrainingBatch(Protocol):
+    """A batch as the run knows it: `data.loader.Batch` and `data.latents.LatentBatch` are such."""
 
     names: Sequence[str]
     bad: Mapping[str, str]
@@ -34,7 +35,7 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def to(self, device: torch.device) -> "Samples":
+    def to(self, device: torch.device) -> "TrainingBatch":
         """Return the batch on a device."""
 
 
@@ -42,9 +43,9 @@ class Task(ABC):
     """A training run's content; `training.run.train` runs it.
 
     `recipe`: a frozen dataclass of every choice that changes the result, with `name`, `steps` and `batch_size` (over
-    all processes). `train` sets, before it asks for anything: `options`, where and how precisely the run is;
-    `resumes`, if a checkpoint will replace what `build` gives; `lengthened`, the times that the run got more steps;
-    `say`, a line for who waits.
+    all processes). `train` sets, before it asks for anything, `options`, where and how precisely the run is, and
+    `resumes`, if a checkpoint will replace what `build` gives; before the first step `lengthened`, the times that the
+    run got more steps, and `say`, a line for who waits.
 
     The player called `model` is what the run is for: `from_pretrained` on the run's folder loads its average, else it.
     """
@@ -60,17 +61,17 @@ class Task(ABC):
 
     @property
     def steps(self) -> int:
-        """How many steps the run has."""
+        """The number of steps of the run."""
         return self.recipe.steps
 
     @property
     def latent_shape(self) -> tuple[int, int] | None:
-        """How many tokens an image is, and of how many numbers; None where it is none."""
+        """The number of tokens of an image, and of numbers of a token; None where it has none."""
         return None
 
     @property
     def accumulate(self) -> int:
-        """How many parts a batch is gone through in, one after the other."""
+        """The number of parts that a batch is gone through in, one after the other."""
         return getattr(self.recipe, "accumulate", 1)
 
     @abstractmethod
@@ -79,11 +80,11 @@ class Task(ABC):
         nothing is loaded that others have trained: to plan a run that is not made."""
 
     @abstractmethod
-    def batches(self, start: int) -> Iterator[Samples]:
+    def batches(self, start: int) -> Iterator[TrainingBatch]:
         """Yield endless batches from step `start` on, this process's share of each; each knows its `step`."""
 
     @abstractmethod
-    def step(self, players: Players, batch: Samples) -> dict[str, Tensor]:
+    def step(self, players: Players, batch: TrainingBatch) -> dict[str, Tensor]:
         """Make one step: evaluate, go backward, and say when optimizers and averages are updated. Return named scalars
         for the log, `loss/total` among them."""
 
@@ -120,6 +121,6 @@ class Task(ABC):
         """Return what is done now and then besides training: pictures, validation."""
         return []
 
-    def example(self, rows: int) -> Samples:
+    def example(self, rows: int) -> TrainingBatch:
         """Return a batch of so many samples without contents, for a step in which every term counts: to plan with."""
-        raise NotImplementedError(f"{type(self).__name__} has no example of a batch to plan with")
+        raise ConfigError(f"a {type(self).__name__} cannot be planned: it gives no example of a batch.")

@@ -227,7 +227,13 @@ class TokenizerTask(Task):
 
     def describe(self) -> dict[str, Any]:
         check_used(self.options.pretrained, [*self.recipe.networks, *([self.rfid] if self.rfid else [])])
-        self.source, self.held_out  # noqa: B018 - what is missing is said first
+        if self.source.holds(self.options.out):
+            raise configs.ConfigError(
+                f"the run's folder {self.options.out} lies inside its images' folder, and its pictures would become "
+                "training images; use another folder.",
+                setting="out",
+            )
+        self.held_out  # noqa: B018 - what is missing is said first
         left_out = ("about", "published", "steps")
         choices = {key: value for key, value in configs.to_dict(self.recipe).items() if key not in left_out}
         return {

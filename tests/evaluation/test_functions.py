@@ -455,3 +455,22 @@ def test_another_reference_than_the_one_meant_is_refused(settings, generation, r
     assert evaluate_generation(other, real, checksum=known, **settings).scores == generation.scores
     with pytest.raises(DataError, match=f"has the checksum {known}, not 0123456789abcdef"):
         evaluate_generation(other, real, checksum="0123456789abcdef", **settings)
+
+
+def test_the_precision_is_that_of_the_sampling_too(other: Path):  # noqa: F811
+    result = evaluate_generation(
+        Pipeline.from_pretrained("emoji-sit"),
+        other,
+        num=10,
+        precision="bfloat16",
+        features="tiny_inception",
+        workers=0,
+        sampling={"steps": 1},
+    )
+    assert result.protocol["precision"] == result.more["sampling"]["precision"] == "bfloat16"
+
+
+@pytest.mark.parametrize("function", [probe, latent_space])
+def test_settings_that_nothing_would_read_are_refused(function):
+    with pytest.raises(TypeError, match="features"):
+        function("softvq-emoji-64", features="tiny_inception")

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from softvq.cli.main import main
+from softvq.errors import ConfigError, ModelError
 from softvq.files import read_json, read_tensors
+from softvq.recipes.opening import open_recipe, recipe_text
 
 SMALL = {
     "batch_size": "2",
@@ -87,7 +90,7 @@ def test_a_file_names_its_run(mine: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
         ("name: a\nabout: b\n", "lacks the key 'tokenizer'"),
         ("- 1\n", "must hold an object"),
         ("name: [\n", "cannot be read"),
-        ("{}\n", "holds no recipe"),
+        ("{}\n", "lacks the key 'name'"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_a_sentence(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -102,3 +105,34 @@ def test_what_is_wrong_in_a_file_is_a_sentence(text: str, said: str, tmp_path: P
 def test_a_file_that_is_not_there_is_a_sentence(capsys: pytest.CaptureFixture):
     assert main(["train", "tokenizer", "nowhere.yaml"]) == 2
     assert capsys.readouterr().err == "softvq: there is no file 'nowhere.yaml'.\n"
+
+
+def test_a_recipes_name_comes_before_a_folder_of_that_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "emoji-64").mkdir()
+    assert open_recipe("emoji-64").name == "emoji-64"
+    with pytest.raises(ModelError, match="does not exist"):
+        open_recipe("./emoji-64")
+
+
+def test_a_slip_in_a_generators_file_is_not_called_a_tokenizers(tmp_path: Path):
+    text = recipe_text(open_recipe("emoji-sit")).replace("model:", "modle:")
+    (tmp_path / "slip.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="unknown key 'modle'; did you mean model"):
+        open_recipe(tmp_path / "slip.yaml", "generator")
+
+
+def test_a_models_recipe_has_its_own_name_as_its_run(trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "tokenizer", str(trained / "model" / "config.json"), *WORDS]) == 0
+    assert (tmp_path / "runs" / "softvq-s-64-tiny" / "model").is_dir()
+
+
+def test_a_run_inside_its_own_images_is_refused(tmp_path: Path, mine: Path, capsys: pytest.CaptureFixture):
+    """Its sample grids would be training images from the next start on."""
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for data, out in ((tmp_path, tmp_path / "runs" / "x"), (tmp_path / "link", tmp_path / "runs" / "x")):
+        assert main(["train", "tokenizer", str(mine), "--data", str(data), "--out", str(out), *WORDS]) == 2
+        assert "would become training images; use another folder (--out)" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

@@ -142,6 +142,12 @@ def test_a_task_of_ones_own_is_planned(whole: Path):
     assert found.checkpoint == pytest.approx(saved, rel=0.1)
 
 
+def test_a_task_without_an_example_is_not_planned(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(DistillationTask, "example")
+    with pytest.raises(ConfigError, match="a DistillationTask cannot be planned: it gives no example of a batch"):
+        plan(DistillationTask(DistillationRecipe()))
+
+
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole: Path, tmp_path: Path):
     shutil.copytree(whole, tmp_path / "run")
     (newest(tmp_path / "run") / "model-optimizer.safetensors").write_bytes(b"")
