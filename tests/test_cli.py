@@ -191,7 +191,9 @@ def test_damaged_latents_are_refused_and_odd_names_are_numbers(capsys, tmp_path:
 def test_a_run_on_own_images_is_not_validated_on_emoji(capsys, emoji: Path, tmp_path: Path):
     thin = json.dumps({"width": 16, "depth": 1, "heads": 1, "patch_size": 8, "layer_scale": None})
     fields = ["--tokenizer.encoder", thin, "--tokenizer.decoder", thin, "--batch-size", "2", "--steps", "2"]
-    own = ["--data", emoji.parent, "--out", tmp_path / "run", "--workers", "0", "--json"]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / emoji.name).write_bytes(emoji.read_bytes())
+    own = ["--data", tmp_path / "images", "--out", tmp_path / "run", "--workers", "0", "--json"]
     code, out, err = softvq(capsys, "train", "tokenizer", "emoji-64-quick", *own, *fields)
     assert code == 0
     assert "validating on nothing" in err
