@@ -1,4 +1,4 @@
-"""`python -m softvq`."""
+"""The command line as `python -m softvq`."""
 
 from softvq.cli.main import entry
 

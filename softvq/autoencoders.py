@@ -1,5 +1,6 @@
-"""Other people's 2-D autoencoders, from diffusers, as tokenizers: the KL and DC-AE rows of Tables 1 to 3 in the same
-harness. Needs pip install 'softvq[autoencoders]'.
+"""Other people's 2-D autoencoders, from diffusers, as tokenizers.
+
+They put the KL and DC-AE rows of Tables 1 to 3 in the same harness. Needs pip install 'softvq[autoencoders]'.
 
     tokenizer = FoldedAutoencoder.load("diffusers:stabilityai/sd-vae-ft-mse")  # or diffusers:FOLDER; …@512: 512 px
     latents = tokenizer.encode(images)      # (B, 3, 256, 256) in [-1, 1] -> (B, 256, 16): 2 × 2 latents a token
@@ -31,8 +32,11 @@ _FINE = 16  # latents of more than so many a side are folded by two, as DiT-XL/2
 
 @dataclass(frozen=True)
 class FoldedConfig:
-    """`image_size` (px) ↔ a `grid` × `grid` square of `channels` numbers, folded by `patch` into `tokens` of
-    `latent_dim` numbers; `kind` is the diffusers class."""
+    """The shapes of an autoencoder's images, latents and tokens.
+
+    Images of `image_size` px become a `grid` × `grid` square of `channels` numbers, which is folded by `patch` into
+    `tokens` of `latent_dim` numbers; `kind` is the diffusers class.
+    """
 
     kind: str
     image_size: int
@@ -42,16 +46,20 @@ class FoldedConfig:
 
     @property
     def tokens(self) -> int:
+        """The number of tokens of an image."""
         return (self.grid // self.patch) ** 2
 
     @property
     def latent_dim(self) -> int:
+        """The number of numbers of a token."""
         return self.channels * self.patch**2
 
 
 class FoldedAutoencoder(nn.Module):
-    """A diffusers autoencoder with a tokenizer's `encode`, `decode` and `forward`. Latents are the posterior's mean,
-    shifted and scaled as the model's configuration says."""
+    """A diffusers autoencoder with a tokenizer's `encode`, `decode` and `forward`.
+
+    Latents are the posterior's mean, shifted and scaled as the model's configuration says.
+    """
 
     kind = "tokenizer"
 
@@ -65,8 +73,11 @@ class FoldedAutoencoder(nn.Module):
 
     @classmethod
     def load(cls, name: str) -> "FoldedAutoencoder":
-        """`diffusers:NAME`, `diffusers:FOLDER`, either with `@SIZE` for images of other than 256 px. `ModelError`, one
-        sentence, when it cannot be had or is of another kind."""
+        """Return the autoencoder of a name `diffusers:NAME` or `diffusers:FOLDER`.
+
+        Either may end with `@SIZE` for images of other than 256 px. Raise `ModelError` when it cannot be had or is of
+        another kind.
+        """
         where, _, size = name.removeprefix(PREFIX).partition("@")
         if size and not size.isdecimal():
             raise ModelError(f"{name!r}: the size behind @ must be a number of pixels, not {size!r}.")
@@ -80,7 +91,10 @@ class FoldedAutoencoder(nn.Module):
 
     @classmethod
     def of(cls, model: nn.Module, kind: str, image_size: int, about: dict[str, Any]) -> "FoldedAutoencoder":
-        """Return the tokenizer that a loaded diffusers model is."""
+        """Return the tokenizer that a loaded diffusers model makes.
+
+        Raise `ModelError` when it cannot encode images of `image_size` px, or decodes them to another size.
+        """
         with torch.no_grad():
             device = next(model.parameters()).device
             try:
@@ -96,7 +110,7 @@ class FoldedAutoencoder(nn.Module):
         return cls(model, FoldedConfig(kind, image_size, channels, grid, patch), about)
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L D"]:
-        """Latents of about zero mean and unit variance."""
+        """Return latents of about zero mean and unit variance."""
         c = self.config
         if images.shape[1:] != (3, c.image_size, c.image_size):
             raise ValueError(f"images must be (B, 3, {c.image_size}, {c.image_size}), not {tuple(images.shape)}.")
@@ -104,7 +118,7 @@ class FoldedAutoencoder(nn.Module):
         return fold((latents - self.latent_mean) / self.latent_std, c.patch)
 
     def decode(self, latents: Float[Tensor, "B L D"]) -> Float[Tensor, "B 3 H W"]:
-        """Images, not clamped."""
+        """Return images, not clamped."""
         c = self.config
         if latents.shape[1:] != (c.tokens, c.latent_dim):
             raise ValueError(f"latents must be (B, {c.tokens}, {c.latent_dim}), not {tuple(latents.shape)}.")
@@ -113,6 +127,7 @@ class FoldedAutoencoder(nn.Module):
         return images * 2 - 1 if c.kind == "AutoencoderRAE" else images
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Reconstruction:
+        """Return the images decoded from their latents, with these latents as `encoded` and as `quantized`."""
         latents = self.encode(images)
         return Reconstruction(self.decode(latents), latents, Quantized(latents))
 
@@ -133,7 +148,7 @@ class FoldedAutoencoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the configuration and every weight."""
+        """The fingerprint of the configuration and every weight, 16 hex digits."""
         return files.fingerprint(asdict(self.config), self.state_dict())
 
     @property
@@ -142,7 +157,7 @@ class FoldedAutoencoder(nn.Module):
         return self.fingerprint
 
     def makes(self, fingerprint: str) -> bool:
-        """Say whether latents recorded with this fingerprint are this model's."""
+        """Return True when latents recorded with this fingerprint are this model's."""
         return fingerprint == self.fingerprint
 
 
@@ -162,7 +177,7 @@ def _side(theirs: Any, kind: str, grid: int) -> int:
 
 
 def _statistics(theirs: Any, config: FoldedConfig) -> tuple[Tensor, Tensor]:
-    """Mean and deviation that the configuration says, (C, 1, 1). A RAE divides out its own."""
+    """Return the latents' mean and deviation by the configuration, (C, 1, 1) each; a RAE divides out its own."""
     if config.kind == "AutoencoderRAE":
         return torch.zeros(config.channels, 1, 1), torch.ones(config.channels, 1, 1)
     scale = getattr(theirs, "scaling_factor", None) or 1.0

@@ -31,6 +31,7 @@ from softvq.errors import ConfigError, PluginError, UnknownVariant
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
+_LISTED = 24  # names in an error's sentence at most
 _FAMILIES: dict[type, dict[str, type]] = {}  # base class -> its registered classes by name
 
 
@@ -323,10 +324,15 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def nearest(name: str, valid: list[str], mark: str = "") -> str:
-    """`; did you mean …?` for close names, else the list of valid ones; `mark` is put before each (`--`)."""
-    same_end = [other for other in valid if other.split(".")[-1] == name.split(".")[-1]]
-    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
+def nearest(name: str, valid: list[str], mark: str = "", every: str = "") -> str:
+    """Return `; did you mean …?` for close names, else the list of valid ones where it is short.
+
+    `mark` is put before each name (`--`); `every` says where a long list can be read."""
+    same_end = [other for other in valid if other.split(".")[-1].casefold() == name.split(".")[-1].casefold()]
+    folded = {other.casefold(): other for other in reversed(valid)}
+    close = [folded[one] for one in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.6)]
     if near := list(dict.fromkeys([*same_end, *close]))[:3]:
         return f"; did you mean {' or '.join(mark + name for name in near)}?"
-    return f"; valid: {', '.join(mark + name for name in valid)}"
+    if len(valid) > _LISTED:
+        return f"; {every} lists all {len(valid):,}." if every else "."
+    return f"; valid: {', '.join(mark + name for name in valid)}."

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
+
+from softvq import progress
 
 Parallel = Literal["ddp", "fsdp"]
 
@@ -66,21 +67,20 @@ def in_parts(
     path: Callable[[int], Path],
     make: Callable[[range, Callable[[int], object]], None],
     title: str = "",
-    quiet: bool | None = False,
+    show: progress.Show = None,
 ) -> None:
     """Do what is to be done for `count` items in parts of `size`, each in a file of its own, each by one process.
 
     `path`: the number of a part's first item → its file. `make(numbers, done)` writes that file, whole or not at all,
     and tells `done` how many items more are. Parts whose file is there are not made again: a stopped command goes on,
-    and the whole is the same for any number of processes. `quiet`: no bar; None: a bar on terminals alone."""
+    and the whole is the same for any number of processes. `show`: see `progress`."""
     firsts = [first for first in range(0, count, size) if not path(first).is_file()]
     barrier()  # all have looked
     mine = [range(first, min(count, first + size)) for first in firsts[rank() :: world_size()]]
     total = sum(map(len, mine))
-    silent = True if rank() > 0 or not total else quiet
-    with tqdm(total=total, desc=title or None, unit="image", disable=silent, dynamic_ncols=True) as bar:
+    with progress.bar(total, "image", title, show=False if rank() > 0 else show) as done:
         for numbers in mine:
-            make(numbers, bar.update)
+            make(numbers, done)
     barrier()
 
 

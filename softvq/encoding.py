@@ -16,12 +16,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from softvq import distributed
-from softvq.data.latents import INDEX, LatentIndex, shard_path
+from softvq.data.latents import INDEX, NAMES, LatentIndex, shard_path
 from softvq.data.loader import Batch, NoneReadable, ordered_batches
 from softvq.data.opening import listing
 from softvq.data.sources import Source
 from softvq.errors import ConfigError, DataError
-from softvq.files import write_json, write_tensors
+from softvq.files import check_writable, write_json, write_tensors
 from softvq.models import AnyTokenizer, load_tokenizer, own_device
 from softvq.runtime import autocast, pick_precision
 
@@ -52,14 +52,14 @@ def encode(
     workers: int = 2,
     device: str | torch.device | None = None,
     precision: str = "auto",
-    progress: bool | None = True,
+    progress: bool | None = None,
 ) -> LatentIndex:
     """Write the latents of all images, as float16 in safetensors shards of `shard` images, with labels, class names and
     the fingerprints of tokenizer and images in `index.json`; return that index. `data.latents.Latents` reads them.
 
     `tokenizer`: loaded, or a name. `images`: all that `data.open_source` takes. `mirrored`: every image's mirror too.
     `device`: where it encodes (None: where the tokenizer is, else the best there is). `workers`: processes that decode.
-    `progress`: a bar; None: on terminals alone. Shards that are there already are kept; each process makes its own.
+    `progress`: see `softvq.progress`. Shards that are there already are kept; each process makes its own.
 
     `DataError` when `out` holds latents of something else, or no image can be read; `ConfigError` where a tokenizer
     that was neither saved nor loaded has no name for those who use its latents."""
@@ -76,6 +76,8 @@ def encode(
     config = tokenizer.to(device).config
     precision = pick_precision(precision, device, training=False)
     source, out = listing(images), Path(out)
+    mirrors = 2 if mirrored else 1
+    check_writable(out, 2 * mirrors * len(source.names) * config.tokens * config.latent_dim, folder=True)
     encoding = Encoding(
         tokenizer=tokenizer.name,
         fingerprint=tokenizer.latent_fingerprint,
@@ -93,8 +95,7 @@ def encode(
         with autocast(device, precision):
             return tokenizer.encode(batch.to(device)).float().cpu()
 
-    quiet = None if progress is None else not progress
-    _write(latents_of, source, out, encoding, {"batch_size": batch_size, "workers": workers}, quiet)
+    _write(latents_of, source, out, encoding, {"batch_size": batch_size, "workers": workers}, progress)
     index = _index(out, source, encoding, -(-len(source.names) // shard))
     if distributed.rank() == 0:
         index.write(out)
@@ -108,7 +109,7 @@ def _write(
     out: Path,
     encoding: Encoding,
     reading: dict[str, int],
-    quiet: bool | None,
+    show: bool | None,
 ) -> None:
     """Write the shards that are missing, each process its own."""
 
@@ -125,7 +126,7 @@ def _write(
             made.bad |= error.bad
         made.write(path(numbers.start))
 
-    distributed.in_parts(len(source.names), encoding.shard, path, make, quiet=quiet)
+    distributed.in_parts(len(source.names), encoding.shard, path, make, "encoding", show=show)
 
 
 class _Shard:
@@ -135,6 +136,7 @@ class _Shard:
         self.encoding = encoding
         self.latents: list[Tensor] = []
         self.labels: list[int] = []
+        self.names: list[str] = []
         self.bad: dict[str, str] = {}
 
     def add(self, latents_of: Callable[[Tensor], Tensor], batch: Batch) -> None:
@@ -145,6 +147,7 @@ class _Shard:
             raise DataError(f"the latents of {batch.names[0]} and others are not finite.")
         self.latents.append(latents.to(torch.float16))
         self.labels += batch.labels.tolist()
+        self.names += batch.names
         self.bad |= batch.bad
 
     def write(self, path: Path) -> None:
@@ -154,7 +157,7 @@ class _Shard:
             "latents": torch.cat(self.latents) if self.latents else torch.zeros(shape, dtype=torch.float16),
             "labels": torch.tensor(self.labels, dtype=torch.int32),
         }
-        write_tensors(path, tensors, {"bad": json.dumps(self.bad)})
+        write_tensors(path, tensors, {"bad": json.dumps(self.bad), NAMES: json.dumps(self.names)})
 
 
 def _index(out: Path, source: Source, encoding: Encoding, shards: int) -> LatentIndex:

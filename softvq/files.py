@@ -66,6 +66,29 @@ def atomic_folder(path: Path, size: int = 0) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_writable(path: Path, size: int = 0, *, folder: bool = False) -> None:
+    """Raise `StorageError` when no file could be written at `path` (with `folder`: no folder could be made there), or
+    `size` bytes do not fit: said before long work, whose result is to be written there.
+
+    Nothing is left behind: a file is tried out in the nearest folder that exists."""
+    if path.exists() and path.is_dir() != folder:
+        raise StorageError(
+            f"{path} is {'a file' if folder else 'a folder'}; name {'a folder' if folder else 'a file'}."
+        )
+    existing = path if folder else path.parent
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise StorageError(f"{path} cannot be written: {existing} is a file.")
+    trial = existing / f".{secrets.token_hex(8)}"
+    try:
+        os.close(os.open(trial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        trial.unlink()
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written ({error.strerror}).") from error
+    need_room(path, size)
+
+
 def need_room(path: Path, size: int) -> None:
     """`StorageError` when `size` bytes do not fit on the disk where `path` is to be."""
     folder = path.parent

@@ -1,6 +1,7 @@
-"""Models by name: bundled with the package, in a folder, or on the Hugging Face hub. Knows no model.
+"""Models by name: bundled with the package, in a folder, or on the Hugging Face hub.
 
-A name on the hub is `owner/model`, or `owner/model@revision` for a branch, a tag or a commit of it.
+This module finds folders and knows no model. A name on the hub is `owner/model`, or `owner/model@revision` for a
+branch, a tag or a commit of it.
 """
 
 import re
@@ -15,8 +16,12 @@ _HUB_NAME = r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?"
 
 
 def find(name_or_folder: str | Path, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
-    """Return the folder of a model: a path (of the model, or of the run that made it), the name of a bundled model, or
-    a hub name `owner/model` or `owner/model@revision`, downloaded once (into `cache_dir`, where it is given)."""
+    """Return the folder of a model by its name or path.
+
+    A path is one of the model, or of the run that made it; a name is that of a bundled model, or a hub name
+    `owner/model` or `owner/model@revision`, which is downloaded once (into `cache_dir`, where it is given). Raise
+    `ModelError` when there is no such model, or it cannot be downloaded.
+    """
     folder, name = Path(name_or_folder), str(name_or_folder)
     try:
         local = _local(folder, name)
@@ -55,9 +60,11 @@ def download(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> Path:
-    """Return the local folder with these files of a hub repository `owner/name`: fetched once, with progress bars, and
-    found without a network from then on. `instead` says what can be given where that fails, `setting` as which
-    argument."""
+    """Return the local folder with these files of a hub repository `owner/name`.
+
+    They are fetched once, with progress bars, and found without a network from then on. `instead` says what can be
+    given where that fails, and `setting` as which argument; both are for the `ModelError` that is raised then.
+    """
     from huggingface_hub import hf_hub_download, snapshot_download  # costs 0.3 s, and only a download needs it
 
     file = ""
@@ -78,7 +85,10 @@ def download(
 
 
 def _reason(error: BaseException, revision: str | None = None, file: str = "") -> str:
-    """Return why the hub could not be used, in words; what the client wraps in another error is said as what it was."""
+    """Return the reason why the hub could not be used, in words.
+
+    An error that the client has wrapped in another is reported as what it was.
+    """
     from huggingface_hub import errors
 
     chain: list[BaseException] = []
@@ -111,14 +121,14 @@ _UNREACHABLE = {"ConnectionError", "ConnectError", "ConnectTimeout", "Timeout", 
 
 
 def _is_local(error: BaseException) -> bool:
-    """Return if an error says only that a file is not in the cache."""
+    """Return True when an error says only that a file is not in the cache."""
     return type(error).__name__ in ("LocalEntryNotFoundError", "IncompleteSnapshotError")
 
 
 def push(folder: Path, name: str, private: bool) -> str:
     """Upload a model folder to the hub as `owner/name`, which is made where it is missing; return its address.
 
-    Signs in as `huggingface_hub` does: with `hf auth login`, or the variable HF_TOKEN.
+    Signing in is that of `huggingface_hub`: with `hf auth login`, or the variable HF_TOKEN.
     """
     from huggingface_hub import HfApi
 

@@ -13,12 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """A Vision Transformer: DINO's, DINOv2's, CLIP's and EVA-02's are in `VITS`.
+    """A Vision Transformer's architecture: DINO's, DINOv2's, CLIP's and EVA-02's are in `VITS`.
 
     `width` must be a multiple of `heads`; `layer_scale` is the initial residual scale (None: no LayerScale).
-    `registers`: extra learned tokens behind the class token (DINOv2 with registers); positions are then of patches
-    alone. `pre_norm`: a LayerNorm before the first block, and no bias in the patch embedding (CLIP). `block`: `vit`
-    is pre-norm attention and a GELU MLP; `eva02` has rotary positions, SwiGLU and two more norms.
+    `registers` are extra learned tokens behind the class token (DINOv2 with registers); positions are then of patches
+    alone. `pre_norm` is for a LayerNorm before the first block, and no bias in the patch embedding (CLIP). `block` is
+    `vit` for pre-norm attention and a GELU MLP, or `eva02` for rotary positions, SwiGLU and two more norms.
     """
 
     width: int = 384
@@ -48,16 +48,16 @@ class ViTConfig:
 
     @classmethod
     def named(cls, name: str, patch_size: int = 16) -> "ViTConfig":
-        """One of `VITS`, with patches of this size."""
+        """Return one of `VITS` by name, with patches of this size."""
         return replace(VITS[name], patch_size=patch_size)
 
     def tiny(self) -> "ViTConfig":
-        """The same in small, two blocks with 8 channels a head: what the tiny twins of recipes are made of."""
+        """Return this architecture in small, two blocks with 8 channels a head, for the tiny twins of recipes."""
         return replace(self, width=8 * self.heads, depth=2)
 
     @property
     def prefix(self) -> int:
-        """How many tokens stand before the patches: the class token and the registers."""
+        """The number of tokens before the patches: the class token and the registers."""
         return 1 + self.registers
 
 
@@ -92,8 +92,10 @@ class Rotary:
 
     @classmethod
     def of_grid(cls, grid: tuple[int, int], dim: int, first: int, device: torch.device) -> "Rotary":
-        """EVA-02's: half of a head's `dim` channels turn with the row, half with the column; whatever its size, a
-        grid is stretched over the 16 × 16 places of pretraining."""
+        """Return EVA-02's rotations: half of a head's `dim` channels turn with the row, half with the column.
+
+        A grid of any size is stretched over the 16 × 16 places of pretraining.
+        """
         bands = 10_000.0 ** -(torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4))
         rows, columns = (torch.arange(n, dtype=torch.float32, device=device) * (16 / n) for n in grid)
         places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).view(-1, 2, 1)
@@ -101,6 +103,7 @@ class Rotary:
         return cls(angles.sin(), angles.cos(), first)
 
     def __call__(self, x: Float[Tensor, "B heads T d"]) -> Float[Tensor, "B heads T d"]:
+        """Return queries or keys (B, heads, T, d) with the channel pairs of their N rotated tokens turned."""
         last = self.first + len(self.sin)
         turned = x[:, :, self.first : last]
         quarter_turn = torch.stack([-turned[..., 1::2], turned[..., ::2]], dim=-1).flatten(-2)
@@ -109,10 +112,11 @@ class Rotary:
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask is a function of each sample's seed and of which layer it is, and of nothing else: the same
-    however many processes share a batch, and when a block is evaluated once more for its gradients.
+    """Dropout whose mask is a function of each sample's seed and of the layer's number, and of nothing else.
 
-    `seeds` (B,) and `layer` are set by the model that it is in."""
+    The mask is therefore equal however many processes share a batch, and when a block is evaluated once more for its
+    gradients. `seeds` (B,) and `layer` are set by the model that it is in.
+    """
 
     def __init__(self, share: float):
         super().__init__()
@@ -121,10 +125,11 @@ class Dropout(nn.Module):
 
     @property
     def is_active(self) -> bool:
-        """Says if anything is dropped."""
+        """True when anything is dropped."""
         return self.training and self.share > 0
 
     def forward(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """Return the activations with a share of them set to 0 and the others scaled up to make up for it."""
         if not self.is_active:
             return x
         places = torch.arange(x[0].numel(), device=x.device).view(1, *x.shape[1:])
@@ -135,7 +140,7 @@ class Dropout(nn.Module):
 
 
 def _mixed(x: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """A step of SplitMix64 (Steele et al. 2014): 64 bits that look random, of any that differ."""
+    """Return 64 random-looking bits for each number, by a step of SplitMix64 (Steele et al. 2014)."""
     x = x - 0x61C8864680B583EB
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * factor
@@ -143,8 +148,11 @@ def _mixed(x: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one projection for queries, keys and values; with `norm_eps` queries and keys are
-    normalised first (LayerNorm). `dropout`: of the attention's weights, and of what comes out."""
+    """Multi-head self-attention with one projection for queries, keys and values.
+
+    With `norm_eps` queries and keys are normalised first (LayerNorm). `dropout` is that of the attention's weights, and
+    of the result.
+    """
 
     def __init__(self, dim: int, heads: int, norm_eps: float | None = None, dropout: float = 0.0):
         super().__init__()
@@ -157,6 +165,7 @@ class Attention(nn.Module):
         self.drop_weights, self.drop = Dropout(dropout), Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Return the tokens (B, T, D) after attention among all T of them."""
         B, T, D = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.heads, D // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each B heads T D/heads
@@ -180,17 +189,20 @@ class Mlp(nn.Module):
         self.drop1, self.drop2 = Dropout(dropout), Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Return the tokens after both layers, each token alone."""
         return self.drop2(self.fc2(self.drop1(F.gelu(self.fc1(x), approximate=self.approximate))))
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Normalised activations shifted and scaled by a condition (adaLN, Peebles and Xie 2023)."""
+    """Return normalised activations shifted and scaled by a condition (adaLN, Peebles and Xie 2023)."""
     return x * (1 + scale) + shift
 
 
 class EvaAttention(nn.Module):
-    """Multi-head self-attention as in EVA-02: separate projections (no bias for keys), rotary positions, and a
-    LayerNorm before the last projection."""
+    """Multi-head self-attention as in EVA-02, with rotary positions.
+
+    It has separate projections (no bias for keys), and a LayerNorm before the last projection.
+    """
 
     def __init__(self, dim: int, heads: int, norm_eps: float):
         super().__init__()
@@ -202,6 +214,7 @@ class EvaAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "B T D"], rotary: Rotary) -> Float[Tensor, "B T D"]:
+        """Return the tokens (B, T, D) after attention, queries and keys turned by `rotary`."""
         q, k, v = (
             projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # B heads T D/heads
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -221,6 +234,7 @@ class SwiGLU(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Return the tokens after the gated layers, each token alone."""
         return self.fc2(self.norm(F.silu(self.fc1_g(x)) * self.fc1_x(x)))
 
 
@@ -232,12 +246,15 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), init))
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Return the activations times the learned factor of their channel."""
         return x * self.gamma
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x + scale · attention(norm(x)), then x + scale · mlp(norm(x)). `query_key_norm` and
-    `dropout`: see `Attention`."""
+    """A pre-norm transformer block: x + scale · attention(norm(x)), then x + scale · mlp(norm(x)).
+
+    `query_key_norm` and `dropout` are those of `Attention`.
+    """
 
     def __init__(self, config: ViTConfig, query_key_norm: bool = False, dropout: float = 0.0):
         super().__init__()
@@ -250,6 +267,7 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if scale is None else LayerScale(D, scale)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Return the tokens (B, T, D) after attention and MLP, each added to its input."""
         x = x + self.ls1(self.attn(self.norm1(x)))
         return x + self.ls2(self.mlp(self.norm2(x)))
 
@@ -266,12 +284,13 @@ class EvaBlock(nn.Module):
         self.mlp = SwiGLU(D, int(D * config.mlp_ratio), eps)
 
     def forward(self, x: Float[Tensor, "B T D"], rotary: Rotary) -> Float[Tensor, "B T D"]:
+        """Return the tokens (B, T, D) after attention and gated MLP, each added to its input."""
         x = x + self.attn(self.norm1(x), rotary)
         return x + self.mlp(self.norm2(x))
 
 
 class PatchEmbed(nn.Module):
-    """Image to one token per patch, row by row; height and width must be multiples of the patch size."""
+    """A layer from an image to one token per patch, row by row; its sides must be multiples of the patch size."""
 
     def __init__(self, patch_size: int, dim: int, bias: bool = True):
         super().__init__()
@@ -279,16 +298,17 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
+        """Return the N = H·W / P² tokens of the images' patches of P × P pixels."""
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
 class Trunk(nn.Module):
-    """Class token, 2-D positions, blocks and final norm: what a ViT is behind its patch embedding.
+    """Class token, 2-D positions, blocks and final norm: the part of a ViT behind its patch embedding.
 
-    The decoder of Figure 2 feeds it mask tokens; `VisionTransformer` feeds it patches. `pos_embed` belongs to a
-    `grid` (rows, columns) of patches, with the class token's position first (unless there are registers), and is
-    resampled for other grids. With `recompute`, blocks keep only their input for the backward pass and are evaluated
-    once more in it: less memory, a third more time.
+    The decoder of Figure 2 feeds it mask tokens; `VisionTransformer` feeds it patches. `pos_embed` belongs to a `grid`
+    (rows, columns) of patches, with the class token's position first (unless there are registers), and is resampled for
+    other grids. With `recompute`, blocks keep only their input for the backward pass and are evaluated once more in it:
+    less memory, a third more time.
     """
 
     def __init__(self, config: ViTConfig, grid: tuple[int, int]):
@@ -313,12 +333,15 @@ class Trunk(nn.Module):
         grid: tuple[int, int],
         behind: Float[Tensor, "B L D"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """All tokens after the final norm: the `prefix` ones, the N patches of a `grid`, then the L tokens given as
-        `behind` (the tokenizer's latents, with positions of their own)."""
+        """Return all tokens after the final norm.
+
+        They are the `prefix` ones, the N patches of a `grid`, then the L tokens given as `behind` (the tokenizer's
+        latents, with positions of their own).
+        """
         return self.norm(self._through_blocks(patches, grid, behind)[-1])
 
     def _through_blocks(self, patches: Tensor, grid: tuple[int, int], behind: Tensor | None, after: Sequence[int] = ()):
-        """The tokens after each number of blocks in `after` (0: before the first), and after the last block."""
+        """Return the tokens after each number of blocks in `after` (0: before the first), and after the last block."""
         tokens = self._with_prefix(patches, resample_positions(self.pos_embed, self.grid, grid))
         if behind is not None:
             tokens = torch.cat([tokens, behind], dim=1)
@@ -355,11 +378,11 @@ class VisionTransformer(Trunk):
     def features(
         self, images: Float[Tensor, "B 3 H W"], behind: Float[Tensor, "B L D"] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """`forward` of the images' patches."""
+        """Return all tokens after the final norm, as `forward` does, for the images' patches."""
         return self(self.patch_embed(images), self._grid_of(images), behind)
 
     def readouts(self, images: Float[Tensor, "B 3 H W"], after: Sequence[int]) -> list[Tensor]:
-        """The tokens (B T D), without final norm, before the first block and after each number of blocks in `after`."""
+        """Return the tokens (B T D), without final norm, before the first block and after those numbered in `after`."""
         return self._through_blocks(self.patch_embed(images), self._grid_of(images), None, (0, *after))[:-1]
 
     def _grid_of(self, images: Tensor) -> tuple[int, int]:
@@ -367,8 +390,11 @@ class VisionTransformer(Trunk):
 
 
 class Refinement(nn.Module):
-    """Two 3 × 3 convolutions over an image, added to it: x + conv(GELU(conv(x))). Starts as the identity. It can agree
-    pixels across the borders of patches, which a linear layer a patch cannot."""
+    """Two 3 × 3 convolutions over an image, added to it: x + conv(GELU(conv(x))).
+
+    It starts as the identity. It can make pixels agree across the borders of patches, which a linear layer for each
+    patch cannot.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -378,13 +404,17 @@ class Refinement(nn.Module):
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        """Return the images with the convolutions' result added."""
         return images + self.conv2(F.gelu(self.conv1(images)))
 
 
 def resample_positions(
     pos_embed: Float[Tensor, "1 T D"], old: tuple[int, int], new: tuple[int, int]
 ) -> Float[Tensor, "1 S D"]:
-    """Position embeddings of an `old` grid of patches (behind the class token) for a `new` one: antialiased bicubic."""
+    """Return position embeddings of an `old` grid of patches for a `new` one, by antialiased bicubic interpolation.
+
+    The embeddings of tokens before the patches (the class token) stay as they are.
+    """
     if old == new:
         return pos_embed
     prefix = pos_embed.shape[1] - old[0] * old[1]
@@ -394,8 +424,11 @@ def resample_positions(
 
 
 def resample_patches(weight: Float[Tensor, "D C _ _"], size: int) -> Float[Tensor, "D C P P"]:
-    """Patch-embedding weights for another patch `size`: those that give a resized patch, antialiased bicubically,
-    the embedding that the old ones give the patch itself, as nearly as can be (FlexiViT, Beyer et al. 2023)."""
+    """Return patch-embedding weights for another patch `size` (FlexiViT, Beyer et al. 2023).
+
+    They give a patch that is resized, antialiased bicubically, the embedding that the old ones give the patch itself,
+    as nearly as can be.
+    """
     old = weight.shape[-1]
     if old == size:
         return weight
@@ -406,7 +439,7 @@ def resample_patches(weight: Float[Tensor, "D C _ _"], size: int) -> Float[Tenso
 
 
 def init_linear(module: nn.Module) -> None:
-    """ViT initialisation of one module, for `Module.apply`: linear weights truncated normal of std 0.02, biases 0."""
+    """Start one module as in ViTs, for `Module.apply`: linear weights truncated normal of std 0.02, biases 0."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -414,8 +447,11 @@ def init_linear(module: nn.Module) -> None:
 
 
 def fold(latents: Float[Tensor, "B C H W"], patch: int) -> Float[Tensor, "B T pC"]:
-    """2-D latents as tokens: one for each `patch` × `patch` square, row by row, its numbers by place and then channel.
-    For a transformer with 2-D positions (the paper's KL rows: DiT-XL/2 and SiT-XL/2)."""
+    """Return 2-D latents as tokens, one for each `patch` × `patch` square, row by row.
+
+    A token's numbers are ordered by place and then channel. This is for a transformer with 2-D positions (the paper's
+    KL rows: DiT-XL/2 and SiT-XL/2). Raise `ValueError` when the squares do not fill the latents.
+    """
     B, C, H, W = latents.shape
     if H % patch or W % patch:
         raise ValueError(f"latents of {H} × {W} cannot be folded in squares of {patch}.")
@@ -424,7 +460,7 @@ def fold(latents: Float[Tensor, "B C H W"], patch: int) -> Float[Tensor, "B T pC
 
 
 def unfold(tokens: Float[Tensor, "B T pC"], patch: int, grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
-    """The inverse of `fold`; `grid`: how many squares there are down and across."""
+    """Return the 2-D latents that `fold` made tokens of; `grid` is the number of squares down and across."""
     h, w = grid
     x = tokens.view(len(tokens), h, w, patch, patch, -1)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, h * patch, w * patch)

@@ -1,5 +1,7 @@
-"""How much memory a computation takes, counted tensor by tensor; also of tensors without contents, where nothing is
-computed and none is taken."""
+"""The memory that a computation takes, counted tensor by tensor.
+
+It can be counted of tensors without contents too, where nothing is computed and no memory is taken.
+"""
 
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Memory(TorchDispatchMode):
-    """The bytes that the results of operations hold, counted by storage, and their largest number at once."""
+    """A counter of the bytes that the results of operations hold, by storage: those held now, and the most at once."""
 
     def __init__(self):
         super().__init__()
@@ -21,7 +23,7 @@ class Memory(TorchDispatchMode):
         self.now = self.peak = 0
 
     def hold(self, tensors: list[Tensor]) -> None:
-        """Count these until their storages are freed."""
+        """Count these tensors until their storages are freed."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if storage._cdata not in self.held:
@@ -42,8 +44,10 @@ class Memory(TorchDispatchMode):
 
 @contextmanager
 def without_contents():
-    """A block in which tensors have shapes, but no contents. (`trunc_normal_` draws until all values are inside, which
-    such tensors cannot say.)"""
+    """Open a block in which tensors have shapes, but no contents.
+
+    In it `trunc_normal_` is a plain normal: it draws until all values are inside, which such tensors cannot say.
+    """
     usual = nn.init.trunc_normal_
     nn.init.trunc_normal_ = nn.init.normal_
     try:

@@ -112,3 +112,8 @@ class Coder:
     def latent_floats(self) -> int:
         """The number of numbers that an image becomes."""
         return self.tokenizer.config.tokens * self.tokenizer.config.latent_dim
+
+    @property
+    def compression(self) -> float:
+        """The number of an image's colour values for each of its latent numbers."""
+        return 3 * self.tokenizer.config.image_size**2 / self.latent_floats

@@ -1,5 +1,7 @@
-"""Optimizers, their parameter groups and learning-rate schedules. LAMB is our own, for PyTorch has none; Muon for the
-machines that PyTorch's is slow on."""
+"""Optimizers, their parameter groups and learning-rate schedules.
+
+LAMB is our own, because PyTorch has none; so is a Muon for the machines that PyTorch's is slow on.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -19,8 +21,11 @@ _NO_DECAY = ("cls_token", "reg_token", "mask_token", "latent_tokens", "pos_embed
 
 @family
 class OptimizerConfig(ABC):
-    """The base of the optimizers' configurations. One of your own is a frozen dataclass with the field `lr`, derived
-    from this, with `@softvq.register` above it, and `build`."""
+    """The base of the optimizers' configurations.
+
+    An optimizer of your own is a frozen dataclass with the field `lr`, derived from this, with `@softvq.register` above
+    it, and `build`.
+    """
 
     required: ClassVar = ("lr",)
     grad_clip: float | None = None  # the largest norm of the gradient; None: no clipping
@@ -28,12 +33,14 @@ class OptimizerConfig(ABC):
 
     @abstractmethod
     def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
-        """Return the optimizers of all trainable parameters; each group keeps its peak learning rate as `peak`. A model
-        may say in `undecayed` which of its modules have no decay, and in `blocks` where its matrices are. `ValueError`
-        where nothing can be trained."""
+        """Return the optimizers of all trainable parameters; each group keeps its peak learning rate as `peak`.
+
+        A model may name in `undecayed` its modules that have no decay, and in `blocks` those that have its matrices.
+        Raise `ValueError` when nothing can be trained.
+        """
 
     def factor_at(self, step: int, steps: int) -> float:
-        """Return the share of the peak learning rate at a step from 0 on, of a run of `steps`. Here constant."""
+        """Return the share of the peak learning rate at a step from 0 on, of a run of `steps`; here it is constant."""
         return 1.0
 
 
@@ -64,19 +71,23 @@ class AdamWConfig(OptimizerConfig):
             raise ValueError(f"grad_clip must be positive or null, not {self.grad_clip}")
 
     def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
+        """Return one AdamW of all trainable parameters; raise `ValueError` when there are none."""
         return [self.build_for(model.named_parameters(), undecayed(model))]
 
     def build_for(
         self, named: Iterable[tuple[str, nn.Parameter]], exempt: Collection[nn.Parameter] = ()
     ) -> torch.optim.AdamW:
-        """AdamW of these parameters, those in `exempt` without decay."""
+        """Return an AdamW of these parameters, those in `exempt` without decay; raise `ValueError` without any."""
         groups = parameter_groups(named, self.weight_decay, exempt)
         if not any(group["params"] for group in groups):
             raise ValueError("AdamW has no parameters to train")
         return torch.optim.AdamW([{**g, "peak": self.lr} for g in groups], lr=self.lr, betas=self.betas, fused=True)
 
     def factor_at(self, step: int, steps: int) -> float:
-        """The share of the peak at a step from 0 on: linear from 1 / warmup_steps, then half a cosine to the floor."""
+        """Return the share of the peak at a step from 0 on: a linear rise, then half a cosine down to the floor.
+
+        The rise starts at 1 / warmup_steps.
+        """
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
@@ -87,9 +98,10 @@ class AdamWConfig(OptimizerConfig):
 @register
 @dataclass(frozen=True)
 class MuonConfig(OptimizerConfig):
-    """Muon (Jordan et al. 2024) for the matrices inside the model's `blocks`, AdamW for all else: PyTorch's own where
-    the machine gains from bfloat16, else `Muon`, the same in float32. Not the paper's: on the emoji it is 3 dB ahead of
-    AdamW after 300 steps (benchmarks/README.md).
+    """Muon (Jordan et al. 2024) for the matrices inside the model's `blocks`, AdamW for all else.
+
+    It is PyTorch's own where the machine gains from bfloat16, else `Muon`, the same in float32. Muon is not the
+    paper's: on the emoji it is 3 dB ahead of AdamW after 300 steps (benchmarks/README.md).
 
     `lr` is Muon's peak, scaled so that an update's size is that of AdamW's; schedule and clipping are those of `rest`.
     """
@@ -105,10 +117,11 @@ class MuonConfig(OptimizerConfig):
 
     @property
     def grad_clip(self) -> float | None:
+        """The largest norm of the gradient, that of `rest`; None for no clipping."""
         return self.rest.grad_clip
 
     def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
-        """Muon and AdamW, of all trainable parameters. `ValueError` where either would have none."""
+        """Return Muon and AdamW, of all trainable parameters; raise `ValueError` when either would have none."""
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         matrices = {p for block in model.blocks for p in block.parameters() if p.ndim == 2}
         inside = {name for name, p in named if p in matrices}
@@ -124,20 +137,24 @@ class MuonConfig(OptimizerConfig):
         return [muon, self.rest.build_for(others, undecayed(model))]
 
     def factor_at(self, step: int, steps: int) -> float:
-        """As `AdamWConfig.factor_at`."""
+        """Return the share of the peak as `AdamWConfig.factor_at` of `rest` does."""
         return self.rest.factor_at(step, steps)
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update of each matrix is made orthogonal by five Newton–Schulz iterations (Jordan et al. 2024), of
-    the size that AdamW's updates have. What `torch.optim.Muon` computes in bfloat16 is float32 here: on a CPU without
-    such products that is 24 times as fast (a matrix of 768 × 192; studies/QUEUE.md has the command)."""
+    """Momentum whose update of each matrix is made orthogonal, of the size that AdamW's updates have.
+
+    Five Newton–Schulz iterations make it so (Jordan et al. 2024). They are in float32 here, in bfloat16 in
+    `torch.optim.Muon`: on a CPU without such products that is 24 times as fast (a matrix of 768 × 192; studies/QUEUE.md
+    has the command).
+    """
 
     def __init__(self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.0):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
+        """Make one step with the gradients that the parameters have; `closure` is not used."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
@@ -152,8 +169,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Return about U Vᵀ of a matrix U S Vᵀ: its singular values brought between 0.5 and 1.5 by five iterations of
-    x → a x + b x³ + c x⁵ with Jordan's coefficients."""
+    """Return about U Vᵀ of a matrix U S Vᵀ, with singular values between 0.5 and 1.5.
+
+    Five iterations of x → a x + b x³ + c x⁵ with Jordan's coefficients bring them there.
+    """
     a, b, c = 3.4445, -4.775, 2.0315
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / x.norm().clamp_min(1e-7)
@@ -164,8 +183,11 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 
 
 class LAMB(torch.optim.Optimizer):
-    """Layer-wise adaptive moments for large batches (You et al. 2020, Algorithm 2): Adam's direction with decay, of the
-    length of the weights themselves. Weights or directions of length 0 keep Adam's own length."""
+    """Layer-wise adaptive moments for large batches (You et al. 2020, Algorithm 2).
+
+    An update has Adam's direction with decay, and the length of the weights themselves times `lr`. It keeps Adam's own
+    length where weights or directions have length 0.
+    """
 
     def __init__(
         self,
@@ -179,6 +201,7 @@ class LAMB(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
+        """Make one step with the gradients that the parameters have; `closure` is not used."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
@@ -198,14 +221,17 @@ class LAMB(torch.optim.Optimizer):
 
 
 def undecayed(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters of the modules that a model says are not decayed."""
+    """Return the parameters of the modules that a model names as not decayed."""
     return {p for module in getattr(model, "undecayed", ()) for p in module.parameters()}
 
 
 def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]], weight_decay: float, exempt: Collection[nn.Parameter] = ()
 ) -> list[dict]:
-    """Trainable parameters in two groups: decayed matrices, and the rest. Those in `exempt` are not decayed either."""
+    """Return the trainable parameters in two groups: decayed matrices, and the rest.
+
+    The rest has those in `exempt` too.
+    """
     decayed, plain = [], []
     for name, parameter in named:
         if parameter.requires_grad:

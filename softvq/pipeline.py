@@ -10,6 +10,7 @@ to one grey level).
 
 import inspect
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -22,14 +23,14 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from softvq import distributed, files, hub
+from softvq import __version__, distributed, files, hub
+from softvq import progress as progresses
 from softvq.config import from_dict, nearest
 from softvq.data.arrays import ArrayFile, write_arrays
 from softvq.data.images import to_bytes
 from softvq.errors import ConfigError, DataError
-from softvq.figures import enlarge, grid, save_picture
+from softvq.figures import class_grid, enlarge, format_of, save_picture
 from softvq.generators.base import Generator, Noise, Sampling
 from softvq.models import AnyTokenizer, tokenizer_of
 from softvq.randomness import Stream, rng
@@ -39,8 +40,9 @@ from softvq.transports.guidance import Guidance
 Classes = Any  # names or numbers, one or several: a list, an array, a tensor; None
 PART = 512  # images of a part of an unfinished array
 _MOST_SHOWN = 1024  # images of a picture
+_VERSIONS = {"softvq": None, "torch": None}  # written beside images, and no part of what they are
 
-# None: bars on a terminal; False: none; True: always; or what the steps of a batch go through, such as `tqdm`.
+# As in `progress`; or what the steps of a batch go through, such as `tqdm`.
 Progress = bool | None | Callable[[Sequence], Iterable]
 
 
@@ -129,7 +131,7 @@ class Pipeline:
             if wanted == full.casefold() or wanted in [word.strip() for word in full.casefold().split(",")]:
                 return number
         words = [word.strip() for full in names for word in full.split(",")]
-        hint = nearest(str(name), words) if names else "; the model knows no classes"
+        hint = nearest(str(name), words, every="`classes`") if names else "; the model knows no classes."
         raise ConfigError(f"there is no class {name!r}{hint}", setting="class")
 
     def _chosen(self, classes: Any) -> tuple[int, ...]:
@@ -282,14 +284,65 @@ class Pipeline:
         settings. Of several processes the first does it."""
         request, path = self._asked(classes, num, settings), Path(path)
         if request.num > _MOST_SHOWN:
-            raise ConfigError(f"a picture holds at most {_MOST_SHOWN:,} images; write an array of them.", setting="npz")
+            raise ConfigError(
+                f"a picture holds at most {_MOST_SHOWN:,} images; write them as an array or as single pictures.",
+                setting="npz",
+            )
+        format_of(path)
+        files.check_writable(path)
         if distributed.rank() > 0:
             return path
         images = torch.cat([self.images(request, n, progress) for n in _batches(request, range(request.num))])
-        save_picture(grid([enlarge(images)], ("",), rows=max(1, round(request.num**0.5))), path)
-        told = {**self.settings(request), "labels": self.labels(request, range(request.num))}
-        files.write_json(path.with_suffix(".json"), told)
+        labels = self.labels(request, range(request.num))
+        save_picture(class_grid(enlarge(images), self.class_names(labels)), path)
+        files.write_json(path.with_suffix(".json"), {**self._told(request), "labels": labels})
         return path
+
+    def class_names(self, labels: Iterable[int]) -> list[str]:
+        """Return the name of each label, empty where the generator knows no classes."""
+        names = self.classes
+        return [names[label] if names else "" for label in labels]
+
+    def _told(self, request: Request) -> dict[str, Any]:
+        """Return what is written beside images: the settings, and with what they were made."""
+        return {**self.settings(request), "softvq": __version__, "torch": torch.__version__}
+
+    def write_images(
+        self,
+        folder: str | Path,
+        classes: Classes = None,
+        num: int | None = None,
+        *,
+        progress: Progress = None,
+        **settings: Any,
+    ) -> Path:
+        """Write new images as single PNG files, `000012-flags.png` by number and class, and the settings beside them as
+        `settings.json`; `request` explains all settings.
+
+        Each process writes its share, and a stopped call goes on where it was; a folder with images of other settings
+        is a `DataError`."""
+        request, folder = self._asked(classes, num, settings), Path(folder)
+        files.check_writable(folder, folder=True)
+        told, beside = self._told(request), folder / "settings.json"
+        if beside.is_file() and not _is_same(beside, told):
+            raise DataError(f"{folder} holds images of other settings; use another folder.", setting="out")
+        labels = self.labels(request, range(request.num))
+        stems = [f"{number:06d}{_slug(name)}" for number, name in enumerate(self.class_names(labels))]
+        distributed.barrier()
+        if distributed.rank() == 0:
+            files.write_json(beside, {**told, "labels": labels})
+
+        def last(first: int) -> Path:  # a part is whole when its last image is there
+            return folder / f"{stems[min(first + PART, request.num) - 1]}.png"
+
+        def make(numbers: range, done: Callable[[int], object]) -> None:
+            for batch in _batches(request, numbers):
+                for number, pixels in zip(batch, self.images(request, batch), strict=True):
+                    save_picture(Image.fromarray(pixels.permute(1, 2, 0).numpy()), folder / f"{stems[number]}.png")
+                done(len(batch))
+
+        distributed.in_parts(request.num, PART, last, make, "sampling", show=_show(progress))
+        return folder
 
     def write_npz(
         self,
@@ -305,6 +358,10 @@ class Pipeline:
         Parts are written as they are made, each process its share, and a stopped call goes on where it was; parts of an
         array with other settings are a `DataError`."""
         request, path = self._asked(classes, num, settings), Path(path)
+        if path.suffix.lower() != ".npz":
+            raise ConfigError(f"{path}: an array is written as .npz.", setting="npz")
+        side = self.image_size
+        files.check_writable(path, 2 * 3 * request.num * side * side)  # its parts, and then the whole
         parts, told = path.with_name(path.name + ".parts"), self.settings(request)
         begun, wanted = parts / "settings.json", {**told, "count": request.num}
         if path.exists():
@@ -329,13 +386,12 @@ class Pipeline:
                 np.save(file, images.permute(0, 2, 3, 1).contiguous().numpy())
             done(len(numbers))
 
-        silent = True if progress is False else None if progress is None else False
-        distributed.in_parts(request.num, PART, part, make, quiet=silent)
+        distributed.in_parts(request.num, PART, part, make, "sampling", show=_show(progress))
         if distributed.rank() == 0:
             arrays = [np.load(part(first), mmap_mode="r") for first in range(0, request.num, PART)]
             shape = (request.num, *arrays[0].shape[1:3])
             write_arrays(path, shape, arrays, arr_1=np.array(self.labels(request, range(request.num))))
-            files.write_json(path.with_suffix(".json"), told)
+            files.write_json(path.with_suffix(".json"), self._told(request))
             shutil.rmtree(parts)
         distributed.barrier()
         return path
@@ -344,8 +400,21 @@ class Pipeline:
 def _is_array_of(path: Path, told: dict[str, Any], count: int) -> bool:
     """Return if an array that is there was made with these settings, and is as long."""
     beside = path.with_suffix(".json")
-    same = beside.is_file() and files.read_json(beside) == json.loads(json.dumps(told))
-    return same and ArrayFile(path).shape[0] == count
+    return beside.is_file() and _is_same(beside, told) and ArrayFile(path).shape[0] == count
+
+
+def _is_same(beside: Path, told: dict[str, Any]) -> bool:
+    """Return True when the settings in a file are these, whatever version of the software wrote them."""
+    before, now = (
+        {**one, **_VERSIONS, "labels": None} for one in (files.read_json(beside), json.loads(json.dumps(told)))
+    )
+    return before == now
+
+
+def _slug(name: str) -> str:
+    """Return a class's name as the end of a file's name: letters, digits and hyphens."""
+    short = re.sub(r"[^\w]+", "-", name.split(",")[0]).strip("-")
+    return f"-{short[:60]}" if short else ""
 
 
 def _batches(request: Request, numbers: range) -> Iterable[range]:
@@ -357,7 +426,9 @@ def _bar(progress: Progress, title: str) -> Callable[[Sequence], Iterable] | Non
     """Return what the steps of a batch go through."""
     if callable(progress):
         return progress
-    if progress is False:
-        return None
-    disabled = None if progress is None else False  # None: only where there is a terminal
-    return lambda steps: tqdm(steps, desc=title, unit="step", leave=False, disable=disabled, dynamic_ncols=True)
+    return lambda steps: progresses.through(steps, "step", title, show=progress, kept=False)
+
+
+def _show(progress: Progress) -> bool | None:
+    """Return whether there is a bar where no steps are seen."""
+    return True if callable(progress) else progress

@@ -3,7 +3,7 @@
     load("my_quantizer.py")        # what `softvq … --plugin my_quantizer.py` does
     load_installed()               # packages that announce modules in the entry-point group `softvq.plugins`
 
-Nothing is ever imported because a model's folder names it: who loads a model says which code to trust.
+Nothing is ever imported because a model's folder names it: the person who loads a model says which code to trust.
 """
 
 import hashlib
@@ -35,10 +35,10 @@ _LOADED = _Loaded()
 
 
 def load(path: str | Path) -> ModuleType:
-    """Import a Python file once (again where it has changed), under a name of its own; return the module. `PluginError`
-    says what went wrong in it.
+    """Import a Python file once (again where it has changed), under a name of its own; return the module.
 
-    Modules beside the file can be imported by it, as by a script."""
+    The file can import modules beside it, as a script can. Raise `PluginError`, which says what went wrong in it.
+    """
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise PluginError(f"there is no file {str(path)!r} to load as a plugin.", setting="plugin")
@@ -58,13 +58,15 @@ def load(path: str | Path) -> ModuleType:
 
 
 def checksum(file: Path) -> str:
-    """Return the beginning of a file's SHA-256."""
+    """Return the first 16 hex digits of a file's SHA-256."""
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def load_installed() -> None:
-    """Import the modules that installed packages announce in the group `softvq.plugins`: once, when a name is looked
-    for that is not known. One that cannot be loaded is a `Notice`."""
+    """Import the modules that installed packages announce in the group `softvq.plugins`, once in this process.
+
+    It is called when a name is looked up that is not known. A module that cannot be loaded is a `Notice`.
+    """
     if _LOADED.installed is not None:
         return
     _LOADED.installed = {}
@@ -94,7 +96,7 @@ def _run(action: Callable[[], Any], what: str, undo: Callable[[], Any]) -> None:
 
 
 def _line_in(error: BaseException, file: str) -> str:
-    """Return where in the file an error arose, as ` in line 12`, if it did."""
+    """Return the place in the file where an error arose, as ` in line 12`; nothing if it arose elsewhere."""
     line, trace = "", error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename.endswith(Path(file).name):
@@ -109,8 +111,10 @@ def files() -> tuple[str, ...]:
 
 
 def described() -> dict[str, str]:
-    """Return what a run or a model records: each file's name with the beginning of its SHA-256, and each announced
-    module with its package and version."""
+    """Return the record of plugins for a run or a model, by name.
+
+    It has each file's name with the beginning of its SHA-256, and each announced module with its package and version.
+    """
     own: dict[str, str] = {}
     for path, digest in _LOADED.files.items():
         name = Path(path).name
@@ -119,15 +123,17 @@ def described() -> dict[str, str]:
 
 
 def carried(value: T) -> T:
-    """Return the value such that whatever process it is unpickled in has these plugins loaded first: what data workers
-    get where they do not inherit this process's memory. Itself where there are no plugins."""
+    """Return the value in such a form that a process which unpickles it has these plugins loaded first.
+
+    Data workers get it where they do not inherit this process's memory. Without plugins it is the value itself.
+    """
     if not _LOADED.files and not _LOADED.installed:
         return value
     return _Carried(value)
 
 
 class _Carried:
-    """Stands for another object: its items and length."""
+    """A stand-in for another object, with its items and length."""
 
     def __init__(self, value: Any):
         self.value = value

@@ -1,6 +1,7 @@
-"""Every figure that the paper prints of its models, as data: what stands beside measured ones.
+"""Every figure that the paper prints of its models, as data to stand beside measured ones.
 
-The keys are names of recipes, of a generator's row with its steps (MAR's 500 epochs are 312,500).
+The keys are names of recipes, and for the figures of generated images pairs of a name and the steps trained (MAR's 500
+epochs are 312,500).
 """
 
 from typing import NamedTuple
@@ -17,7 +18,7 @@ class Tokenizer(NamedTuple):
 
 
 class Generator(NamedTuple):
-    """A generator's row, how many steps it was trained for, and how it was guided: scale, interval of time."""
+    """A generator's row, the number of steps it was trained for, and its guidance: scale and interval of time."""
 
     table: str
     row: str
@@ -27,8 +28,10 @@ class Generator(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """A row of Tables 1 and 2: Gflops of an evaluation as the paper counts, and images a second on one AMD MI250, in
-    float32 with batches of 64."""
+    """A row of Tables 1 and 2: Gflops of an evaluation as the paper counts, and images a second.
+
+    The latter are those on one AMD MI250, in float32 with batches of 64.
+    """
 
     table: str
     about: str

@@ -1,4 +1,4 @@
-"""Random numbers as functions of what they are for.
+"""Random numbers as functions of their purpose.
 
     rng(seed, Stream.AUGMENT, sample)       # a NumPy generator of its own
 
@@ -15,7 +15,10 @@ _WORD = 2**32
 
 @unique
 class Stream(IntEnum):
-    """What random numbers are for, and which numbers say whose they are. Values must never be used twice."""
+    """The purposes of random numbers, each with the numbers that say which image, step or batch they are for.
+
+    A value must never be used twice.
+    """
 
     ORDER = 1  # of the images in an epoch (epoch)
     SHARD_ORDER = 2  # of the shards in an epoch (epoch)
@@ -37,7 +40,10 @@ class Stream(IntEnum):
 
 
 def rng(seed: int, stream: Stream, first: int = 0, second: int = 0) -> np.random.Generator:
-    """The generator of a stream, and of up to two numbers from 0 to 2⁶⁴ − 1 that say whose it is."""
+    """Return a stream's generator for a seed and up to two numbers, each from 0 to 2⁶⁴ − 1.
+
+    The two numbers say which image, step or batch the random numbers are for.
+    """
     words = [int(stream)]
     for number in (seed, first, second):
         if not 0 <= number < _WORD**2:

@@ -1,8 +1,8 @@
-"""The tokenizers that the paper's authors released (hub organisation `SoftVQVAE`; MAETok's share the format): their
-configuration and tensor names in ours, as data.
+"""The tokenizers and generators that the paper's authors released: their configuration and tensor names in ours.
 
-The released folder is `config.json`, all fields of their model class flat, and `model.safetensors`, which also holds
-the frozen alignment teacher, the alignment projector and usage counters: none of them encodes or decodes.
+They are in the hub organisation `SoftVQVAE`; MAETok's tokenizers share the format. A released tokenizer's folder is
+`config.json`, all fields of their model class flat, and `model.safetensors`, which also holds the frozen alignment
+teacher, the alignment projector and usage counters: none of them encodes or decodes.
 """
 
 from dataclasses import dataclass, replace
@@ -22,8 +22,10 @@ from softvq.quantizers.soft import SoftVQConfig
 
 @dataclass(frozen=True)
 class ReleasedTokenizer:
-    """A released `config.json`, with the defaults of the class that wrote it (but for `enc_type` and `dec_type`, which
-    the models' names settle); an unknown key is an error (but for `aux_…`, MAETok's decoders that only training has).
+    """A released tokenizer's `config.json`, with the defaults of the class that wrote it.
+
+    The exceptions are `enc_type` and `dec_type`, which the models' names settle. An unknown key is an error (but for
+    `aux_…`, MAETok's decoders that only training has).
     """
 
     encoder_model: str
@@ -115,10 +117,10 @@ UNUSED = (
 def tokenizer(
     config: dict[str, Any], tensors: dict[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]] | None:
-    """A released tokenizer as our `config`, `about` and tensors; None when `config` is of another format.
+    """Return a released tokenizer as our `config`, `about` and tensors; None when `config` is of another format.
 
-    Whether it is SoftVQ, VQ, KL or AE is not in the configuration: its tensors tell. `ConfigError` names an option
-    that is not built here.
+    The configuration does not tell SoftVQ, VQ, KL and AE apart: the tensors do. Raise `ConfigError` that names an
+    option that is not built here.
     """
     if not {"encoder_model", "codebook_embed_dim"} <= config.keys():
         return None
@@ -209,8 +211,10 @@ def _our_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class ReleasedGenerator:
-    """A released generator's `config.json` (`SoftVQVAE/sit-xl_softvq-*` and `dit-xl_softvq-*`), with the defaults of
-    the classes that wrote it; an unknown key is an error."""
+    """A released generator's `config.json`, with the defaults of the classes that wrote it; an unknown key is an error.
+
+    The repositories are `SoftVQVAE/sit-xl_softvq-*` and `SoftVQVAE/dit-xl_softvq-*`.
+    """
 
     hidden_size: int
     depth: int
@@ -238,16 +242,17 @@ class ReleasedGenerator:
 
 
 def is_generator(config: dict[str, Any]) -> bool:
-    """Whether a configuration is a released SiT's or DiT's."""
+    """Return True when a configuration is that of a released SiT or DiT."""
     return {"hidden_size", "in_channels", "input_size"} <= config.keys()
 
 
 def generator(
     config: dict[str, Any], tensors: dict[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]] | None:
-    """A released SiT or DiT as our `config`, `about` and tensors; None when `config` is of another format.
+    """Return a released SiT or DiT as our `config`, `about` and tensors; None when `config` is of another format.
 
     `path_type: "edm"` in released SiTs is a class default that nothing used: it stands for the paper's cosine path.
+    Raise `ConfigError` that names an option that is not built here.
     """
     if not is_generator(config):
         return None
@@ -283,8 +288,10 @@ def generator(
 
 
 def _folded(name: str, tensor: Tensor, theirs: ReleasedGenerator) -> Tensor:
-    """A tensor that meets 2-D latents' squares, in our order of their numbers: by place, then channel; DiT's noise
-    before its variance. Other tensors, and those of a wrong shape, as they are."""
+    """Return a tensor that meets the squares of 2-D latents with its numbers in our order: by place, then channel.
+
+    DiT's noise comes before its variance. Other tensors, and those of a wrong shape, stay as they are.
+    """
     if theirs.vae_1d:
         return tensor
     if name == "x_embedder.proj.weight" and tensor.ndim == 4:

@@ -1,4 +1,4 @@
-"""Where and how precisely networks run: chosen once, and passed on."""
+"""The device and the precision of networks: chosen once, and passed on."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 def best_device() -> torch.device:
-    """CUDA where there is one, then MPS, else the CPU."""
+    """Return CUDA where there is one, then MPS, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
@@ -19,7 +19,7 @@ def best_device() -> torch.device:
 
 
 def pick_device(asked: str | torch.device = "auto") -> torch.device:
-    """The device asked for (`auto`: the best there is); `ConfigError` when this machine has it not."""
+    """Return the requested device (`auto`: the best there is); raise `ConfigError` when it cannot be used here."""
     if asked == "auto":
         return best_device()
     try:
@@ -36,8 +36,11 @@ def pick_device(asked: str | torch.device = "auto") -> torch.device:
 
 
 def gains_from_bfloat16(device: torch.device) -> bool:
-    """Return if bf16 autocast is faster than float32: on CUDA since Ampere, and on CPUs with bf16 products in AMX or
-    AVX-512 (measured: 2–3× faster there, and 3× slower on CPUs without)."""
+    """Return True when bf16 autocast is faster than float32.
+
+    It is on CUDA since Ampere, and on CPUs with bf16 products in AMX or AVX-512 (measured: 2–3× faster there, and 3×
+    slower on CPUs without).
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
@@ -47,7 +50,10 @@ def gains_from_bfloat16(device: torch.device) -> bool:
 
 
 def pick_precision(asked: str, device: torch.device, *, training: bool) -> Precision:
-    """The precision asked for; `auto`: bfloat16 for training where the machine gains from it, float32 for all else."""
+    """Return the requested precision; raise `ConfigError` when there is none of that name.
+
+    `auto` is bfloat16 for training where the machine gains from it, and float32 for all else.
+    """
     if asked not in ("auto", "float32", "bfloat16"):
         raise ConfigError(f"precision must be auto, float32 or bfloat16, not {asked!r}.", setting="precision")
     if asked != "auto":
@@ -56,5 +62,5 @@ def pick_precision(asked: str, device: torch.device, *, training: bool) -> Preci
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The autocast region of a precision."""
+    """Return the autocast region of a precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

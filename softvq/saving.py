@@ -1,11 +1,12 @@
-"""The part that tokenizers and generators share: a folder with `model.safetensors`, `config.json` and a model card,
-written, read and pushed to the hub.
+"""The part that tokenizers and generators share: a folder with the model, written, read and pushed to the hub.
+
+The folder holds `model.safetensors`, `config.json` and a model card.
 
     model = Tokenizer.from_pretrained("owner/name", revision="v1", device="cuda", torch_dtype=torch.bfloat16)
     model.save_pretrained("folder"); model.push_to_hub("me/mine")
 
 `config.json` holds `format`, the `kind` of model, its `config`, and `about`: recipe, data and measured figures. A run
-that has not ended has the same in `model.json`, and its weights in its checkpoints.
+that has not ended has the same content in `model.json`, and its weights in its checkpoints.
 """
 
 import json
@@ -44,7 +45,10 @@ Translate = Callable[
 
 
 class Saved(nn.Module, ABC):
-    """A model that can be saved and found. `config` is a frozen dataclass; `about` is free JSON that goes with it."""
+    """A model that can be saved and found again.
+
+    `config` is a frozen dataclass; `about` is free JSON that goes with it.
+    """
 
     kind = ""
     name = ""  # what it was loaded as: a folder's or the hub's name
@@ -56,23 +60,23 @@ class Saved(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def read_config(cls, config: Any, about: dict[str, Any]) -> tuple[Callable[[], "Saved"], int]:
-        """Return what builds the model of a stored configuration, and how many blocks and codebooks it will have."""
+        """Return a function that builds the model of a stored configuration, and its number of blocks and codebooks."""
 
     @abstractmethod
     def stored_config(self) -> dict[str, Any]:
-        """Return the configuration as it is stored, JSON-ready: what `read_config` reads."""
+        """Return the configuration as it is stored, JSON-ready, for `read_config` to read."""
 
     @abstractmethod
     def described(self, loaded_as: str) -> tuple[str, str]:
-        """Return what the model card says: what the model is, and Python lines that use the one called `loaded_as`."""
+        """Return two parts of the model card: a summary, and Python lines that use the model called `loaded_as`."""
 
     translate: Translate = staticmethod(lambda config, tensors: None)
 
     def named(self, name: str, is_folder: bool) -> None:
-        """Take note of the name that the model was loaded by."""
+        """Take note of the name that the model was loaded by; called once it is loaded, here without effect."""
 
     def check_loaded(self, file: Path) -> None:
-        """Raise a `ModelError` when the weights that were loaded can be no model's."""
+        """Raise `ModelError` when the weights that were loaded cannot be a model's; here they always can."""
 
     @property
     def device(self) -> torch.device:
@@ -81,12 +85,12 @@ class Saved(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights: what the network computes in outside of autocast."""
+        """The type of the weights, in which the network computes outside of autocast."""
         return next(self.parameters()).dtype
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the configuration and every weight: which model this is."""
+        """The fingerprint of the configuration and every weight, 16 hex digits that tell models apart."""
         return fingerprint(configs.identity(self.config), self.state_dict())
 
     @classmethod
@@ -100,14 +104,16 @@ class Saved(nn.Module, ABC):
         torch_dtype: torch.dtype | str | None = None,
         average: bool = True,
     ) -> S:
-        """Return a model in evaluation mode: from a folder, of those bundled with the package (`softvq-emoji-64`,
-        `emoji-sit`), or from the hub (`owner/name`, `owner/name@revision`). The authors' own format is read too.
+        """Return a model in evaluation mode, by its name or folder.
 
-        `device` and `torch_dtype`: where to put it and in which floating-point type (default: the CPU and float32,
+        It is read from a folder, from those bundled with the package (`softvq-emoji-64`, `emoji-sit`), or from the hub
+        (`owner/name`, `owner/name@revision`). The authors' own format is read too.
+
+        `device` and `torch_dtype` are the place and the floating-point type of the model (default: the CPU and float32,
         whatever PyTorch's own defaults are). A run's folder without a finished model gives the average of its last
         checkpoint, with a `Notice`; `average=False` gives a run's trained weights instead.
 
-        `ModelError` or `ConfigError`, one sentence, when something is missing, damaged or unknown.
+        Raise `ModelError` or `ConfigError`, with one sentence, when something is missing, damaged or unknown.
         """
         torch_dtype = getattr(torch, torch_dtype, torch_dtype) if isinstance(torch_dtype, str) else torch_dtype
         if torch_dtype is not None and torch_dtype not in _FLOATS:
@@ -132,14 +138,18 @@ class Saved(nn.Module, ABC):
         return model.to(device=device, dtype=torch_dtype).eval()
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write `config.json`, `model.safetensors` and a model card into `folder`, atomically. `torch.float16` halves
-        the file; it is loaded as float32 again."""
+        """Write `config.json`, `model.safetensors` and a model card into `folder`, each whole or not at all.
+
+        `torch.float16` halves the file; it is loaded as float32 again. Raise `ModelError` when a weight is not finite
+        in that type.
+        """
         self._save(folder, dtype, _ANY)
 
     def push_to_hub(self, name: str, *, private: bool = False, dtype: torch.dtype = torch.float32) -> str:
-        """Share the model on the hub as `owner/name`: configuration, weights and model card; return its address.
+        """Upload the model to the hub as `owner/name`, with configuration, weights and model card; return its address.
 
-        Needs a hub account (`hf auth login`, or the variable HF_TOKEN)."""
+        It needs a hub account (`hf auth login`, or the variable HF_TOKEN).
+        """
         with tempfile.TemporaryDirectory() as folder:
             self._save(folder, dtype, name)
             return hub.push(Path(folder), name, private)
@@ -156,13 +166,13 @@ class Saved(nn.Module, ABC):
         save(Path(folder), self.content(), {**self.state_dict(), **tensors}, card(title, summary, usage, self.about))
 
     def content(self) -> dict[str, Any]:
-        """Return what `config.json` holds."""
+        """Return the content of `config.json`."""
         return {"format": FORMAT, "kind": self.kind, "config": self.stored_config(), "about": self.about}
 
 
 @contextmanager
 def defaults(dtype: torch.dtype, device: str) -> Iterator[None]:
-    """A block in which PyTorch's default type and device are these, whatever its caller has set."""
+    """Open a block in which PyTorch's default type and device are these, whatever its caller has set."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -183,8 +193,11 @@ def _unregistered(saved: "SavedModel", error: UnknownVariant) -> str:
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model's content, and the weights' file it was found in. The tensors are read when they are first asked for,
-    unless they are given: a configuration that is refused costs nothing."""
+    """A model's content, and the file of weights that it was found in.
+
+    The tensors are read when they are first needed, unless they are `given`: a configuration that is refused costs
+    nothing.
+    """
 
     file: Path
     described_in: Path
@@ -194,13 +207,15 @@ class SavedModel:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
+        """The weights by name, read from the file at the first use unless they were given."""
         return read_tensors(self.file) if self.given is None else self.given
 
 
 def save(folder: Path, content: Mapping[str, Any], tensors: Mapping[str, Tensor], text: str) -> None:
-    """Write a model folder; each file appears whole or not at all. A README.md that is not a card of ours stays.
+    """Write a model folder; each file appears whole or not at all.
 
-    `ModelError` when a tensor is not finite (float16 ends at 65,504): such a model could not be loaded again.
+    A README.md that is not a card of ours stays. Raise `ModelError` when a tensor is not finite (float16 ends at
+    65,504): such a model could not be loaded again.
     """
     for name, tensor in tensors.items():
         if not _finite(tensor):
@@ -220,8 +235,10 @@ def load(
     cache_dir: str | Path | None = None,
     average: bool = True,
 ) -> SavedModel:
-    """Find and read a model folder of this `kind`, ours or one that `translate` knows; `ModelError` says what is
-    missing or wrong."""
+    """Find and read a model folder of this `kind`, in our format or one that `translate` knows.
+
+    Raise `ModelError`, which says what is missing or wrong.
+    """
     folder = hub.find(name_or_folder, revision, cache_dir)
     if not average:
         return _checkpoint(Path(name_or_folder), kind, "model")
@@ -247,7 +264,7 @@ def _content(config: dict[str, Any], described_in: Path, kind: str) -> tuple[Any
 
 
 def kind_of(name_or_folder: str | Path, revision: str | None = None) -> str | None:
-    """Return the kind of a model, `tokenizer` or `generator`, by what its folder says; None where it is not ours."""
+    """Return the kind of a model, `tokenizer` or `generator`, by what its folder says; None for other formats."""
     folder = hub.find(name_or_folder, revision)
     unfinished = not (folder / CONFIG).is_file() and (folder / UNFINISHED).is_file()
     return read_json(folder / (UNFINISHED if unfinished else CONFIG)).get("kind")
@@ -260,7 +277,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _checkpoint(run: Path, kind: str, part: str) -> SavedModel:
-    """The weights of a run's last checkpoint that can be read: `model-average`, or `model`, the trained ones."""
+    """Return the weights of a run's last checkpoint that can be read.
+
+    `part` is `model-average` for the averaged ones, or `model` for the trained ones.
+    """
     described_in = next((run / name for name in (UNFINISHED, f"model/{CONFIG}") if (run / name).is_file()), None)
     found = checkpoints(run / "checkpoints")
     if described_in is None or not found:
@@ -293,8 +313,11 @@ def _checkpoint(run: Path, kind: str, part: str) -> SavedModel:
 
 
 def build(make: Callable[[], nn.Module], parts: int, file: Path, tensors: dict[str, Tensor]) -> nn.Module:
-    """Return the model that `make` gives, with the tensors of a file. `parts` is how many blocks and codebooks it is to
-    have: more than the file has tensors would cost memory and time before the difference is found."""
+    """Return the model that `make` builds, with the tensors of a file.
+
+    `parts` is the number of blocks and codebooks that it will have: more than the file has tensors would cost memory
+    and time before the difference is found. Raise `ModelError` when the tensors do not fit the model.
+    """
     if parts > len(tensors):
         raise ModelError(
             f"{file} has only {len(tensors)} tensors, but the model it is for has {parts} blocks and codebooks."
@@ -318,7 +341,7 @@ def build(make: Callable[[], nn.Module], parts: int, file: Path, tensors: dict[s
 
 
 def _is_incomplete(model: nn.Module) -> bool:
-    """Return if the model holds tensors that no file has, such as buffers that are not saved: they must be computed."""
+    """Return True when the model holds tensors that no file has and that must be computed, such as unsaved buffers."""
     own = [value for module in model.modules() for value in vars(module).values()]
     return any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in [*model.buffers(), *own])
 
@@ -346,14 +369,14 @@ def _assign(model: nn.Module, file: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Return if a tensor holds neither NaN nor Inf: NaN carries over to both bounds."""
+    """Return True when a tensor holds neither NaN nor Inf: NaN carries over to both bounds."""
     if not tensor.is_floating_point():
         return True
     return tensor.numel() == 0 or all(bool(bound.isfinite()) for bound in tensor.aminmax())
 
 
 def _is_about(about: Any) -> bool:
-    """Return if what is read of a model's `about` is of the right kind."""
+    """Return True when the parts of `about` that are read here have the right types."""
     if not isinstance(about, dict) or not isinstance(about.get("recipe", {}), dict):
         return False
     figures = about.get("figures", {})
@@ -363,8 +386,10 @@ def _is_about(about: Any) -> bool:
 
 
 def card(title: str, summary: str, usage: str, about: Mapping[str, Any]) -> str:
-    """Return a model card in Markdown: what the model is, how to use it, and what `about` says of its making and
-    figures."""
+    """Return a model card in Markdown.
+
+    It says what the model is, how to use it, and what `about` tells of its making and figures.
+    """
     from huggingface_hub import ModelCard, ModelCardData  # costs 0.3 s, and only saving needs it
 
     recipe, plugin_files = about.get("recipe", {}), list(about.get("plugins", {}))
@@ -389,7 +414,7 @@ def card(title: str, summary: str, usage: str, about: Mapping[str, Any]) -> str:
 
 
 def _is_our_card(path: Path) -> bool:
-    """Return if there is no README.md, or one that `card` made."""
+    """Return True when there is no README.md, or one that `card` made."""
     if not path.exists():
         return True
     return re.match(r"---\n(?:.*\n)*?library_name: softvq\n", path.read_bytes().decode(errors="replace")) is not None
@@ -401,8 +426,11 @@ def _some(names: list[str]) -> str:
 
 
 def recorded_plugins(config: Any) -> dict[str, Any]:
-    """Return what a model's `about` says of the code that is not ours and that it was made with: the plugins that were
-    loaded, and the files of the classes in its configuration. Nothing where there is none."""
+    """Return the part of a model's `about` that names the code it was made with and that is not ours.
+
+    These are the plugins that were loaded, and the files of the classes in its configuration. It is empty when there
+    are none.
+    """
     found = plugins.described()
     for cls in _classes(config):
         file = getattr(sys.modules.get(cls.__module__), "__file__", None)

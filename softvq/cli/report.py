@@ -1,33 +1,39 @@
-"""Tables and figures of measured results, beside the paper's: Markdown from a folder of what the other commands wrote.
+"""softvq report."""
 
-  softvq report                                  evaluations/ → evaluations/report.md
-  softvq report evaluations/ --out results.md
-
-Reads what softvq evaluate, probe, latents and bench wrote. A table holds only figures of one protocol (images, crop,
-feature network and its weights, resizing, reference, precision); others get a table of their own. The paper's figures
-stand beside those of its recipes, and the table says whether its protocol is the paper's.
-"""
-
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from softvq.cli.common import Common, Told, counted, option
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("evaluations"), help="default: evaluations")
-    parser.add_argument("--out", type=Path, help="the Markdown file (default: report.md in the folder)")
+def report(
+    folder: Annotated[Path, option("The folder of results.", name="FOLDER")] = Path("evaluations"),
+    /,
+    *,
+    out: Annotated[Path | None, option("The Markdown file (default: report.md in the folder).")] = None,
+    common: Common = Common(),
+) -> Told:
+    """Make tables and figures of measured results, beside the paper's: Markdown from a folder of results.
 
+    ```
+    softvq report
+    softvq report evaluations --out results.md
+    ```
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+    Reads what softvq evaluate, probe, latents and bench wrote. A table holds only figures of one protocol (images,
+    crop, feature network and its weights, resizing, reference, precision); others get a table of their own. The paper's
+    figures stand beside those of its recipes, and the table says whether its protocol is the paper's.
+    """
     from softvq.evaluation.report import report
 
-    found = report(options.folder, options.out)
-    if not options.json:
-        print(f"{found.results} results in {found.file}" + "".join(f"\nleft out: {r}" for r in found.left_out))
-    figures = [str(figure) for figure in found.figures]
-    return {
-        "report": str(found.file),
-        "results": found.results,
-        "figures": figures,
-        "left_out": list(found.left_out),
-    }
+    made = report(folder, out)
+    left_out = "".join(f"\nleft out: {reason}" for reason in made.left_out)
+    return Told(
+        {
+            "report": str(made.file),
+            "results": made.results,
+            "figures": [str(figure) for figure in made.figures],
+            "left_out": list(made.left_out),
+        },
+        f"{counted(made.results, 'result')} in {made.file}{left_out}",
+    )

@@ -1,88 +1,109 @@
-"""Make new images with a generator and the tokenizer whose latents it knows.
+"""softvq sample."""
 
-  softvq sample
-  softvq sample --class smileys-emotion --class food-drink -n 16 --guidance 2 --seed 1
-  softvq sample --model SoftVQVAE/sit-xl_softvq-l-64 --class "golden retriever" -n 16 --steps 50 --guidance 1.75
-  softvq sample --model runs/mine --num 50000 --npz samples.npz      the array that ADM's evaluator reads
-
-Writes a picture and, beside it, the seed and all settings as JSON. An image is a function of the seed and its number:
-batch size and number of processes change an 8-bit pixel by at most 1. Without --class, all classes in turn. With --npz
-the images are streamed to disk; the same command goes on where a stopped one was, and torchrun shares the work out.
-"""
-
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from softvq.cli.main import Usage
+from cyclopts import Parameter
 
-BUNDLED_GENERATOR = "emoji-sit"
+from softvq.cli.common import BUNDLED_GENERATOR, BatchSize, Common, Interval, Machine, Num, Told, Usage, counted, option
 
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    add_sampling_options(parser)
-    add = parser.add_argument
-    add("-n", "--num", type=int, default=16, help="how many images (default: 16)")
-    add("--seed", type=int, default=0)
-    add("--out", type=Path, default=Path("samples.png"), help="the picture (default: samples.png)")
-    add("--npz", type=Path, help="write an array of all images here instead of a picture")
+_NUM, _FEW = 16, 16  # images by default; classes that each get as many
 
 
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """The model, and how images are drawn from it."""
-    add = parser.add_argument
-    add("--model", default=BUNDLED_GENERATOR, help=f"a folder, bundled or hub name (default: {BUNDLED_GENERATOR})")
-    add("--tokenizer", help="the tokenizer that decodes (default: the one that the generator was trained with)")
-    add("--class", dest="classes", action="append", help="a class by name or number; can be given several times")
-    add("--labels", choices=("balanced", "random"), default="balanced", help="of images without --class")
-    add("--sampler", help="euler, heun, dopri5, sde, dpm, dpm-sde (SiT); ddpm, ddim, dpm, dpm-sde (DiT); mar (MAR)")
-    add("--steps", type=int, help="steps of the sampler (default: the model's own, else 50)")
-    add("--guidance", type=float, help="guidance scale; 1 is none (default: the model's own)")
-    add("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide in these times alone, 0 data … 1 noise")
-    add("--batch", "--batch-size", dest="batch", type=int, default=64, help="images at a time (default: 64)")
-    add("--no-ema", action="store_true", help="of a run's folder: the trained weights instead of their average")
+Labels = Literal["balanced", "random"]
 
 
-def pipeline_of(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """Return the pipeline and what is asked of it (but for the number of images and the seed), as the options say."""
-    from softvq import distributed
-    from softvq.pipeline import Pipeline
-    from softvq.runtime import pick_device
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Sampling:
+    """The generator, and how images are drawn from it."""
 
-    device = distributed.start(pick_device(options.device))
-    pipeline = Pipeline.from_pretrained(
-        options.model, tokenizer=options.tokenizer, device=device, average=not options.no_ema
+    model: Annotated[str, option("A generator: a folder, a bundled model or a hub name.")] = BUNDLED_GENERATOR
+    tokenizer: Annotated[str | None, option("The tokenizer that decodes (default: the one it was trained with).")] = (
+        None
     )
-    asked = {
-        "steps": options.steps,
-        "guidance": options.guidance,
-        "interval": options.interval,
-        "sampler": options.sampler,
-        "labels": options.labels,
-        "batch_size": options.batch,
-        "precision": options.precision,
-    }
-    return pipeline, {"classes": options.classes, **asked}
+    classes: Annotated[tuple[str, ...], option("By name or number; may be repeated.", name="--class")] = ()
+    labels: Annotated[Labels, option("Without --class: all classes in turn, or random ones.")] = "balanced"
+    sampler: Annotated[str | None, option("euler, heun, dopri5, sde, dpm, dpm-sde, ddpm, ddim, mar.")] = None
+    steps: Annotated[int | None, option("Steps of the sampler (default: the model's own).")] = None
+    no_ema: Annotated[bool, option("Of a run's folder: the trained weights instead of their average.")] = False
+
+    def pipeline(self, machine: Machine) -> Any:
+        """Return the generator with its tokenizer, on this process's device."""
+        from softvq import distributed
+        from softvq.pipeline import Pipeline
+        from softvq.runtime import pick_device
+
+        device = distributed.start(pick_device(machine.device))
+        return Pipeline.from_pretrained(self.model, tokenizer=self.tokenizer, device=device, average=not self.no_ema)
+
+    def settings(self, machine: Machine) -> dict[str, Any]:
+        """Return what is asked of the pipeline, but for the number of images, the seed and the guidance."""
+        return {
+            "classes": self.classes or None,
+            "steps": self.steps,
+            "sampler": self.sampler,
+            "labels": self.labels,
+            "precision": machine.precision,
+        }
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def sample(
+    *,
+    sampling: Sampling = Sampling(),
+    guidance: Annotated[float | None, option("Guidance scale; 1 is none (default: the model's own).")] = None,
+    interval: Annotated[Interval | None, option("LOW HIGH: guide in these times, 0 data … 1 noise.")] = None,
+    num: Annotated[int | None, Num, option("How many images (default: 16, or a few more).")] = None,
+    seed: Annotated[int, option("An image is a function of the seed and its number.")] = 0,
+    batch_size: BatchSize = 64,
+    out: Annotated[Path | None, option("A .png, .jpg or .webp; with --separate a folder.")] = None,
+    separate: Annotated[bool, option("Write single PNG files into the folder --out (default: samples).")] = False,
+    npz: Annotated[Path | None, option("Write an array of all images here instead of a picture.")] = None,
+    list_classes: Annotated[bool, option("Print the model's classes and stop.")] = False,
+    machine: Machine = Machine(),
+    common: Common = Common(),
+) -> Told:
+    """Make new images with a generator and the tokenizer whose latents it knows.
+
+    ```
+    softvq sample
+    softvq sample --class smileys-emotion --class food-drink -n 16 --guidance 2
+    softvq sample --list-classes
+    softvq sample --num 100 --separate --out faces --class smileys-emotion
+    softvq sample --model runs/mine --num 50000 --npz samples.npz
+    softvq sample --model SoftVQVAE/sit-xl_softvq-l-64 --class "golden retriever" --steps 50
+    ```
+
+    Writes a picture with a row a class and, beside it, the seed and all settings as JSON; or single files; or the array
+    that ADM's evaluator reads. Batch size and number of processes change an 8-bit pixel by at most 1. Files and arrays
+    are written as they are made; the same command goes on where a stopped one was, and torchrun shares the work out.
+    """
+    if npz is not None and (separate or out is not None):
+        raise Usage("--npz is written instead of a picture or single files; leave --out and --separate out.")
+    pipeline = sampling.pipeline(machine)
+    if list_classes:
+        rows = [f"{number:4}  {name}" for number, name in enumerate(pipeline.classes)]
+        return Told({"classes": pipeline.classes}, "\n".join(rows) or f"{sampling.model} knows no classes")
+    asked = sampling.settings(machine) | {"guidance": guidance, "interval": interval, "batch_size": batch_size}
+    asked |= {"num": _balanced(len(sampling.classes), len(pipeline.classes)) if num is None else num, "seed": seed}
+    if npz is not None:
+        path, beside = pipeline.write_npz(npz, **asked), npz.with_suffix(".json")
+    elif separate:
+        path = pipeline.write_images(out or Path("samples"), **asked)
+        beside = path / "settings.json"
+    else:
+        path = pipeline.write_picture(out or Path("samples.png"), **asked)
+        beside = path.with_suffix(".json")
     from softvq import distributed
     from softvq.files import read_json
 
-    if min(options.num, options.batch) < 1 or not 0 <= options.seed < 2**63:
-        raise Usage("--num and --batch must be at least 1, --seed not negative and below 2^63")
-    pipeline, asked = pipeline_of(options)
-    asked |= {"num": options.num, "seed": options.seed}
-    if options.npz is None:
-        path = pipeline.write_picture(options.out, **asked)
-    else:
-        path = pipeline.write_npz(options.npz, **asked)
-    settings: dict[str, Any] = {}
-    if distributed.rank() > 0:
-        options.json = False
-    else:
-        settings = {key: value for key, value in read_json(path.with_suffix(".json")).items() if key != "labels"}
-        if not options.json:
-            print(f"{options.num} images in {path}")
-    distributed.stop()
-    return {"images": str(path), **settings}
+    told = read_json(beside) if distributed.rank() == 0 else {}
+    settings = {key: value for key, value in told.items() if key != "labels"}
+    return Told({"images": str(path), **settings}, f"{counted(asked['num'], 'image')} in {path}")
+
+
+def _balanced(chosen: int, classes: int) -> int:
+    """Return how many images are made by default: 16, or as many more as give each of few classes the same number."""
+    several = chosen or (classes if classes <= _FEW else 0)
+    return _NUM if not several else -(-_NUM // several) * several

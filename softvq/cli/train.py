@@ -1,125 +1,201 @@
-"""Train a model from a recipe.
+"""softvq train tokenizer and generator."""
 
-  softvq train tokenizer emoji-64-quick
-  softvq train tokenizer emoji-64 --data my_photos/ --val null --steps 5000 --optimizer.lr 1e-3
-  softvq train tokenizer emoji-64 --tokenizer.quantizer AE --weights '{"reconstruction": 1}'
-  softvq train tokenizer softvq-l-64 --data imagenet/train --val imagenet/val
-  softvq train tokenizer softvq-l-64 --data 'shards/train-{0000..1023}.tar' --val 'shards/val-*.tar'
-  softvq train tokenizer softvq-l-64 --data 'https://host/train-{0000..1023}.tar' --val hf:OWNER/NAME:validation
-  softvq train tokenizer softvq-l-64 --dry-run
-  softvq recipes emoji-64 > mine.yaml; softvq train tokenizer mine.yaml
-  softvq train tokenizer softvq-b-64 --init SoftVQVAE/softvq-b-64 --data my_photos/ --steps 20000
-  softvq encode imagenet/train --model SoftVQVAE/softvq-l-64 --out latents/
-  softvq train generator sit-xl-softvq-l-64 --data latents/ --val val_latents/
-
-Every field of the recipe can be set: --FIELD VALUE, dotted for nested ones (`softvq recipes NAME` shows them all).
-A run that was stopped goes on where its last checkpoint stands when the same command is given again; with more --steps
-a run that was stopped or has ended is made longer.
-Several GPUs or machines: torchrun --nproc-per-node 8 -m softvq train tokenizer … (the batch size stays the same).
-A field that is null takes JSON: --alignment '{"teacher": "vit_base_patch14_dinov2.lvd142m"}'; its term then needs a
-weight: --weights '{"reconstruction": 1, "kl": 0.01, "alignment": 0.1}'.
-Fields that no recipe of the paper uses (docs/deviations.md):
-  --perceptual efficientnet-lite0, --alignment '{"teacher": "efficientnet-lite2"}'   features without a download
-  --latent_noise 0.2             the decoder sees latents with noise of up to 0.2 of their deviation
-  --trains decoder --init MODEL  encoder and latents stay as they are in MODEL, and so do generators made of them
-  --tokenizer.refine 32          two 3 x 3 convolutions behind the patches, 32 channels between them
-  --tokenizer.quantizer '{"type": "GMMVQ", "component_std": 0.1}'   its components sampled (appendix B.2)
-  --projections default, --ema_warmup false   as the release starts its projections and averages its weights
-A generator goes on from another with --init: softvq train generator sit-xl-softvq-l-64 --init SoftVQVAE/sit-xl_…
-Pretrained networks that a recipe names (`encoder_weights`, `perceptual`, `alignment.teacher`, the discriminator's
-`backbone`) are downloaded from the hub once, or read from the files given with --pretrained.
-"""
-
-import argparse
+import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from softvq.cli.main import Usage
-from softvq.cli.runs import field_changes, recipe_of, run_options, told
+from cyclopts import Group, Parameter
 
+from softvq.cli.common import Common, Machine, Pretrained, Told, Usage, Workers, option, pretrained_files, try_next
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("tokenizer", "generator"), help="the kind of model")
-    parser.add_argument(
-        "recipe",
-        help="a recipe's name (`softvq recipes` lists them), a .yaml or .json file of one, or a model's folder",
-    )
-    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
-    parser.add_argument("--resume", action="store_true", help="insist on a run to resume: an error where there is none")
-    parser.add_argument("--workers", type=int, default=2, help="processes that decode images (default: 2)")
-    parser.add_argument(
-        "--pretrained",
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
-        help="read a pretrained network from this safetensors file instead of the hub; can be given for each",
-    )
-    parser.add_argument(
-        "--parallel",
-        choices=("ddp", "fsdp"),
-        default="ddp",
-        help="with several processes (torchrun): a copy of the model on each (default), or its parameters shared out",
-    )
-    parser.add_argument(
-        "--most-bad",
-        type=float,
-        default=0.1,
-        metavar="SHARE",
-        help="unreadable images are named and skipped; more than this share of all stops the run (default: 0.1)",
-    )
-    parser.add_argument("--recompute", action="store_true", help="less memory, more time: keep less for the gradients")
-    parser.add_argument("--compile", action="store_true", help="torch.compile; pays on GPUs, not on CPUs")
-    parser.add_argument(
-        "--rfid",
-        nargs="?",
-        const="inception-2015-12-05",
-        metavar="NETWORK",
-        help="measure rFID too when validating; Inception's weights are downloaded once, or given with --pretrained",
-    )
-    parser.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases too (pip install 'softvq[wandb]')")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the plan and stop: parameters, operations and memory of a step, checkpoint size, images per epoch",
-    )
-    parser.add_argument("--log-every", type=int, default=20, metavar="STEPS")
-    parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS")
-    parser.add_argument("--sample-every", type=int, default=1000, metavar="STEPS", help="sample grid and validation")
-    parser.set_defaults(takes_fields=True)
+Parallel = Literal["ddp", "fsdp"]
+RUN = Group("Run", sort_key=1)
+Words = Annotated[
+    str,
+    Parameter(
+        name="RECIPE",
+        allow_leading_hyphen=True,
+        help="A recipe's name, file or model's folder (softvq recipes lists them), and --FIELD VALUE for its fields.",
+    ),
+]
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+@Parameter(name="*", group=RUN)
+@dataclass(frozen=True)
+class Run:
+    """Where and how a run is made: nothing that changes its result, but for the precision."""
+
+    out: Annotated[Path | None, option("The run's folder (default: runs/RECIPE).")] = None
+    resume: Annotated[bool, option("Refuse to start anew where there is no run to go on with.")] = False
+    dry_run: Annotated[bool, option("Print what a step takes, in memory and operations, and stop.")] = False
+    workers: Workers = 2
+    pretrained: Pretrained = ()
+    parallel: Annotated[Parallel, option("With torchrun: a copy of the model each, or shared out.")] = "ddp"
+    most_bad: Annotated[float, option("The share of images that may be unreadable.")] = 0.1
+    recompute: Annotated[bool, option("Keep less for the gradients: less memory, more time.")] = False
+    compile: Annotated[bool, option("Use torch.compile, which pays on GPUs, not on CPUs.")] = False
+    wandb: Annotated[str | None, option("A project at Weights & Biases to log to (pip install 'softvq[wandb]').")] = (
+        None
+    )
+    log_every: Annotated[int, option("Steps between two lines of the log.")] = 20
+    checkpoint_every: Annotated[int, option("Steps between two checkpoints.")] = 500
+    sample_every: Annotated[int, option("Steps between two sample grids, with validation.")] = 1000
+
+    def options(self, recipe: Any, named: str, command: list[str], machine: Machine) -> Any:
+        """Return the library's options of the run of a recipe that was given as `named`."""
+        from softvq.recipes.opening import is_file
+        from softvq.training.options import Intervals, RunOptions
+
+        own = is_file(named) and Path(named).name != "config.json"  # a model's
+        out = self.out or Path("runs") / (Path(named).stem if own else recipe.name)
+        if self.resume and not any((out / "checkpoints").glob("step-*")):
+            raise Usage(f"--resume: {out} holds no run to resume; leave --resume out to start one.")
+        for name in ("log_every", "checkpoint_every", "sample_every"):
+            if getattr(self, name) < 1:
+                raise Usage(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}.")
+        return RunOptions(
+            out,
+            machine.device,
+            machine.precision,
+            workers=self.workers,
+            pretrained=pretrained_files(self.pretrained),
+            parallel=self.parallel,
+            most_bad=self.most_bad,
+            recompute=self.recompute,
+            compile=self.compile,
+            command=shlex.join(command),
+            intervals=Intervals(self.log_every, self.checkpoint_every, self.sample_every),
+            wandb=self.wandb,
+        )
+
+
+def tokenizer(
+    *words: Words,
+    rfid: Annotated[str | None, option("Measure rFID when validating: inception-2015-12-05.")] = None,
+    run: Run = Run(),
+    machine: Machine = Machine(),
+    common: Common = Common(),
+) -> Told:
+    """Train a tokenizer from a recipe.
+
+    ```
+    softvq train tokenizer emoji-64-quick
+    softvq train tokenizer emoji-64 --data my_photos/ --steps 5000 --optimizer.lr 1e-3
+    softvq train tokenizer emoji-64 --tokenizer.quantizer AE --weights '{"reconstruction": 1}'
+    softvq train tokenizer softvq-l-64 --data imagenet/train --val imagenet/val
+    softvq train tokenizer softvq-l-64 --data 'shards/train-{0000..1023}.tar' --val 'shards/val-*.tar'
+    softvq train tokenizer softvq-l-64 --dry-run
+    softvq train tokenizer mine.yaml
+    softvq train tokenizer softvq-b-64 --init SoftVQVAE/softvq-b-64 --data my_photos/ --steps 20000
+    ```
+
+    Every field of the recipe can be set: --FIELD VALUE, dotted for nested ones (`softvq recipes NAME` shows them all).
+    A run that was stopped goes on where its last checkpoint stands when the same command is given again; with more
+    --steps a run that was stopped or has ended is made longer. Several GPUs or machines: torchrun --nproc-per-node 8
+    -m softvq train tokenizer … (the batch size stays the same).
+
+    A field that is null takes JSON: `--alignment '{"teacher": "vit_base_patch14_dinov2.lvd142m"}'`; its term then needs
+    a weight: `--weights '{"reconstruction": 1, "kl": 0.01, "alignment": 0.1}'`. Pretrained networks that a recipe names
+    are downloaded from the hub once, or read from files (--pretrained). docs/training.md explains more fields.
+    """
+    named, fields = recipe_and_fields(words)
+    if fields.get("data", "emoji") != "emoji" and "val" not in fields:
+        fields["val"] = "null"  # the recipe's validation images are of another kind than yours
+        print("validating on nothing: give --val FOLDER (or --val emoji-val) to measure as it goes", file=sys.stderr)
+
+    def task(recipe: Any) -> Any:
+        from softvq.training.tokenizer import TokenizerTask
+
+        return TokenizerTask(recipe, rfid=rfid)
+
+    return _train("tokenizer", named, words, fields, task, run, machine, common)
+
+
+def generator(*words: Words, run: Run = Run(), machine: Machine = Machine(), common: Common = Common()) -> Told:
+    """Train a generator (SiT, DiT or MAR) from a recipe, on latents that `softvq encode` made.
+
+    ```
+    softvq encode imagenet/train --model SoftVQVAE/softvq-l-64 --out latents
+    softvq train generator sit-xl-softvq-l-64 --data latents --val val_latents
+    softvq train generator sit-xl-softvq-l-64 --data latents --init SoftVQVAE/sit-xl_softvq-l-64
+    softvq train generator emoji-sit --data latents --dry-run
+    ```
+
+    Fields, stopping, resuming and lengthening are as softvq train tokenizer --help explains. With --init training goes
+    on from another generator's weights; for another number of classes their embeddings start anew.
+    """
+    named, fields = recipe_and_fields(words)
+
+    def task(recipe: Any) -> Any:
+        from softvq.training.generator import GeneratorTask
+
+        return GeneratorTask(recipe, tokenizer=recipe.tokenizer if "tokenizer" in fields else None)
+
+    return _train("generator", named, words, fields, task, run, machine, common)
+
+
+def _train(
+    kind: Literal["tokenizer", "generator"],
+    named: str,
+    words: Sequence[str],
+    fields: dict[str, str],
+    task: Any,
+    run: Run,
+    machine: Machine,
+    common: Common,
+) -> Told:
+    from softvq.files import read_json
     from softvq.training.plan import plan, show_plan
     from softvq.training.run import train
 
-    changes = field_changes(options.extra)
-    if options.what == "tokenizer" and changes.get("data", "emoji") != "emoji" and "val" not in changes:
-        changes["val"] = "null"  # the recipe's validation images are of another kind than yours
-        print("validating on nothing: give --val FOLDER (or --val emoji-val) to measure as it goes", file=sys.stderr)
-    recipe = recipe_of(options, changes)
-    own = run_options(options, recipe)
-    task = _task(options, recipe, changes)
-    if options.dry_run:
-        found = plan(task, own)
-        if not options.json:
-            print(show_plan(found))
-        return found.to_dict()
-    folder = train(task, own)
-    then = (
-        f"softvq reconstruct --model {folder} IMAGE"
-        if options.what == "tokenizer"
-        else f"softvq sample --model {folder}"
+    recipe = _recipe(named, kind, fields)
+    command = ["softvq", "train", kind, *words, *common.words]
+    options = run.options(recipe, named, command, machine)
+    if run.dry_run:
+        planned = plan(task(recipe), options)
+        return Told(planned.to_dict(), show_plan(planned))
+    folder = train(task(recipe), options)
+    about = read_json(folder / "config.json")["about"]
+    then = ("reconstruct", "--model", folder, "emoji.png") if kind == "tokenizer" else ("sample", "--model", folder)
+    return Told(
+        {"model": str(folder), "steps": recipe.steps, "figures": about.get("figures")},
+        f"the {kind} is in {folder}; {try_next(*then, common=common)}",
     )
-    return told(options, folder, then, recipe.steps)
 
 
-def _task(options: argparse.Namespace, recipe: Any, changes: dict[str, str]) -> Any:
-    from softvq.training.generator import GeneratorTask
-    from softvq.training.tokenizer import TokenizerTask
+def recipe_and_fields(words: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Return the recipe's name and its fields: pairs `--field value` or `--field=value`, before or behind it."""
+    named, fields, rest = [], {}, list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            named.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise Usage(f"--{name} needs a value.")
+            value = rest.pop(0)
+        fields[name.replace("-", "_")] = value
+    if len(named) != 1:
+        problem = f"{named[1]!r} is one word too many" if named else "which recipe? `softvq recipes` lists them"
+        raise Usage(f"{problem}; write softvq train KIND RECIPE --FIELD VALUE …")
+    return named[0], fields
 
-    if options.what == "tokenizer":
-        return TokenizerTask(recipe, rfid=options.rfid)
-    if options.rfid:
-        raise Usage("--rfid is for training tokenizers")
-    return GeneratorTask(recipe, tokenizer=recipe.tokenizer if "tokenizer" in changes else None)
+
+def _recipe(named: str, kind: Literal["tokenizer", "generator"], fields: dict[str, str]) -> Any:
+    """Return the recipe with the fields that were given as options."""
+    from dataclasses import fields as fields_of
+
+    from softvq import config as configs
+    from softvq.recipes.opening import open_recipe
+
+    try:
+        return open_recipe(named, kind, fields)
+    except configs.UnknownField as error:
+        own = [field.name.replace("_", "-") for part in (Run, Machine, Common) for field in fields_of(part)]
+        hint = configs.nearest(error.path, [*error.valid, *own], "--", every=f"`softvq recipes {named}`")
+        raise Usage(f"unknown option --{error.path}{hint}") from None

@@ -1,5 +1,8 @@
-"""ADM's `.npz` files: generated images (`arr_0`, N × H × W × 3, 8-bit), and statistics of real ones (`mu`, `sigma`, and
-`mu_s`, `sigma_s` for sFID). Images are read from disk a batch at a time, however many there are."""
+"""ADM's `.npz` files of generated images and of statistics of real ones.
+
+Images are `arr_0` (N × H × W × 3, 8-bit), statistics `mu` and `sigma`, and `mu_s` and `sigma_s` for sFID. Images are
+read from disk a batch at a time, however many there are.
+"""
 
 import json
 import math
@@ -25,7 +28,10 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)
 
 
 class ArrayFile:
-    """An `.npz` file with images, statistics, or both. `DataError`, one sentence, when it is none of these."""
+    """An `.npz` file with images, statistics, or both.
+
+    Raise `DataError`, one sentence, when it is none of these.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -43,7 +49,7 @@ class ArrayFile:
 
     @cached_property
     def checksum(self) -> str:
-        """16 hex digits of the file's SHA-256."""
+        """The first 16 hex digits of the file's SHA-256."""
         return checksum(self.path)
 
     @cached_property
@@ -69,8 +75,13 @@ class ArrayFile:
                 raise DataError(f"{self.path}: arr_0 holds no images.")
             return shape[:3]
 
+    @property
+    def side(self) -> int | None:
+        """The images' height in pixels, or that of the images that the statistics say they are of; None if unknown."""
+        return self.shape[1] if _IMAGES in self.names else self.protocol.get("size")
+
     def images(self, first: int, last: int, batch_size: int) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
-        """The images `first` … `last` − 1 in batches."""
+        """Yield the images `first` … `last` − 1 in batches, (B, 3, H, W)."""
         _, height, width = self.shape
         size = height * width * 3
         with self._open(_IMAGES) as (file, *_):
@@ -83,7 +94,7 @@ class ArrayFile:
                 yield torch.from_numpy(found.copy()).view(count, height, width, 3).permute(0, 3, 1, 2)
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """Return those of `STATISTICS` that the file has, in float64; `DataError` when they fit no features."""
+        """Return the `STATISTICS` that the file has, in float64; `DataError` when they fit no features."""
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 found = {name: np.asarray(file[name], dtype=np.float64) for name in STATISTICS if name in self.names}
@@ -101,7 +112,7 @@ class ArrayFile:
 
     @property
     def protocol(self) -> dict:
-        """The settings that its statistics were made with, if the file says so."""
+        """The settings that its statistics were made with, empty when the file does not say so."""
         if PROTOCOL not in self.names:
             return {}
         try:
@@ -115,7 +126,7 @@ class ArrayFile:
 
     @contextmanager
     def _open(self, name: str):
-        """The member's file behind its header, its shape, type, and whether it is in Fortran's order."""
+        """Yield the member's file behind its header, its shape, type, and whether it is in Fortran's order."""
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
                 try:
@@ -133,8 +144,10 @@ class ArrayFile:
 def write_arrays(
     path: Path, shape: tuple[int, int, int], images: Iterable[UInt8[np.ndarray, "_ H W 3"]], **others: np.ndarray
 ) -> None:
-    """Images that come in batches as `arr_0` (N, H, W in `shape`), and other arrays, in one file, atomically.
-    `DataError` when they are not N."""
+    """Write images that come in batches, and other arrays, into one file, atomically.
+
+    The images become `arr_0`; `shape` is (N, H, W). Raise `DataError` when there are not N of them.
+    """
     with (
         atomic(path, 3 * math.prod(shape) + sum(array.nbytes for array in others.values())) as partial,
         zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,

@@ -1,7 +1,7 @@
 """Image files to tensors: decoding, ADM's crops, and [-1, 1].
 
 Every image becomes 8-bit RGB: EXIF orientation applied, transparency laid on white, 16-bit and grey scaled to 8-bit
-RGB, palettes and CMYK converted. Whatever cannot be read raises `ImageError`, one sentence that names the file.
+RGB, palettes and CMYK converted. An image that cannot be read raises `ImageError`, one sentence that names the file.
 """
 
 import io
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from numpy.random import Generator
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from softvq.errors import ImageError
@@ -46,10 +46,23 @@ def open_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
         raise ImageError(f"{name} is not an image that can be read, or is truncated ({error}).") from error
 
 
+def image_size(data: bytes, name: str) -> tuple[int, int]:
+    """Return the width and height of an encoded image without decoding its pixels; `ImageError` when it is none."""
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+            warnings.simplefilter("ignore")
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
+            return image.size[::-1] if turned else image.size
+    except Exception as error:  # Pillow raises many kinds on damaged files
+        raise ImageError(f"{name} is not an image that can be read ({error}).") from error
+
+
 def as_image(image: Any, name: str = "the image", value_range: tuple[float, float] | None = None) -> Image.Image:
-    """Return 8-bit RGB of a path, a PIL image, an 8-bit array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or an 8-bit
-    tensor (3, H, W) or (1, H, W). Floating-point numbers need `value_range`, black and white. `ImageError` names what
-    is none of these."""
+    """Return 8-bit RGB of an image as a path, a PIL image, an array or a tensor.
+
+    Arrays are 8-bit (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), tensors 8-bit (3, H, W) or (1, H, W). Floating-point
+    numbers need `value_range`, black and white. `ImageError` names an image that is none of these.
+    """
     if isinstance(image, str | Path):
         return open_image(Path(image).expanduser())
     if isinstance(image, Image.Image):
@@ -91,13 +104,13 @@ def _scaled(array: np.ndarray, name: str, value_range: tuple[float, float] | Non
 
 
 def a_kind(value: Any) -> str:
-    """Return what a value is, for a sentence: "a PIL image", "a torch Tensor"."""
+    """Return the kind of a value in words for a sentence: "a PIL image", "a torch Tensor"."""
     name = f"{type(value).__module__.partition('.')[0]} {type(value).__name__}"
     return "a PIL image" if isinstance(value, Image.Image) else f"a {name.removeprefix('builtins ')}"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB: transparency on white, 16-bit divided by 257, float images taken as [0, 1]."""
+    """Return an image as 8-bit RGB: transparency on white, 16-bit divided by 257, float images taken as [0, 1]."""
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):  # 16-bit grey; Pillow opens such PNGs as I or I;16
         grey = np.asarray(image.convert("I"), dtype=np.float64).clip(0, 65535) / 257.0
         return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
@@ -113,8 +126,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Augment:
-    """What training does to an image. `crop`: `center` or `random`, both as ADM does; `min_scale`…1 is the range of
-    the random crop's side relative to the image's short side; `flip` mirrors half of the images."""
+    """The augmentation of images in training: a crop and a flip.
+
+    `crop`: `center` or `random`, both as ADM does; `min_scale`…1 is the range of the random crop's side relative to the
+    image's short side; `flip` mirrors half of the images.
+    """
 
     crop: Literal["center", "random"] = "random"
     min_scale: float = 0.8
@@ -125,7 +141,7 @@ class Augment:
             raise ValueError(f"min_scale must be in [0.1, 1], not {self.min_scale}")
 
     def __call__(self, image: Image.Image, size: int, rng: Generator) -> Image.Image:
-        """A `size`×`size` view, a function of the image and the random numbers alone."""
+        """Return a `size` × `size` view, a function of the image and the random numbers alone."""
         random = self.crop == "random"
         image = random_crop(image, size, rng, self.min_scale) if random else center_crop(image, size)
         if self.flip and rng.random() < 0.5:
@@ -134,14 +150,17 @@ class Augment:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """ADM's centre crop: halve by box averages while at least twice the size, then bicubic, then cut."""
+    """Return ADM's centre crop: halved by box averages while at least twice the size, then bicubic, then cut."""
     image = _short_side_to(image, size)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
 def random_crop(image: Image.Image, size: int, rng: Generator, min_scale: float = 0.8) -> Image.Image:
-    """ADM's random crop: the short side becomes a random length in [size, size / min_scale], then a random cut."""
+    """Return ADM's random crop: a random square of an image with a random short side.
+
+    The short side becomes a length in [size, size / min_scale].
+    """
     image = _short_side_to(image, int(rng.integers(size, math.ceil(size / min_scale) + 1)))
     left = int(rng.integers(image.width - size + 1))
     top = int(rng.integers(image.height - size + 1))
@@ -149,8 +168,11 @@ def random_crop(image: Image.Image, size: int, rng: Generator, min_scale: float 
 
 
 def _short_side_to(image: Image.Image, size: int) -> Image.Image:
-    """ADM's resizing. Of an image longer than 16 times its short side only the middle is kept, so that enlarging a thin
-    line does not take gigabytes."""
+    """Return an image resized as ADM does it, so that its short side is `size`.
+
+    An image longer than 16 times its short side keeps only its middle, so that enlarging a thin line does not take
+    gigabytes.
+    """
     if max(image.size) > (longest := 16 * min(image.size)):
         left, top = (max(0, side - longest) // 2 for side in image.size)
         image = image.crop((left, top, image.width - left, image.height - top))
@@ -164,7 +186,7 @@ def _short_side_to(image: Image.Image, size: int) -> Image.Image:
 
 
 def fit(image: Image.Image, size: int, how: Fit = "crop") -> Image.Image:
-    """Return a `size`×`size` image from any: `crop` is ADM's centre crop, `resize` stretches, `pad` adds white."""
+    """Return a `size` × `size` image from any: `crop` is ADM's centre crop, `resize` stretches, `pad` adds white."""
     if how == "crop":
         return center_crop(image, size)
     if how == "resize":
@@ -175,15 +197,15 @@ def fit(image: Image.Image, size: int, how: Fit = "crop") -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 H W"]:
-    """8-bit RGB to float32 in [-1, 1]."""
+    """Return an 8-bit RGB image as a float32 tensor in [-1, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32).div_(127.5).sub_(1.0)
 
 
 def to_bytes(images: Float[Tensor, "*B 3 H W"]) -> UInt8[Tensor, "*B 3 H W"]:
-    """[-1, 1] to clamped 8-bit."""
+    """Return images in [-1, 1] as clamped 8-bit ones, 0 … 255."""
     return images.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def to_image(image: Float[Tensor, "3 H W"]) -> Image.Image:
-    """One tensor in [-1, 1] as an 8-bit RGB image."""
+    """Return one tensor in [-1, 1] as an 8-bit RGB image."""
     return Image.fromarray(to_bytes(image).permute(1, 2, 0).cpu().numpy())

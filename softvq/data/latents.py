@@ -1,9 +1,13 @@
-"""Latents of a data set, made once and read many times: safetensors shards with labels, both mirrors of every image,
-and an index that says of which tokenizer and of which images they are."""
+"""Latents of a data set, made once and read many times.
+
+A cache is a folder of safetensors shards with labels, both mirrors of every image, and an index that names the
+tokenizer and the images they are of.
+"""
 
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 
@@ -19,14 +23,18 @@ from softvq.files import write_json
 from softvq.randomness import Stream, rng
 
 INDEX = "index.json"
+NAMES = "names"  # in a shard's metadata: the images' names, as a JSON list
 FORMAT = 1
 _HELD = 8 * 10**9  # bytes: larger caches are read from disk as they are needed
 
 
 @dataclass(frozen=True)
 class LatentIndex:
-    """The index of a cache. `tokenizer`: name and fingerprint; `source`: the images' name and checksum; `shards`: how
-    many images each holds; `bad`: images that could not be read, with the reason."""
+    """The index of a cache.
+
+    `tokenizer`, `fingerprint`: the tokenizer's name and fingerprint; `source`, `identity`: the images' name and
+    checksum; `shards`: the number of images in each; `bad`: images that could not be read, with the reason.
+    """
 
     tokenizer: str
     fingerprint: str
@@ -45,6 +53,7 @@ class LatentIndex:
 
     @classmethod
     def read(cls, folder: Path) -> "LatentIndex":
+        """Return the index of a folder; raise `DataError` when there is none, or none of this format."""
         path = folder / INDEX
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -60,13 +69,16 @@ class LatentIndex:
 
 
 def shard_path(folder: Path, number: int) -> Path:
+    """Return the path of a cache's shard, numbered from 0 on."""
     return folder / f"latents-{number:05d}.safetensors"
 
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Latents of zero mean and unit variance, class labels, the images' names, sample numbers, and the step it is for.
-    (`bad` is there for those who read images.)"""
+    """Latents of zero mean and unit variance, with class labels, names, sample numbers, and the step that they are for.
+
+    `names` are the images'. `bad` is empty: it is there because batches of images have it.
+    """
 
     latents: Float[Tensor, "B T C"]
     labels: Int[Tensor, " B"]
@@ -83,11 +95,12 @@ class LatentBatch:
         return LatentBatch(self.latents[rows], self.labels[rows], self.names[rows], self.positions[rows], {}, self.step)
 
     def to(self, device: torch.device) -> "LatentBatch":
+        """Return the batch with its latents and labels on a device."""
         return replace(self, latents=self.latents.to(device), labels=self.labels.to(device))
 
 
 class Latents:
-    """A cache, read: whole into memory where it fits in 8 GB, else from disk image by image."""
+    """A cache, opened for reading: whole in memory where it fits in 8 GB, else read from disk image by image."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -115,16 +128,25 @@ class Latents:
             raise DataError(f"{path} holds latents of shape {shape}, expected {expected}; remove it and encode again.")
         return file
 
+    @cached_property
+    def names(self) -> list[str]:
+        """The images' names in order; empty where an earlier version wrote the cache, which left them out."""
+        told = [file.metadata() or {} for file in self._files]
+        return [name for one in told for name in json.loads(one[NAMES])] if all(NAMES in one for one in told) else []
+
     def read(self, index: int, mirror: int) -> Float[Tensor, "T C"]:
-        """The latents of an image, float32. `mirror` 1 is the mirrored image."""
+        """Return the latents of an image, float32; `mirror` 1 is the mirrored image."""
         if self._whole is not None:
             return self._whole[index, mirror].float()
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
         return self._files[shard].get_slice("latents")[index - int(self.starts[shard])][mirror].float()
 
     def batches(self, batch_size: int, seed: int, start_step: int = 0, parts: int = 1) -> Iterator[LatentBatch]:
-        """Endless batches; `batch_size` is over all ranks, each gets its share of each of `parts` equal parts. Which
-        image and which of its mirrors a sample number is, is a function of the seed alone."""
+        """Yield batches without end, from `start_step` on.
+
+        `batch_size` is over all ranks; each rank gets its share of each of `parts` equal parts. The image of a sample
+        number, and which of its mirrors it is, is a function of the seed alone.
+        """
         check_batch(batch_size, parts)
         order = Order(len(self), seed)
         for step in count(start_step):
@@ -133,7 +155,7 @@ class Latents:
             yield replace(self._batch(order.at(positions), mirrors, positions), step=step)
 
     def in_order(self, batch_size: int, limit: int | None = None) -> Iterator[LatentBatch]:
-        """The images as they are, once."""
+        """Yield batches of the images as they are, once and in order; `limit`: only so many of them."""
         total = len(self) if limit is None else min(limit, len(self))
         for first in range(0, total, batch_size):
             indices = list(range(first, min(total, first + batch_size)))

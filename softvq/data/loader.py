@@ -24,8 +24,11 @@ from softvq.randomness import Stream, rng
 
 @dataclass(frozen=True)
 class Batch:
-    """Images in [-1, 1], class labels, the names they were read from, their sample numbers, and the bad files that
-    were replaced by the next readable image: {name: reason}. `step`: of training, which one it is for, from 0 on."""
+    """Images in [-1, 1], with class labels, names, sample numbers, and the step that they are for.
+
+    `names` are those that the images were read from. `bad`: files that could not be read, {name: reason}; in training
+    the next readable image replaces each. `step` counts the steps of training from 0 on.
+    """
 
     images: Float[Tensor, "B 3 H W"]
     labels: Int[Tensor, " B"]
@@ -42,6 +45,7 @@ class Batch:
         return Batch(self.images[rows], self.labels[rows], self.names[rows], self.positions[rows], {}, self.step)
 
     def to(self, device: torch.device) -> "Batch":
+        """Return the batch with its images and labels on a device."""
         return replace(
             self,
             images=self.images.to(device, non_blocking=True),
@@ -50,7 +54,7 @@ class Batch:
 
 
 class NoneReadable(DataError):
-    """The error of images none of which can be read: {name: reason}."""
+    """The error of a set of images none of which can be read: {name: reason}."""
 
     def __init__(self, bad: dict[str, str]):
         super().__init__(bad)
@@ -72,10 +76,10 @@ class Sample:
 
 
 class Samples(Dataset):
-    """Reads one image by its number, in a worker process, and makes a square of it.
+    """A data set that reads one image by its number, in a worker process, and makes a square of it.
 
-    A bad file gives the next readable one where `replaces` says so, else a sample without an image. A `DataError` is
-    the sample: raised in a worker it would reach people as a traceback.
+    A bad file gives the next readable one when `replaces` is set, else a sample without an image. A `DataError` is
+    returned as the sample: raised in a worker it would reach people as a traceback.
     """
 
     def __init__(self, order: SampleOrder, square: "Augmented | Fitted", replaces: bool):
@@ -101,24 +105,26 @@ class Samples(Dataset):
 
 @dataclass(frozen=True)
 class Augmented:
-    """Makes of an image what training sees of it: a function of the seed and the sample number."""
+    """The step that makes an image into its view for training: a function of the seed and the sample number."""
 
     augment: Augment
     size: int
     seed: int
 
     def __call__(self, image: Image.Image, position: int, name: str) -> Image.Image:
+        """Return a sample's view of an image, augmented with random numbers of its own."""
         return self.augment(image, self.size, rng(self.seed, Stream.AUGMENT, position))
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """An image fitted to a size (see `images.fit`); `keep`: it is of that size, or it is a `DataError`."""
+    """The step that fits an image to a size (see `images.fit`); `keep`: an image of another size is a `DataError`."""
 
     size: int
     how: str
 
     def __call__(self, image: Image.Image, position: int, name: str) -> Image.Image:
+        """Return the image as a square of `size` px; `DataError` for one of another size with `keep`."""
         if self.how != "keep":
             return fit(image, self.size, self.how)
         if image.size != (self.size, self.size):
@@ -130,7 +136,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class InOrder:
-    """A source's images by their index."""
+    """The order of a source's images by their index."""
 
     source: Source
 
@@ -140,7 +146,7 @@ class InOrder:
 
 
 class _Steps:
-    """A batch sampler: this process's sample numbers of step `start`, `start` + 1, …"""
+    """A batch sampler: this process's sample numbers of the steps from `start` on."""
 
     def __init__(self, batch_size: int, start: int, parts: int):
         self.batch_size, self.start, self.parts = batch_size, start, parts
@@ -161,10 +167,10 @@ def training_batches(
     workers: int = 2,
     parts: int = 1,
 ) -> Iterator[Batch]:
-    """Endless batches from `start_step` on; `batch_size` is over all ranks, each rank gets its share of each of `parts`
-    equal parts.
+    """Yield batches of augmented images without end, from `start_step` on.
 
-    `workers` processes decode; 0 decodes in this one.
+    `batch_size` is over all ranks; each rank gets its share of each of `parts` equal parts. `workers` processes decode;
+    0 decodes in this one.
     """
     check_batch(batch_size, parts)
     with _workers_as_asked():
@@ -192,11 +198,13 @@ def ordered_batches(
     chosen: Sequence[int] | None = None,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """The `chosen` images (default: all), once and in order, each fitted to `size` (see `images.fit`; `keep`: all are
-    of that size, or it is a `DataError`). `workers` processes decode; 0 decodes in this one.
+    """Yield batches of the `chosen` images (default: all), once and in order, each fitted to `size`.
+
+    `how` is that of `images.fit`, or `keep`: an image of another size is a `DataError`. `workers` processes decode; 0
+    decodes in this one.
 
     Bad files are left out and named in the `bad` of their batch or, where all of a batch are bad, of a neighbour;
-    `positions` are indices into the source. `NoneReadable` when nothing is.
+    `positions` are indices into the source. Raise `NoneReadable` when no image can be read.
     """
     chosen = range(len(source.names)) if chosen is None else chosen
     ready: Batch | None = None  # held back, to name the bad files that no later batch can
@@ -221,7 +229,10 @@ def ordered_batches(
 
 
 def _collated(samples: list[Sample | DataError]) -> Batch | DataError:
-    """Return a batch, in the worker, where one copy serves all its images; or what a worker hands on as its sample."""
+    """Return a batch, or the error that is one of the samples.
+
+    The batch is made in the worker, where one copy serves all its images.
+    """
     return next((sample for sample in samples if isinstance(sample, DataError)), None) or _collate(samples)
 
 
@@ -238,15 +249,25 @@ def _collate(samples: list[Sample]) -> Batch:
 
 @contextmanager
 def _workers_as_asked() -> Iterator[None]:
-    """A block without the warning about many workers: their number is the user's choice."""
+    """Enter a block without the warning about many workers: their number is the user's choice."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*worker processes in total")
         yield
 
 
 def _start_worker(_: int) -> None:
-    """Ctrl-C and a group's SIGTERM reach workers too, but the main process finishes its step and stops them itself:
-    so they let the first pass (not the second: that is how a worker that hangs is ended)."""
+    """Prepare a worker: it ignores Ctrl-C and a first SIGTERM, and computes with one thread.
+
+    Ctrl-C and a group's SIGTERM reach workers too, but the main process finishes its step and stops them itself. A
+    second SIGTERM ends the worker: that is how one that hangs is ended.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     torch.set_num_threads(1)
+
+
+def spread(source: Source, size: int, count: int) -> Tensor:
+    """Return up to `count` images (B, 3, size, size), spread evenly over a source."""
+    last = len(source.names) - 1
+    chosen = sorted({round(i * last / max(1, count - 1)) for i in range(count)})
+    return torch.cat([b.images for b in ordered_batches(source, size=size, batch_size=count, chosen=chosen)])

@@ -26,8 +26,8 @@ class Objects(Source):
     """Images by index of anything that has a length: `items[i]` is an image, or a pair (image, label).
 
     An image is a path, a PIL image, an 8-bit array (H, W, 3) or tensor (3, H, W). Floating-point tensors and arrays
-    need `value_range`, what their black and white are, such as (0, 1). `given_labels` and `class_names` replace those
-    that the items, or their attributes `targets` and `classes` (torchvision's), give.
+    need `value_range`, their numbers for black and white, such as (0, 1). `given_labels` and `class_names` replace
+    those that the items, or their attributes `targets` and `classes` (torchvision's), give.
 
     An item must always be the same image: training does its own cropping and mirroring, a function of the seed.
     """
@@ -64,6 +64,7 @@ class Objects(Source):
 
     @cached_property
     def names(self) -> list[str]:
+        """The names of the images: unique paths for a list of paths, else `image 0`, `image 1`, …."""
         if not (isinstance(self.items, list | tuple) and all(isinstance(item, str | Path) for item in self.items)):
             return [f"image {number}" for number in range(len(self.items))]
         seen: Counter[str] = Counter()
@@ -75,7 +76,7 @@ class Objects(Source):
 
     @cached_property
     def _told_labels(self) -> list[int] | None:
-        """The labels that are given for all images at once, by who made this or by the data set."""
+        """The labels given for all images at once, as `given_labels` or by the data set; None without them."""
         own = self.given_labels if self.given_labels is not None else getattr(self.items, "targets", None)
         if own is not None and len(own) == len(self.items):
             return [_label(label, self.names[number]) for number, label in enumerate(own)]
@@ -85,6 +86,7 @@ class Objects(Source):
 
     @cached_property
     def labels(self) -> list[int]:
+        """The class number of each image: those given for all at once, else the items' own, else 0."""
         if self._told_labels is not None:
             return self._told_labels
         if isinstance(self.items, np.ndarray | Tensor) or not isinstance(self.items[0], tuple | list):
@@ -93,6 +95,10 @@ class Objects(Source):
 
     @cached_property
     def classes(self) -> list[str]:
+        """The names of the classes: those given, else the data set's, else their numbers.
+
+        A single class has an empty name by default. Raise `DataError` when there are labels beyond the names.
+        """
         count = max(self.labels) + 1
         names = self.class_names if self.class_names is not None else getattr(self.items, "classes", None)
         if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
@@ -103,8 +109,11 @@ class Objects(Source):
 
     @cached_property
     def identity(self) -> dict[str, object]:
-        """The number of images and a checksum: of all of an array's numbers, else of the names and of the pixels of up
-        to 64 images, evenly over them."""
+        """The number of images and a checksum.
+
+        The checksum is of all of an array's numbers, else of the names and of the pixels of up to 64 images, evenly
+        over them.
+        """
         digest = hashlib.sha256(f"{type(self.items).__module__}.{type(self.items).__qualname__}".encode())
         if isinstance(self.items, np.ndarray | Tensor):
             digest.update(f"{self.items.dtype} {tuple(self.items.shape)}".encode())
@@ -119,9 +128,18 @@ class Objects(Source):
         return {"count": len(self.items), "names": digest.hexdigest()[:16]}
 
     def read(self, index: int) -> bytes:
+        """Raise `DataError`: images in memory have no bytes of a file."""
         raise DataError("these images are held in memory and have no bytes of a file.")
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Return an image's width and height in pixels."""
+        return self.image(index)[0].size
+
     def image(self, index: int) -> tuple[Image.Image, int]:
+        """Return an image, 8-bit RGB, and its label.
+
+        `ImageError` names a file that cannot be read; an item that is no image, or of the wrong kind, is a `DataError`.
+        """
         name = self.names[index]
         try:
             image, label = self._parts(index)
@@ -135,7 +153,7 @@ class Objects(Source):
         return made, label if self._told_labels is None else self._told_labels[index]
 
     def _pixels(self, index: int) -> bytes:
-        """Return what tells an image from another; of one that cannot be read that it cannot."""
+        """Return bytes that tell an image from another, for one that cannot be read a constant."""
         try:
             image, _ = self.image(index)
         except (ImageError, DataError):

@@ -1,4 +1,4 @@
-"""Data by its name, or as what a program holds: whatever is given becomes a `Source`."""
+"""Data by its name, or as the objects that a program holds: each becomes a `Source`."""
 
 import glob
 import json
@@ -23,8 +23,10 @@ BUNDLED = {
 
 
 def expand(pattern: str) -> list[Path]:
-    """The files of a pattern with ranges in braces and wildcards, `train-{000..127}.tar` or `shards/*.tar`, in order.
-    `DataError` when one of a range is missing, or nothing matches."""
+    """Return the files of a pattern in order: ranges in braces and wildcards, `train-{000..127}.tar` or `shards/*.tar`.
+
+    Raise `DataError` when one of a range is missing, or nothing matches.
+    """
     found = []
     for one in braces(pattern):
         if any(mark in one for mark in "*?["):
@@ -39,13 +41,15 @@ def expand(pattern: str) -> list[Path]:
 
 
 def open_source(data: Any) -> Source:
-    """Return the images that are meant: a `Source` as it is; a torch `Dataset`, an array or a list of images or paths
-    (see `Objects`); or by name.
+    """Return the images that `data` means, as a `Source`.
+
+    It is a `Source` already; a torch `Dataset`, an array or a list of images or paths (see `Objects`); or a name.
 
     Names: one of the bundled sets in `BUNDLED`, a folder, tar shards (`train.tar`, `shards/*.tar`,
     `train-{0000..1023}.tar`; at an address, `https://host/train-{0000..1023}.tar`, they are streamed), a Hugging Face
     dataset (`hf:OWNER/NAME`, `hf:OWNER/NAME:SPLIT`), parquet files of one (`part-*.parquet`), or a registered source by
-    name or as JSON (`{"type": NAME, …}`). `DataError` says what is not there."""
+    name or as JSON (`{"type": NAME, …}`). Raise `DataError`, which says what is missing, when there are no such images.
+    """
     if isinstance(data, Source):
         return data
     if isinstance(data, Path):
@@ -54,7 +58,7 @@ def open_source(data: Any) -> Source:
 
 
 def listing(data: Any, images: int | None = None) -> Source:
-    """Return the images as a list: all, or where they are streamed at least `images` of them."""
+    """Return the images as a list: all, or of a stream at least `images` of them."""
     return open_source(data).listing(images)
 
 

@@ -1,4 +1,4 @@
-"""The order of training: which image a sample number is, and which sample numbers are whose.
+"""The order of training: the image of each sample number, and the sample numbers of each process.
 
 Sample number p = step · batch + i decides which image is read (a new permutation every epoch) and every random number
 used on it, whatever the number of workers and ranks. Resuming is starting at another step.
@@ -21,7 +21,7 @@ Reader = Callable[[], tuple[Image.Image, int]]  # gives an image, 8-bit RGB, and
 
 @runtime_checkable
 class SampleOrder(Protocol):
-    """Sample number → image."""
+    """The protocol of an order: sample number → image."""
 
     def find(self, position: int, attempt: int = 0) -> tuple[str, Reader]:
         """Return name and reader of a sample; after `attempt` unreadable ones, of the image that many places on."""
@@ -49,7 +49,7 @@ def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def check_batch(batch_size: int, parts: int = 1) -> None:
-    """`DataError` when a batch cannot be shared out evenly over the processes and its `parts` (see `positions_of`)."""
+    """Raise `DataError` when a batch cannot be shared out evenly over processes and `parts` (see `positions_of`)."""
     ranks = distributed.world_size()
     if batch_size % (parts * ranks):
         processes = "1 process" if ranks == 1 else f"{ranks} processes"
@@ -62,8 +62,10 @@ def check_batch(batch_size: int, parts: int = 1) -> None:
 
 
 def positions_of(step: int, batch_size: int, parts: int = 1) -> list[int]:
-    """Return this process's sample numbers of a step: its share of each of `parts` equal parts of the batch, which are
-    gone through one after the other. So the k-th part holds the same images at any number of processes."""
+    """Return this process's sample numbers of a step: its share of each of `parts` equal parts of the batch.
+
+    The parts are gone through one after the other, so that the k-th holds the same images at any number of processes.
+    """
     part = batch_size // parts
     own, first = part // distributed.world_size(), step * batch_size
     starts = (first + number * part + distributed.rank() * own for number in range(parts))

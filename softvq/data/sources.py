@@ -1,4 +1,4 @@
-"""Where images come from: folders, tar shards, Hugging Face datasets, and the emoji that ship with the package.
+"""Sources of images: folders, tar shards, Hugging Face datasets, and the emoji that ship with the package.
 
 A source has names, labels, classes, and `read(index)`: the encoded bytes. Sources are small and picklable; files are
 opened by the process that reads them.
@@ -16,7 +16,7 @@ from typing import ClassVar
 from PIL import Image
 
 from softvq.config import family, register
-from softvq.data.images import EXTENSIONS, open_image
+from softvq.data.images import EXTENSIONS, image_size, open_image
 from softvq.data.order import Order, Reader, SampleOrder
 from softvq.errors import DataError, ImageError
 
@@ -25,10 +25,13 @@ EMOJI = Path(__file__).parent.parent / "assets" / "emoji"
 
 @family
 class Source(ABC):
-    """A list of encoded images with class labels. One of your own is a frozen dataclass, derived from this, with
-    `@softvq.register` above it: it is then data by its name (`Stripes`, or `{"type": "Stripes", "count": 8}`).
+    """A list of encoded images with class labels.
 
-    `names` are unique and always the same; `labels` are numbers of `classes`."""
+    A source of your own is a frozen dataclass that derives from this class and has `@softvq.register` above it: it is
+    then data by its name (`Stripes`, or `{"type": "Stripes", "count": 8}`).
+
+    `names` are unique and always the same; `labels` are numbers of `classes`.
+    """
 
     required: ClassVar = ("names", "labels", "classes")
     names: list[str]
@@ -37,18 +40,22 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """Return an image's bytes, as in a file of it; `OSError` or `ImageError` where it cannot be read."""
+        """Return an image's bytes, as in a file of it; `OSError` or `ImageError` when it cannot be read."""
 
     def image(self, index: int) -> tuple[Image.Image, int]:
-        """Return an image, 8-bit RGB, and its label; `ImageError` names what cannot be read."""
+        """Return an image, 8-bit RGB, and its label; `ImageError` names a file that cannot be read."""
         name = self.names[index]
         try:
             return open_image(self.read(index), name), self.labels[index]
         except OSError as error:
             raise ImageError(f"{name} cannot be read ({error.strerror}).") from error
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Return an image's width and height in pixels; `ImageError` where they cannot be read."""
+        return image_size(self.read(index), self.names[index])
+
     def __len__(self) -> int:
-        """Return the number of images; of a stream, about."""
+        """Return the number of images, for a stream approximately."""
         return len(self.names)
 
     def __str__(self) -> str:
@@ -56,12 +63,12 @@ class Source(ABC):
 
     @property
     def identity(self) -> dict[str, object]:
-        """The number of images and a checksum of their names: which images these are."""
+        """The number of images and a checksum of their names, by which one set of images is told from another."""
         names = hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogateescape")).hexdigest()
         return {"count": len(self.names), "names": names[:16]}
 
     def holds(self, path: Path) -> bool:
-        """Return if a file written to this path would become one of the images."""
+        """Return True when a file written to this path would become one of the images."""
         return False
 
     def listing(self, images: int | None = None) -> "Source":
@@ -75,7 +82,7 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class ListedOrder:
-    """Sample number → image of a source that lists its images."""
+    """The order of a source that lists its images: sample number → image."""
 
     source: Source
     order: Order
@@ -87,7 +94,7 @@ class ListedOrder:
 
 
 class _ByFolder(Source):
-    """Classes from names: the first folder of each is its class; names without a folder are one class."""
+    """A source with classes from names: the first folder of each is its class; names without a folder are one class."""
 
     names: list[str]
 
@@ -120,6 +127,7 @@ class Folder(_ByFolder):
 
     @cached_property
     def names(self) -> list[str]:
+        """The paths of the images relative to `root`, sorted; hidden files and folders are left out."""
         found, seen = [], set()
         for folder, folders, files in os.walk(self.root, followlinks=True):
             if (real := os.path.realpath(folder)) in seen:  # a link back up
@@ -131,16 +139,20 @@ class Folder(_ByFolder):
         return sorted(os.path.relpath(path, self.root) for path in found)
 
     def read(self, index: int) -> bytes:
+        """Return the bytes of an image's file; `OSError` when it cannot be read."""
         return (self.root / self.names[index]).read_bytes()
 
     def holds(self, path: Path) -> bool:
+        """Return True when a path lies under `root`, links followed."""
         return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root))
 
 
 @dataclass(frozen=True)
 class TarFile(_ByFolder):
-    """A tar of `class/name` images, read in place by offset: the bundled emoji. Of them only those in `only` (if it is
-    given), and none of those in `without`."""
+    """A tar of `class/name` images, read in place by offset: the bundled emoji.
+
+    Its images are those in `only` (None: all) without those in `without`.
+    """
 
     path: Path
     only: frozenset[str] | None = None
@@ -153,9 +165,11 @@ class TarFile(_ByFolder):
 
     @cached_property
     def names(self) -> list[str]:
+        """The names of the images in the tar, sorted."""
         return [name for name, _, _ in self._entries]
 
     def read(self, index: int) -> bytes:
+        """Return the bytes of an image, from its place in the tar."""
         _, offset, size = self._entries[index]
         return read_at(self.path, offset, size)
 
@@ -173,11 +187,13 @@ class Entry:
 @register
 @dataclass(frozen=True)
 class Shards(Source):
-    """Images in tar shards as webdataset writes them: `key.jpg` with its class in `key.cls` beside it, read in place by
-    offset. Class numbers are kept as they are. Without `.cls` files, folders inside the shards are classes.
+    """Images in tar shards as webdataset writes them, read in place by offset.
 
-    The shards are looked through once (their headers, not their images) when the source is opened; after that any
-    image is one seek away, so that shuffling and resuming need neither a buffer nor a replay.
+    `key.jpg` has its class in `key.cls` beside it, and class numbers are kept as they are. Without `.cls` files,
+    folders inside the shards are classes.
+
+    The shards are looked through once (their headers, not their images) at their first use; after that any image is one
+    seek away, so that shuffling and resuming need neither a buffer nor a replay.
     """
 
     paths: tuple[Path, ...]
@@ -191,25 +207,29 @@ class Shards(Source):
 
     @cached_property
     def names(self) -> list[str]:
+        """The names of the images, each with its shard's, in the order of the shards."""
         return [entry.name for _, entry in self._entries]
 
     @cached_property
     def classes(self) -> list[str]:
+        """The names of the classes: numbers up to the largest where all are numbers, else the labels, sorted."""
         return _classes({entry.label for _, entry in self._entries})
 
     @cached_property
     def labels(self) -> list[int]:
+        """The class number of each image."""
         numbers = {label: number for number, label in enumerate(self.classes)}
         found = [entry.label for _, entry in self._entries]
         return [int(label) if label not in numbers else numbers[label] for label in found]  # "007" is class 7
 
     def read(self, index: int) -> bytes:
+        """Return the bytes of an image, from its place in its shard."""
         path, entry = self._entries[index]
         return read_at(path, entry.offset, entry.size)
 
 
 def shard_entries(path: Path, shard: str) -> list[Entry]:
-    """The images of a tar shard that is called `shard`, and their classes."""
+    """Return the images of a tar shard that is called `shard`, and their classes."""
     entries = tar_entries(path)
     marks = {name[:-4]: (offset, size) for name, offset, size in entries if name.endswith(".cls")}
     found = []
@@ -224,8 +244,11 @@ def shard_entries(path: Path, shard: str) -> list[Entry]:
 @register
 @dataclass(frozen=True)
 class HubDataset(Source):
-    """A split of a Hugging Face dataset, or local parquet files in its format: rows with an image, and a class where
-    there is a column for it. Downloaded once by `datasets`, memory-mapped, read row by row."""
+    """A split of a Hugging Face dataset, or local parquet files in its format.
+
+    Its rows have an image, and a class where there is a column for it. It is downloaded once by `datasets`,
+    memory-mapped, and read row by row.
+    """
 
     name: str
     split: str = "train"
@@ -256,10 +279,12 @@ class HubDataset(Source):
 
     @cached_property
     def names(self) -> list[str]:
+        """The names of the rows: dataset, split and number."""
         return [f"{self.name}/{self.split}/{number}" for number in range(len(self._rows))]
 
     @cached_property
     def classes(self) -> list[str]:
+        """The names of the classes, as the dataset has them; one empty name without a column of labels."""
         kind = self._rows.features.get("label")
         if kind is None:
             return [""]
@@ -269,6 +294,7 @@ class HubDataset(Source):
 
     @cached_property
     def labels(self) -> list[int]:
+        """The class number of each row, 0 without a column of labels."""
         if "label" not in self._rows.features:
             return [0] * len(self._rows)
         numbers = {label: number for number, label in enumerate(self.classes)}
@@ -277,12 +303,13 @@ class HubDataset(Source):
         return [numbers[str(label)] for label in self._rows["label"]]
 
     def read(self, index: int) -> bytes:
+        """Return the encoded bytes of a row's image."""
         image = self._rows[index]["image"]
         return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
 
 
 def tar_entries(path: Path) -> list[tuple[str, int, int]]:
-    """Name, offset and size of each file in a tar; `DataError` when it is none, or is cut off."""
+    """Return name, offset and size of each file in a tar; `DataError` when it is none, or is cut off."""
     try:
         with tarfile.open(path, "r:") as tar:
             entries = [(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
@@ -295,6 +322,7 @@ def tar_entries(path: Path) -> list[tuple[str, int, int]]:
 
 
 def read_at(path: Path, offset: int, size: int) -> bytes:
+    """Return `size` bytes of a file from `offset` on."""
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(size)
@@ -304,7 +332,11 @@ _MOST_NUMBERS = 10**6  # beyond it, numbers are names: a date, an identifier
 
 
 def _classes(labels: set[str]) -> list[str]:
-    """Class numbers stay what they are, so that all below the largest are classes too; other labels are names."""
+    """Return the classes of labels: numbers up to the largest where all are numbers, else the labels, sorted.
+
+    Class numbers stay as they are, so that all below the largest are classes too. Numbers of a million and more are
+    names.
+    """
     if all(label.isdecimal() for label in labels) and (largest := max(map(int, labels))) < _MOST_NUMBERS:
         return [str(number) for number in range(largest + 1)]
     return sorted(labels)

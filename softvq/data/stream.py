@@ -1,10 +1,10 @@
 """Tar shards that are somewhere else: fetched whole, in a seeded order, into a bounded cache on disk.
 
-Where a listing of all images would mean reading all shards first, the order is one of shards. A batch is cut into
-lanes; each lane reads one shard at a time, in a random order, and the lanes share out every permutation of the shards.
-Which image is sample number p is then a function of the seed, p and how many images the lane's earlier shards hold: the
-same for any number of ranks and workers, and a run resumes without reading again what it has read. A rank reads its own
-lanes' shards only; what is held at once is a shard a lane.
+A listing of all images would mean reading all shards first, so the order is one of shards. A batch is cut into lanes;
+each lane reads one shard at a time, in a random order, and the lanes share out every permutation of the shards. The
+image of sample number p is then a function of the seed, p and how many images the lane's earlier shards hold. It is the
+same for any number of ranks and workers, and a run resumes without reading earlier images again. A rank reads its own
+lanes' shards only; one shard a lane is held at once.
 """
 
 import hashlib
@@ -37,14 +37,19 @@ _TRIES = 4  # of a download, with pauses of 1, 2 and 4 s between them
 
 @dataclass(frozen=True)
 class ShardCache:
-    """Shards by address, each fetched once; beyond `limit` bytes the longest unused are deleted. What is known of a
-    shard's images (names, places, classes) is kept when the shard is not."""
+    """A cache of shards by address, each fetched once; beyond `limit` bytes the longest unused are deleted.
+
+    The names, places and classes of a shard's images are kept when the shard is not.
+    """
 
     folder: Path
     limit: int = 200 * 10**9
 
     def fetch(self, url: str) -> Path:
-        """The local copy of a shard; `DataError` when it cannot be had. Processes of a machine wait for one another."""
+        """Return the local copy of a shard; `DataError` when it cannot be had.
+
+        Processes of a machine wait for one another.
+        """
         path = self._path(url, ".tar")
         if path.is_file():
             os.utime(path)  # used just now
@@ -59,7 +64,7 @@ class ShardCache:
         return path
 
     def entries(self, url: str) -> list[Entry]:
-        """The images of a shard, from an earlier look at it where there was one."""
+        """Return the images of a shard, from an earlier look at it where there was one."""
         path = self._path(url, ".json")
         if path.is_file():
             return [Entry(*entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
@@ -105,10 +110,10 @@ def _download(url: str, path: Path) -> None:
 
 @dataclass(frozen=True)
 class ShardStream(Source):
-    """Images of the shards at `urls`, in an endless order that knows nothing of the shards it has not come to. (Names,
-    classes and images by index are those of `listing`, which fetches all shards.)
+    """The images of the shards at `urls`, in an endless order that knows nothing of the shards it has not come to.
 
-    Labels are the numbers in `.cls` files, −1 where there are none.
+    Names, classes and images by index are those of `listing`, which fetches all shards. Labels of streamed images are
+    the numbers in `.cls` files, −1 where there are none.
     """
 
     urls: tuple[str, ...]
@@ -120,30 +125,34 @@ class ShardStream(Source):
 
     @property
     def names(self) -> list[str]:
+        """The names of all images, for which all shards are fetched."""
         return self._listed.names
 
     @property
     def labels(self) -> list[int]:
+        """The class number of each image, for which all shards are fetched."""
         return self._listed.labels
 
     @property
     def classes(self) -> list[str]:
+        """The names of the classes, for which all shards are fetched."""
         return self._listed.classes
 
     def read(self, index: int) -> bytes:
+        """Return the bytes of an image by its index in `listing`, for which all shards are fetched."""
         return self._listed.read(index)
 
     @property
     def identity(self) -> dict[str, object]:
-        """The number of shards and a checksum of their addresses: what must be the same for a run to be resumed."""
+        """The number of shards and a checksum of their addresses, which must be the same for a run to be resumed."""
         return {"shards": len(self.urls), "names": hashlib.sha256("\n".join(self.urls).encode()).hexdigest()[:16]}
 
     def __len__(self) -> int:
-        """Return about the number of images, going by the first shard."""
+        """Return about the number of images, estimated from the first shard."""
         return len(self.urls) * len(self.cache.entries(self.urls[0]))
 
     def listing(self, images: int | None = None) -> Shards:
-        """The images of as many shards as it takes to have `images`, all shards if None, fetched whole."""
+        """Return the images of as many shards as it takes to have `images`, of all shards if None, fetched whole."""
         order = range(len(self.urls)) if images is None else _permutation(len(self.urls), 0, 0)
         paths, count = [], 0
         for number in order:
@@ -154,7 +163,7 @@ class ShardStream(Source):
         return Shards(tuple(paths))
 
     def order(self, batch_size: int, seed: int) -> "StreamOrder":
-        """The order in which a run of this batch size reads the images."""
+        """Return the order in which a run of this batch size reads the images."""
         lanes = max(n for n in range(1, MOST_LANES + 1) if batch_size % n == 0)
         return StreamOrder(self, batch_size, seed, lanes)
 
@@ -169,8 +178,11 @@ class _Opened:
 
 @dataclass
 class StreamOrder:
-    """Sample number → image: lane ℓ's j-th shard is number jℓ = j · lanes + ℓ of the endless series of permutations of
-    the shards, and the images of each are permuted anew each time."""
+    """The order of a stream: sample number → image.
+
+    Lane ℓ's j-th shard is number j · lanes + ℓ of the endless series of permutations of the shards, and the images of
+    each are permuted anew each time.
+    """
 
     stream: ShardStream
     batch_size: int
@@ -181,7 +193,7 @@ class StreamOrder:
     _open: dict[int, "_Opened"] = field(default_factory=dict)  # of each lane: its shard now
 
     def place(self, position: int) -> tuple[int, int]:
-        """Lane and position within it of a sample number."""
+        """Return the lane of a sample number, and the position within it."""
         step, within = divmod(position, self.batch_size)
         share = self.batch_size // self.lanes
         lane, offset = divmod(within, share)
@@ -213,7 +225,7 @@ class StreamOrder:
         return self._counts[url]
 
     def _shard(self, lane: int, number: int) -> _Opened:
-        """The images of a lane's shard and their order. Coming to a shard starts the fetching of the next."""
+        """Return a lane's shard with its images in their order; coming to a shard starts the fetching of the next."""
         if lane not in self._open or self._open[lane].number != number:
             url = self._url(lane, number)
             entries = self.stream.cache.entries(url)
@@ -250,7 +262,7 @@ def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def braces(pattern: str) -> list[str]:
-    """`train-{000..127}.tar` written out; any pattern without such a range as it is."""
+    """Return a pattern with a range, `train-{000..127}.tar`, written out; any other pattern as it is."""
     if not (found := re.search(r"\{(\d+)\.\.(\d+)\}", pattern)):
         return [pattern]
     first, last = found.groups()
@@ -259,7 +271,7 @@ def braces(pattern: str) -> list[str]:
 
 
 def open_stream(pattern: str) -> ShardStream:
-    """The shards of an address with ranges in braces, or wildcards where the protocol can list (s3, gs, hf)."""
+    """Return the shards of an address with ranges in braces, or wildcards where the protocol can list (s3, gs, hf)."""
     folder = Path(os.environ.get("SOFTVQ_CACHE", Path.home() / ".cache" / "softvq"))
     cache = ShardCache(folder / "shards", int(float(os.environ.get("SOFTVQ_CACHE_GB", 200)) * 1e9))
     urls = [url for one in braces(pattern) for url in (_matching(one) if any(c in one for c in "*?[") else [one])]

@@ -1,0 +1,1 @@
+"""Measurements of models: reconstruction, generation, probing, latent spaces and cost, with reports of the results."""

@@ -1,7 +1,9 @@
-"""What people see in generated or decoded images and no feature network says: borders of patches, blur, empty pictures.
+"""Flaws that people see in generated or decoded images and that no feature network measures.
 
-rows = appearance(images, periods)                    # of 8-bit images, a row an image
-appearance_scores(rows, real, size, periods)          # of all of them, beside real images'
+They are borders of patches, blur, and empty pictures.
+
+    rows = appearance(images, periods)                    # of 8-bit images, a row an image
+    appearance_scores(rows, real, size, periods)          # of all of them, beside real images'
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,15 +20,18 @@ _WHITE, _LEAST_INK = 0.95, 0.03
 
 
 def periods_for(size: int, patch: int | None = None) -> tuple[int, ...]:
-    """The periods that blockiness is looked for at in images of `size` px: 4, 8, 16, and the model's patch."""
+    """Return the periods at which blockiness is measured in images of `size` px: 4, 8, 16, and the model's patch."""
     return tuple(sorted(p for p in {*PERIODS, *(() if patch is None else (patch,))} if 1 < p < size))
 
 
 def appearance(images: UInt8[Tensor, "B 3 S S"], periods: Sequence[int]) -> dict[str, Float[Tensor, " B *P"]]:
-    """One row an image: `difference`, the sum of absolute differences of neighbouring pixels, down and across, over all
-    channels (pixels in [0, 1]); `borders`, how much of it lies across the borders of squares of each period;
-    `gradient_energy`, the mean squared difference of luma, down + across (pixels in [-1, 1]); `ink`, the share of
-    pixels darker than 0.95 in some channel."""
+    """Return one row an image of what blockiness, sharpness and blank pictures are computed from.
+
+    `difference` is the sum of absolute differences of neighbouring pixels, down and across, over all channels (pixels
+    in [0, 1]); `borders` is the part of it that lies across the borders of squares of each period; `gradient_energy` is
+    the mean squared difference of luma, down + across (pixels in [-1, 1]); `ink` is the share of pixels darker than
+    0.95 in some channel.
+    """
     x = images.double() / 255
     down, across = x.diff(dim=2).abs().sum((1, 3)), x.diff(dim=3).abs().sum((1, 2))  # B S-1, by place
     luma = (x * x.new_tensor(_LUMA).view(3, 1, 1)).sum(1) * 2
@@ -42,8 +47,10 @@ def appearance(images: UInt8[Tensor, "B 3 S S"], periods: Sequence[int]) -> dict
 
 
 def blockiness(rows: Mapping[str, Tensor], size: int, periods: Sequence[int]) -> dict[int, float]:
-    """By period, the mean absolute difference of neighbours across borders over that elsewhere, of all images together:
-    1 where borders are no different. Periods between whose borders nothing differs are left out."""
+    """Return, by period, the mean absolute difference of neighbours across borders over that elsewhere, of all images.
+
+    It is 1 where borders are no different. Periods between whose borders nothing differs are left out.
+    """
     total, found = float(rows["difference"].sum()), {}
     for place, period in enumerate(periods):
         border, count = float(rows["borders"][:, place].sum()), (size - 1) // period
@@ -56,10 +63,13 @@ def blockiness(rows: Mapping[str, Tensor], size: int, periods: Sequence[int]) ->
 def appearance_scores(
     rows: Mapping[str, Tensor], real: Mapping[str, Tensor] | None, size: int, periods: Sequence[int]
 ) -> dict[str, Any]:
-    """`blockiness`, that of the worst period, `blockiness_real`, the real images' at the same period, and
-    `blockiness_P` for each; `gradient_energy`, relative to the real images' (1: as sharp); `nearly_blank`, the share of
-    images with less than 3 % of pixels darker than 0.95 in some channel. What needs real images is left out without
-    them."""
+    """Return `blockiness`, `gradient_energy` and `nearly_blank` of all images, and what they are compared with.
+
+    `blockiness` is that of the worst period, `blockiness_real` the real images' at the same period, and `blockiness_P`
+    that of each period P; `gradient_energy` is relative to the real images' (1: as sharp); `nearly_blank` is the share
+    of images with less than 3 % of pixels darker than 0.95 in some channel. Figures that need real images are left out
+    without them.
+    """
     scores: dict[str, Any] = {}
     if found := blockiness(rows, size, periods):
         worst = max(found, key=lambda period: found[period])

@@ -1,24 +1,24 @@
 """Images beside what a tokenizer makes of them: a picture, and PSNR and SSIM image by image."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from softvq import progress as progresses
 from softvq.data.images import Fit
-from softvq.data.loader import Batch, NoneReadable, ordered_batches
+from softvq.data.loader import Batch, NoneReadable, ordered_batches, spread
 from softvq.data.objects import Objects
 from softvq.data.opening import open_source
 from softvq.data.sources import EMOJI, Folder, Source
 from softvq.errors import ConfigError, ImageError
 from softvq.evaluation.metrics import CONVENTION
-from softvq.evaluation.reconstruction import measured
-from softvq.figures import comparison
+from softvq.evaluation.reconstruction import measured, score
+from softvq.figures import comparison, table
 from softvq.files import read_json
 from softvq.models import Coder
 
@@ -35,12 +35,28 @@ class Comparison:
     latents: Tensor | None
     unreadable: dict[str, str]
     warning: str | None
-    convention: str = field(default=CONVENTION)
+    fit: Fit
+    size: int
+    latent_floats: int
+    compression: float
 
     @property
     def means(self) -> dict[str, float]:
         """Mean PSNR and SSIM."""
         return {name: sum(row[name] for row in self.rows) / len(self.rows) for name in ("psnr", "ssim")}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all but the picture and the latents, JSON-ready."""
+        settings = {name: getattr(self, name) for name in ("latent_floats", "compression", "fit", "size")}
+        told = {"images": self.rows, **self.means, **settings, "convention": CONVENTION, "skipped": self.unreadable}
+        return {**told, "warning": self.warning} if self.warning else told
+
+    def __str__(self) -> str:
+        """Return the figures of each image as a table."""
+        rows = [*self.rows, {"image": "mean", **self.means}] if len(self.rows) > 1 else self.rows
+        cells = [(row["image"], f"{row['psnr']:.2f}", f"{row['ssim']:.4f}") for row in rows]
+        numbers = f"{self.latent_floats:,} numbers an image, {self.compression:.1f} times fewer than its"
+        return f"{table([('image', 'PSNR dB', 'SSIM'), *cells])}\n{numbers} {self.size}×{self.size} pixels have"
 
 
 def compare(
@@ -63,8 +79,7 @@ def compare(
     kept: list[Tensor] = []
     pairs: list[tuple[Tensor, Tensor]] = []
     bad: dict[str, str] = {}
-    bar = tqdm(total=len(source.names), unit="image", disable=progress if progress is None else not progress)
-    with bar:
+    with progresses.bar(len(source.names), "image", "reconstructing", show=progress) as done:
         for batch in _readable(source, coder.tokenizer.config.image_size, batch_size, fit, bad):
             codes = coder.encode(batch.images)
             output = coder.decode(codes)
@@ -74,13 +89,23 @@ def compare(
             kept += [codes] if latents else []
             if (room := shown - sum(len(x) for x, _ in pairs)) > 0:
                 pairs.append((batch.images[:room], output[:room]))
-            bar.update(len(batch) + len(batch.bad))
+            done(len(batch) + len(batch.bad))
     if not rows:
         alone = len(bad) == 1
         raise ImageError(next(iter(bad.values())) if alone else f"none of the {len(bad)} images can be read.")
     picture = comparison(*(torch.cat(part) for part in zip(*pairs, strict=True)))
     warning = outside_of_domain(coder.tokenizer.about, rows)
-    return Comparison(rows, picture, torch.cat(kept) if latents else None, bad, warning)
+    return Comparison(
+        rows,
+        picture,
+        torch.cat(kept) if latents else None,
+        bad,
+        warning,
+        fit,
+        coder.tokenizer.config.image_size,
+        coder.latent_floats,
+        coder.compression,
+    )
 
 
 def _files(images: Any) -> Any:
@@ -111,7 +136,8 @@ def outside_of_domain(about: dict[str, Any], rows: list[dict[str, Any]]) -> str 
     which = worse[0]["image"] if len(worse) == 1 else f"{len(worse)} of {len(rows)} images"
     return (
         f"{which} came back below {floor:.1f} dB, worse than 99 % of this model's validation images "
-        f"({about.get('domain', 'its own data')}): it does not know such images."
+        f"({about.get('domain', 'its own data')}): it does not know such images. "
+        "The authors' released models, such as SoftVQVAE/softvq-l-64, know photographs."
     )
 
 
@@ -120,3 +146,51 @@ def yardsticks(size: int, floats: int) -> list[dict[str, Any]]:
     to as many numbers an image; none where they were not measured at this size."""
     rows = read_json(EMOJI.parent / "yardsticks.json")["rows"]
     return [row for row in rows if (row["size"], row["floats"]) == (size, floats)]
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """The bundled validation images: `rows`, the scores of a tokenizer and of plain methods with as many numbers; some
+    images beside their reconstructions as a `picture`."""
+
+    rows: list[dict[str, Any]]
+    picture: Image.Image
+    size: int
+    latent_floats: int
+    compression: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all but the picture, JSON-ready."""
+        told = {name: getattr(self, name) for name in ("size", "latent_floats", "compression", "rows")}
+        return {**told, "convention": CONVENTION, "torch": torch.__version__}
+
+    def __str__(self) -> str:
+        """Return the scores as a table."""
+        cells = [(row["method"], f"{row['psnr']:.2f}", f"{row['ssim']:.4f}") for row in self.rows]
+        images = f"{self.rows[0]['images']} bundled validation images, {self.size}×{self.size} pixels"
+        return (
+            f"{images}, {self.latent_floats:,} numbers each ({self.compression:.0f} times fewer)\n\n"
+            f"{table([('', 'PSNR dB', 'SSIM'), *cells])}\n\n{CONVENTION}.\n"
+            "PCA and box-downsampling: python benchmarks/yardsticks.py"
+        )
+
+
+def demonstrate(coder: Coder, name: str, shown: int = 32) -> Demonstration:
+    """Reconstruct the bundled validation images with a tokenizer called `name`, and compare it with PCA and with
+    box-downsampling."""
+    source, size = open_source("emoji-val"), coder.tokenizer.config.image_size
+    with progresses.bar(len(source.names), "image", "reconstructing") as done:
+
+        def again(images: Tensor) -> Tensor:
+            done(len(images))
+            return coder.decode(coder.encode(images))
+
+        scores = score(again, (batch.images for batch in ordered_batches(source, size=size, batch_size=28)))
+    some = spread(source, size, shown)
+    return Demonstration(
+        [{"method": name, **scores.summary()}, *yardsticks(size, coder.latent_floats)],
+        comparison(some, coder.decode(coder.encode(some))),
+        size,
+        coder.latent_floats,
+        coder.compression,
+    )

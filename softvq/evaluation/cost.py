@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from softvq import progress
 from softvq.autoencoders import FoldedAutoencoder
 from softvq.config import nearest
 from softvq.errors import ConfigError
 from softvq.evaluation.results import Result, short_name
+from softvq.figures import table
 from softvq.generators.base import Generator
 from softvq.generators.dit import DiTConfig
 from softvq.generators.mar import MARConfig, MARNetworkConfig
@@ -138,10 +139,8 @@ def cost(rows: Sequence[str] = (), *, models: Sequence[str] = (), **settings: An
     at = _Timing(device, precision, given.batch_size or (1 if device.type == "cpu" else 64), given)
     wanted = _rows_of(models) if models else {name: ROWS[name] for name in rows or ROWS}
     found = {}
-    with tqdm(wanted.items(), unit="row", dynamic_ncols=True, disable=not given.timed) as bar:
-        for name, row in bar:
-            bar.set_description(name)
-            found[name] = _measured(name, row, at)
+    for name in progress.through(list(wanted), "row", "measuring"):
+        found[name] = _measured(name, wanted[name], at)
     threads = f"{device.type}, {torch.get_num_threads()} threads"
     protocol = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
@@ -319,3 +318,28 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+_COLUMNS = {  # of a row of the table: heading and digits
+    "parameters": ("M parameters", 1),
+    "gmacs": ("GMACs", 2),
+    "published_gmacs": ("paper", 2),
+    "decode_gmacs": ("decoder", 2),
+    "memory_gb": ("GB", 2),
+    "evaluation_ms": ("ms/evaluation", 1),
+    "decode_ms": ("ms/decode", 1),
+    "images_per_second": ("images/s", 3),
+    "published_images_per_second": ("paper", 2),
+}
+
+
+def cost_table(result: Result) -> str:
+    """Return the costs of a result as a table for people, beside the paper's, and how they were measured."""
+    rows, p = result.more["rows"], result.protocol
+    shown = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows.values())]
+    cells = [["", *(_COLUMNS[key][0] for key in shown)]]
+    for name, row in rows.items():
+        values = ((row.get(key), _COLUMNS[key][1]) for key in shown)
+        cells.append([name, *("" if value is None else f"{value:.{digits}f}" for value, digits in values)])
+    told = f"{p['device']}, PyTorch {p['torch']}, {p['precision']}, batch {p['batch']}, {p['steps']} steps, "
+    return f"{table(cells)}\n\n{told}guidance {p['guidance']:g}"

@@ -1,5 +1,7 @@
-"""How a set of generated images lies to a set of real ones, besides the Fréchet distance: Inception Score, KID,
-precision and recall. All in float64, from features that are there already."""
+"""Measures of how close generated images are to real ones, besides the Fréchet distance.
+
+They are Inception Score, KID, precision and recall, all in float64, from features that are there already.
+"""
 
 import numpy as np
 import torch
@@ -8,15 +10,18 @@ from torch import Tensor
 
 from softvq.errors import MetricError
 
+SPLITS = 10  # parts of the images that an Inception Score is a mean over
 NEIGHBOURS = 3  # precision and recall (Kynkäänniemi et al. 2019), as ADM takes them
 MOST = 10_000  # reference images of precision and recall, as in ADM
 _SEED = 2020  # of torch-fidelity's permutation and subsets
 _BLOCK = 2048
 
 
-def inception_score(logits: Float[Tensor, "N C"], splits: int = 10) -> tuple[float, float]:
-    """Mean and standard deviation over `splits` parts of exp E KL(p(y|x) ‖ p(y)) (Salimans et al. 2016), the images
-    permuted first as torch-fidelity does."""
+def inception_score(logits: Float[Tensor, "N C"], splits: int = SPLITS) -> tuple[float, float]:
+    """Return the mean and deviation over `splits` parts of exp E KL(p(y|x) ‖ p(y)) (Salimans et al. 2016).
+
+    The images are permuted first as torch-fidelity does.
+    """
     count = len(logits)
     if count < splits:
         raise MetricError(f"an Inception Score of {splits} parts needs as many images, not {count}.")
@@ -33,8 +38,11 @@ def inception_score(logits: Float[Tensor, "N C"], splits: int = 10) -> tuple[flo
 def kernel_distance(
     samples: Float[Tensor, "N F"], reference: Float[Tensor, "M F"], subsets: int = 100, size: int = 1000
 ) -> tuple[float, float]:
-    """KID (Bińkowski et al. 2018): the unbiased squared MMD with kernel (x · y / F + 1)³, mean and deviation over
-    subsets of `size` images of each side (all, where there are fewer), drawn as torch-fidelity draws them."""
+    """Return KID (Bińkowski et al. 2018): the unbiased squared MMD with kernel (x · y / F + 1)³, as mean and deviation.
+
+    They are those over subsets of `size` images of each side (all, where there are fewer), drawn as torch-fidelity
+    draws them.
+    """
     size = min(size, len(samples), len(reference))
     if size < 2:
         raise MetricError(f"KID needs at least 2 images of each side, not {size}.")
@@ -55,8 +63,11 @@ def _cubic(x: Tensor, y: Tensor) -> Tensor:
 def precision_recall(
     samples: Float[Tensor, "N F"], reference: Float[Tensor, "M F"], neighbours: int = NEIGHBOURS
 ) -> tuple[float, float]:
-    """The share of samples within the reach of some reference image, and of reference images within that of some
-    sample (Kynkäänniemi et al. 2019). An image reaches as far as its k-th nearest neighbour of its own side."""
+    """Return precision and recall of samples (Kynkäänniemi et al. 2019), each in [0, 1].
+
+    Precision is the share of samples within the reach of some reference image, recall that of reference images within
+    the reach of some sample. An image reaches as far as its k-th nearest neighbour of its own side.
+    """
     for side, name in ((samples, "generated"), (reference, "reference")):
         if len(side) < neighbours + 1:
             raise MetricError(
@@ -70,13 +81,16 @@ def precision_recall(
 
 
 def _centred(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Around the reference's mean: distances are differences of squares; those of small numbers keep their digits."""
+    """Return both sides less the reference's mean.
+
+    Distances are computed as differences of squares, and those of small numbers keep their digits.
+    """
     middle = reference.double().mean(0)
     return samples.double() - middle, reference.double() - middle
 
 
 def _reach(points: Tensor, neighbours: int) -> Float[Tensor, " N"]:
-    """The squared distance of each point to its k-th nearest neighbour among the others."""
+    """Return the squared distance of each point to its k-th nearest neighbour among the others."""
     found = []
     for first in range(0, len(points), _BLOCK):
         squares = _squares(points[first : first + _BLOCK], points)
@@ -87,7 +101,7 @@ def _reach(points: Tensor, neighbours: int) -> Float[Tensor, " N"]:
 
 
 def _within(points: Tensor, centres: Tensor, reach: Tensor) -> Bool[Tensor, " N"]:
-    """Say of each point if it is within the reach of some centre; equal distances count, to rounding."""
+    """Return for each point True when it is within the reach of some centre; equal distances count, to rounding."""
     slack = 1e-12 * max(float(side.square().sum(1).max()) for side in (points, centres))
     return torch.cat([(_squares(p, centres) <= reach + slack).any(1) for p in points.split(_BLOCK)])
 
@@ -98,6 +112,9 @@ def _squares(a: Tensor, b: Tensor) -> Float[Tensor, "N M"]:
 
 
 def nearest_distances(samples: Float[Tensor, "N F"], reference: Float[Tensor, "M F"]) -> Float[Tensor, " N"]:
-    """The distance of each sample to the nearest reference image: a set of copies lies nearer than new images do."""
+    """Return the distance of each sample to the nearest reference image.
+
+    A set of copies lies nearer than new images do.
+    """
     samples, reference = _centred(samples, reference)
     return torch.cat([_squares(part, reference).amin(1).sqrt() for part in samples.split(_BLOCK)])

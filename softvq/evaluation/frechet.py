@@ -12,7 +12,7 @@ from softvq.errors import MetricError
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and unbiased covariance of features, and of how many images: None where a file does not say."""
+    """The mean and the unbiased covariance of features, and the number of images (None where a file does not say)."""
 
     mean: Float[Tensor, " F"]
     covariance: Float[Tensor, "F F"]
@@ -20,13 +20,19 @@ class Moments:
 
     @property
     def reliable(self) -> bool:
-        """Says if there are more images than features: with fewer, a distance says little of the distribution."""
+        """True when there are more images than features: with fewer, a distance says little of the distribution.
+
+        It is True too where the number of images is not known.
+        """
         return self.count is None or self.count > len(self.mean)
 
     @cached_property
     def factor(self) -> Float[Tensor, "F R"]:
-        """A with A Aᵀ the covariance. Its rank R is less than the number of images: what eigenvalues there are beyond
-        it, and below the rounding of the largest, are noise, and their roots would be large."""
+        """A matrix A with A Aᵀ the covariance.
+
+        Its rank R is less than the number of images: eigenvalues beyond that rank, and those below the rounding of the
+        largest one, are noise, and their roots would be large.
+        """
         values, vectors = torch.linalg.eigh(self.covariance)
         kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
         if self.count is not None:
@@ -43,6 +49,7 @@ class Gaussian:
         self.scatter = torch.zeros(width, width, dtype=torch.float64)
 
     def add(self, features: Float[Tensor, "B F"]) -> None:
+        """Add a batch of features."""
         if not len(features):
             return
         features = features.detach().cpu().double()
@@ -54,7 +61,7 @@ class Gaussian:
 
     @property
     def moments(self) -> Moments:
-        """`MetricError` with fewer than two images."""
+        """The moments of all features added; raises `MetricError` with fewer than two images."""
         if self.count < 2:
             raise MetricError(f"a covariance needs at least 2 images, not {self.count}.")
         return Moments(self.mean, self.scatter / (self.count - 1), self.count)
@@ -69,8 +76,12 @@ def moments_of(features: Float[Tensor, "N F"]) -> Moments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """‖μ − μ'‖² + tr(Σ + Σ' − 2 (Σ^½ Σ' Σ^½)^½). With Σ = A Aᵀ and Σ' = B Bᵀ the root's trace is the sum of the
-    singular values of Aᵀ B: exact where the matrix square root of ΣΣ' is unstable, with few images too."""
+    """Return ‖μ − μ'‖² + tr(Σ + Σ' − 2 (Σ^½ Σ' Σ^½)^½).
+
+    With Σ = A Aᵀ and Σ' = B Bᵀ the root's trace is the sum of the singular values of Aᵀ B: exact where the matrix
+    square root of ΣΣ' is unstable, with few images too. Raise `MetricError` when the features differ in number or are
+    not finite.
+    """
     if len(a.mean) != len(b.mean):
         raise MetricError(f"features of {len(a.mean)} and {len(b.mean)} numbers cannot be compared.")
     for moments in (a, b):

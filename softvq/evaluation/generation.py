@@ -14,11 +14,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from softvq.errors import ConfigError, SoftVQError
+from softvq.data.arrays import ArrayFile
+from softvq.data.images import Fit
+from softvq.errors import ConfigError, MetricError, SoftVQError
 from softvq.evaluation.appearance import appearance_scores
-from softvq.evaluation.distribution import inception_score, kernel_distance, nearest_distances, precision_recall
+from softvq.evaluation.distribution import SPLITS, inception_score, kernel_distance, nearest_distances, precision_recall
 from softvq.evaluation.frechet import frechet_distance
-from softvq.evaluation.images import ArrayImages, DrawnImages, is_bundled, open_images
+from softvq.evaluation.images import CROPS, ArrayImages, DrawnImages, is_array, is_bundled, open_images, shortest_side
 from softvq.evaluation.measuring import (
     Measuring,
     Settings,
@@ -49,11 +51,15 @@ def evaluate_generation(
     intervals: Sequence[tuple[float, float]] = (),
     checksum: str | None = None,
     sampling: dict[str, Any] | None = None,
+    fit: Fit | None = None,
+    size: int | None = None,
     **settings: Any,
 ) -> Result:
     """Return gFID (or FD, in the features of another network than Inception's) and its relatives, and what people see.
 
-    `images`: a `Pipeline`, or images that are there: an `.npz` file or all that `data.open_source` takes, of one size.
+    `images`: a `Pipeline`, or images that are there: an `.npz` file or all that `data.open_source` takes. They must be
+    square and of one size, or are made so: `fit` (crop, resize, pad) to `size` pixels, by default those of an `.npz`
+    reference, else the shorter side of the first image.
     `reference`: real images, or an `.npz` of them or of their statistics; by default what a generator has learned.
     `checksum`: of the reference; another is refused.
 
@@ -72,7 +78,12 @@ def evaluate_generation(
         )
     if reference is None:
         raise ConfigError("images that are there need a reference to be compared with.", setting="reference")
-    return _of_images(images, reference, checksum, given)
+    fit = "crop" if fit is None and size is not None else fit
+    if fit is not None and fit not in CROPS:
+        raise ConfigError(f"fit must be {', '.join(CROPS)}, not {fit!r}.", setting="fit")
+    if fit is not None and is_array(images):
+        raise ConfigError("the images of an .npz file are of one size already; fit is for folders.", setting="fit")
+    return _of_images(images, reference, checksum, given, fit, size)
 
 
 def frechet(images: Any, other: Any, *, size: int | None = None, **settings: Any) -> Result:
@@ -153,6 +164,7 @@ def _of_pipeline(
     with workplace(given.folder) as folder, evaluating(pipeline.generator, pipeline.tokenizer):
         bundled = knows_bundled(pipeline.tokenizer)
         measuring = Measuring(given, folder, device, bundled, patch_of(pipeline.tokenizer))
+        _check_count(measuring, count)
         known = {"name": model["name"], "fingerprint": model["fingerprint"]}
         named = reference_name(reference)
         stem = measuring.stem(known, pipeline.settings(request), count, named, list(seeds))
@@ -190,21 +202,36 @@ def _of_pipeline(
         )
 
 
-def _of_images(given_images: Any, reference: Any, checksum: str | None, given: Settings) -> Result:
-    images = open_images(given_images, None, given.batch_size, given.workers)
-    named = str(given_images) if isinstance(given_images, str | Path) else images.title
+def _of_images(
+    given_images: Any, reference: Any, checksum: str | None, given: Settings, fit: Fit | None, size: int | None
+) -> Result:
     look_for(reference)
+    if fit is not None and size is None:
+        size = ArrayFile(Path(reference)).side if is_array(reference) else None
+        size = size or shortest_side(given_images)
+    images = open_images(given_images, size if fit else None, given.batch_size, given.workers, fit or "crop")
+    named = str(given_images) if isinstance(given_images, str | Path) else images.title
     device = own_device(given.device)
     with workplace(given.folder) as folder:
         measuring = Measuring(given, folder, device, is_bundled(reference))
+        _check_count(measuring, images.count)
         real, compared = reference_of(measuring, reference, images.size, checksum)
-        name = f"generation-{Path(named).stem}-{measuring.stem(named, images.checksum, compared[1])}"
+        stem = measuring.stem(named, images.checksum, compared[1], images.size, images.crop)
+        name = f"generation-{Path(named).stem}-{stem}"
         parts = measuring.parts(images, name)
         periods = measuring.periods(images.size)
         found = generation_scores(parts, real, measuring.network.logits, images.size, periods)
         protocol = measuring.protocol(images.count - len(parts.bad), images.size, images.crop, compared)
         model = {"name": named, "fingerprint": _checksum(images, parts)}
         return _result(name, model, measuring, protocol, measuring.named(found, "g"), {}, {}, parts.folder)
+
+
+def _check_count(measuring: Measuring, count: int) -> None:
+    """Raise `MetricError`, before any image is made, where there will be too few for the Inception Score."""
+    if measuring.is_fid and count < SPLITS:
+        raise MetricError(
+            f"the Inception Score is of {SPLITS} parts and needs as many images, not {count}.", setting="num"
+        )
 
 
 def _checksum(images: Any, parts: Parts) -> str:

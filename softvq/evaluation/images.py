@@ -1,4 +1,4 @@
-"""Sets of 8-bit images of one size, by number: a data set, an array, what a generator draws."""
+"""Sets of 8-bit images of one size, by number: a data set, an array, or the images that a generator draws."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -8,19 +8,23 @@ from typing import Any
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from softvq import progress
 from softvq.data.arrays import ArrayFile
-from softvq.data.images import to_bytes
+from softvq.data.images import Fit, to_bytes
 from softvq.data.loader import NoneReadable, ordered_batches
 from softvq.data.opening import BUNDLED, listing
 from softvq.data.sources import Source
 from softvq.errors import DataError, ImageError
 from softvq.pipeline import Pipeline, Request
 
-_ADM_CROP = "ADM's centre crop"
+CROPS = {"crop": "ADM's centre crop", "resize": "stretched to a square", "pad": "padded with white to a square"}
 
 
 class Images(ABC):
-    """8-bit images of one size, by number. `crop`: how they were cut; `title`: what they are called."""
+    """A set of 8-bit images of one size, by number.
+
+    `crop` says how they were cut from larger ones, and `title` is their name.
+    """
 
     count: int
     size: int
@@ -29,28 +33,32 @@ class Images(ABC):
 
     @abstractmethod
     def batches(self, numbers: range, bad: dict[str, str]) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
-        """Yield these; what cannot be read goes into `bad`."""
+        """Yield the images of these numbers in batches; those that cannot be read go into `bad`, with the reason."""
 
 
 class DataImages(Images):
-    """The images of a data set, each cut to `size` (None: all are of one size already)."""
+    """The images of a data set, each made a square of `size` as `fit` says (None: all are of one size already).
 
-    def __init__(self, data: Any, size: int | None, batch_size: int = 64, workers: int = 0):
+    `DataError` when images that are to be kept as they are have several sizes or are not square: all are looked at
+    before any is worked on."""
+
+    def __init__(self, data: Any, size: int | None, batch_size: int = 64, workers: int = 0, fit: Fit = "crop"):
         self.source: Source = listing(data)
         self.title = str(data if isinstance(data, str | Path) else self.source)
         self.batch_size, self.workers = batch_size, workers
-        self.how = "keep" if size is None else "crop"
-        self.crop = "none" if size is None else _ADM_CROP
+        self.how = "keep" if size is None else fit
+        self.crop = "none" if size is None else CROPS[fit]
         self.count = len(self.source.names)
-        self.size = _side(self.source) if size is None else size
+        self.size = _common_side(self.source) if size is None else size
         self.checksum = self.source.identity["names"]
 
     def batches(self, numbers: range, bad: dict[str, str]) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
+        """Yield the images of these numbers in batches; those that cannot be read go into `bad`, with the reason."""
         for batch in self.tensors(numbers, bad):
             yield to_bytes(batch)
 
     def tensors(self, numbers: range, bad: dict[str, str]) -> Iterator[Float[Tensor, "B 3 H W"]]:
-        """Yield these in [-1, 1]."""
+        """Yield the images of these numbers in [-1, 1], in batches; those that cannot be read go into `bad`."""
         batches = ordered_batches(
             self.source,
             size=self.size,
@@ -67,23 +75,43 @@ class DataImages(Images):
             bad.update(error.bad)
 
 
-def _side(source: Source) -> int:
-    """Return the side of the first image that can be read."""
+def _common_side(source: Source) -> int:
+    """Return the side that all images have; those that cannot be read do not count."""
     bad: dict[str, str] = {}
-    for index, name in enumerate(source.names):
+    first: tuple[str, int] | None = None
+    for index in progress.through(range(len(source.names)), "image", "looking at sizes", kept=False):
+        name = source.names[index]
         try:
-            image, _ = source.image(index)
-        except ImageError as error:
+            width, height = source.size(index)
+        except (ImageError, OSError) as error:
             bad[name] = str(error)
             continue
-        if image.width != image.height:
-            raise DataError(f"{name} has {image.width}×{image.height} pixels; samples must be square.")
-        return image.width
+        first = first or (name, width)
+        if (width, height) != (first[1], first[1]):
+            raise DataError(
+                f"{name} has {width}×{height} pixels"
+                + ("" if name == first[0] else f", {first[0]} {first[1]}×{first[1]}")
+                + ": images must be square and of one size, or be made so with fit: crop, resize or pad.",
+                setting="fit",
+            )
+    if first is None:
+        raise NoneReadable(bad)
+    return first[1]
+
+
+def shortest_side(data: Any) -> int:
+    """Return the shorter side, in pixels, of the first image that can be read."""
+    source, bad = listing(data), {}
+    for index, name in enumerate(source.names):
+        try:
+            return min(source.size(index))
+        except (ImageError, OSError) as error:
+            bad[name] = str(error)
     raise NoneReadable(bad)
 
 
 class ArrayImages(Images):
-    """The images of ADM's array."""
+    """The images of an `.npz` file as ADM writes them, `arr_0`."""
 
     def __init__(self, path: Path, batch_size: int = 64):
         self.file, self.batch_size, self.title = ArrayFile(path), batch_size, path.name
@@ -94,11 +122,12 @@ class ArrayImages(Images):
         self.checksum = self.file.checksum
 
     def batches(self, numbers: range, bad: dict[str, str]) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
+        """Return the images of these numbers in batches; none is ever `bad`."""
         return self.file.images(numbers.start, numbers.stop, self.batch_size)
 
 
 class DrawnImages(Images):
-    """The images that a generator draws: image `number` with the request's seed."""
+    """The images that a generator draws, each a function of its number and the request with its seed."""
 
     def __init__(self, pipeline: Pipeline, request: Request):
         self.pipeline, self.request, self.count = pipeline, request, request.num
@@ -106,25 +135,28 @@ class DrawnImages(Images):
         self.title = f"guidance {request.sampling.guidance.scale:g}, seed {request.seed}"
 
     def batches(self, numbers: range, bad: dict[str, str]) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
+        """Yield the images of these numbers in batches, drawn as they are needed; none is ever `bad`."""
         batch = self.request.batch_size
         for first in range(numbers.start, numbers.stop, batch):
             yield self.pipeline.images(self.request, range(first, min(numbers.stop, first + batch)))
 
 
 def is_bundled(data: Any) -> bool:
-    """Return if images are one of the bundled sets, by name."""
+    """Return True when images are one of the bundled sets, by name."""
     return isinstance(data, str) and data in BUNDLED
 
 
 def is_array(data: Any) -> bool:
-    """Return if images are given as the name of an `.npz` file."""
+    """Return True when images are given as the name of an `.npz` file."""
     return isinstance(data, str | Path) and str(data).lower().endswith(".npz")
 
 
-def open_images(data: Any, size: int | None, batch_size: int = 64, workers: int = 0) -> DataImages | ArrayImages:
-    """Return images of a data set or of an `.npz` file; `DataError` where an array is not of `size` px."""
+def open_images(
+    data: Any, size: int | None, batch_size: int = 64, workers: int = 0, fit: Fit = "crop"
+) -> DataImages | ArrayImages:
+    """Return the images of a data set or of an `.npz` file; raise `DataError` when an array is not of `size` px."""
     if not is_array(data):
-        return DataImages(data, size, batch_size, workers)
+        return DataImages(data, size, batch_size, workers, fit)
     images = ArrayImages(Path(data), batch_size)
     if size is not None and images.size != size:
         raise DataError(f"{data} is of {images.size} px, but the images are of {size} px.")

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from softvq import distributed
+from softvq import distributed, progress
 from softvq.data.loader import ordered_batches
 from softvq.data.opening import listing
 from softvq.errors import ConfigError, DataError, MetricError
@@ -99,14 +98,15 @@ class _Seen:
 def _seen(tokenizer: AnyTokenizer, batches: Any, total: int, precision: str) -> _Seen:
     counts = CodebookCounts(getattr(tokenizer, "quantizer", None))  # diffusers' have none
     encoded, latents, labels = [], [], []
-    with counts, tqdm(total=total, unit="image", dynamic_ncols=True, disable=distributed.rank() > 0) as bar:
+    show = False if distributed.rank() > 0 else None
+    with counts, progress.bar(total, "image", "encoding", show=show) as done:
         for batch in batches:
             with autocast(tokenizer.device, precision):
                 found = tokenizer(batch.images.to(tokenizer.device))
             encoded.append(found.encoded.float().cpu())
             latents.append(found.quantized.latent.float().cpu())
             labels.append(batch.labels)
-            bar.update(len(batch))
+            done(len(batch))
     told = counts.tensors()
     return _Seen(
         torch.cat(encoded),
@@ -249,7 +249,8 @@ def drawn_umap(seen: "_Seen", classes: list[str], seed: int) -> Image.Image:
     )
     colours = pyplot().get_cmap("tab20")
     for axis, (title, latents) in zip(axes[0], panels.items(), strict=True):
-        places = umap(latents.flatten(1), seed)
+        with progress.waiting(f"UMAP of {title[0]}"):
+            places = umap(latents.flatten(1), seed)
         for label in seen.labels.unique().tolist():
             chosen = seen.labels == label
             name = classes[label] if label < len(classes) else str(label)

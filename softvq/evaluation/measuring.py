@@ -1,4 +1,4 @@
-"""What all evaluations of images share: a feature network on a device, and where unfinished work is kept."""
+"""The parts that all evaluations of images share: a feature network on a device, and a place for unfinished work."""
 
 import hashlib
 import tempfile
@@ -28,9 +28,11 @@ Compared = tuple[str, str, int | None]  # reference, its checksum, how many imag
 
 @dataclass(frozen=True)
 class Working:
-    """The settings of work with a model: `device`, where the networks are (None: where the model is, else the best
-    there is);
-    `folder`, where unfinished work is kept, so that the same call goes on after a stop (None: nowhere)."""
+    """The settings of work with a model.
+
+    `device` is where the networks run (None: where the model is, else the best there is). `folder` is where unfinished
+    work is kept, so that the same call goes on after a stop (None: nowhere).
+    """
 
     device: str | torch.device | None = None
     precision: str = "auto"
@@ -46,9 +48,12 @@ class Working:
 
 @dataclass(frozen=True)
 class Settings(Working):
-    """The settings of `Working`, and what images are measured with: `features`, a feature network by name or loaded
-    (None: Inception's of 2015, or EfficientNet-Lite0's for the bundled images); `resize`, to its size, `tf1` as FID is
-    defined or `clean` as clean-fid does; `pretrained`, files of networks' weights by name."""
+    """The settings of `Working`, and those of the feature network that images are measured with.
+
+    `features` is a feature network by name or loaded (None: Inception's of 2015, or EfficientNet-Lite0 for the bundled
+    images). `resize` says how images are resized for it, `tf1` as FID is defined or `clean` as clean-fid does.
+    `pretrained` holds files of networks' weights by name.
+    """
 
     features: str | FeatureNetwork | None = None
     resize: str | None = None
@@ -57,7 +62,7 @@ class Settings(Working):
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """A block in which models are in evaluation mode; then they are as they were."""
+    """Open a block in which models are in evaluation mode; afterwards they are in the mode they were in before."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     for model in models:
         model.eval()
@@ -70,8 +75,10 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def workplace(folder: str | Path | None) -> Iterator[Path]:
-    """A folder for unfinished work: the one given, else one that goes when the block ends. `ConfigError` where several
-    processes would have one each."""
+    """Open a block with a folder for unfinished work: the one given, else one that is removed when the block ends.
+
+    Raise `ConfigError` when several processes would have one each.
+    """
     if folder is not None:
         yield Path(folder)
         return
@@ -84,8 +91,11 @@ def workplace(folder: str | Path | None) -> Iterator[Path]:
 
 
 class Measuring:
-    """A feature network at work. `patch`: the side of the patches that a tokenizer decodes to, where blockiness is
-    looked for. What cannot be read is collected in `unreadable`."""
+    """A feature network at work.
+
+    `patch` is the side of the patches that a tokenizer decodes to, at whose borders blockiness is measured. Images that
+    cannot be read are collected in `unreadable`, with the reason.
+    """
 
     def __init__(
         self,
@@ -108,25 +118,27 @@ class Measuring:
 
     @property
     def is_fid(self) -> bool:
-        """Says if the Fréchet distance is called FID."""
+        """True when the Fréchet distance in these features is called FID."""
         return self.network.name in (inception.NAME, inception.TINY)
 
     def periods(self, size: int) -> tuple[int, ...]:
-        """The periods that blockiness is looked for at in images of a size."""
+        """Return the periods at which blockiness is measured in images of this size (px)."""
         return periods_for(size, self.patch)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the features of 8-bit images, on the CPU."""
+        """Return the features of 8-bit images by name, on the CPU."""
         with autocast(self.device, self.precision):
             return {name: found.cpu() for name, found in self.network(images.to(self.device)).items()}
 
     def stem(self, *what: Any) -> str:
-        """Return a short name of all that a result is a function of."""
+        """Return a short name of all that a result is a function of, this network's settings included."""
         return short_name(self.network.protocol, self.precision, self.patch, *what)
 
     def parts(self, images: Images, name: str) -> Parts:
-        """Return the features of all images; those that cannot be read are in `unreadable` from then on. `MetricError`
-        where none can."""
+        """Return the features of all images, with the rows of `evaluation.appearance`.
+
+        Images that cannot be read are in `unreadable` from then on. Raise `MetricError` when none can.
+        """
         parts = Parts(self.folder / f"{name}.parts", images.count)
 
         def make(numbers: range, done: Callable[[int], object]) -> Part:
@@ -146,18 +158,18 @@ class Measuring:
         return parts
 
     def protocol(self, images: int, size: int, crop: str, compared: Compared) -> dict[str, Any]:
-        """Return what figures of these images are comparable with."""
+        """Return the protocol of figures of these images: the conditions that figures must share to be compared."""
         told = self.network.protocol
         network = (told["features"], told["weights"], told["resizing"])
         return Protocol(images, size, crop, *network, *compared, self.precision).to_dict()
 
     def named(self, scores: dict[str, Any], prefix: str) -> dict[str, Any]:
-        """Return figures under the names that people know: FID is Inception's alone."""
+        """Return figures under the names that people know: only Inception's Fréchet distance is called FID."""
         names = {"fd": f"{prefix}fid" if self.is_fid else f"{prefix}fd", "spatial_fd": f"{prefix}sfid"}
         return {_renamed(name, names): value for name, value in scores.items()}
 
     def notes(self, scores: Mapping[str, Any]) -> list[str]:
-        """Return what a reader of these figures must know."""
+        """Return the notes that a reader of these figures needs."""
         notes = []
         if not scores.get("reliable", True):
             notes.append(
@@ -173,12 +185,12 @@ class Measuring:
 
 
 def concatenated(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the rows of several batches as one; nothing of none."""
+    """Return the rows of several batches as one batch; an empty dictionary when there are none."""
     return {name: torch.cat([row[name] for row in rows]) for name in (rows[0] if rows else {})}
 
 
 def none_readable(images: Images, parts: Parts) -> MetricError:
-    """Return what to raise; the parts, which say so too, are removed: the next call looks again."""
+    """Return the error that none of the images can be read, and remove the parts, so that the next call tries again."""
     reason = next(iter(parts.bad.values()))
     parts.remove()
     return MetricError(f"none of the {images.count} images of {images.title} can be read; the first: {reason}")
@@ -196,5 +208,5 @@ def patch_of(tokenizer: Any) -> int | None:
 
 
 def knows_bundled(model: Any) -> bool:
-    """Return if a model was trained for the bundled images."""
+    """Return True when a model was trained for the bundled images."""
     return str(model.about.get("domain", "")).startswith("emoji")

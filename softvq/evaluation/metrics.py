@@ -17,13 +17,13 @@ _WINDOW, _SIGMA = 11, 1.5
 
 
 def psnr(images: Shaped[Tensor, "B 3 H W"], targets: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
-    """10 log10(255² / MSE) in dB per image, infinite for equal images; inputs in [-1, 1] or uint8."""
+    """Return 10 log10(255² / MSE) in dB per image, infinite for equal images; inputs in [-1, 1] or uint8."""
     a, b = _bytes(images), _bytes(targets)
     return 10 * torch.log10(255.0**2 / (a - b).square().mean((1, 2, 3)))
 
 
 def ssim(images: Shaped[Tensor, "B 3 H W"], targets: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
-    """Mean structural similarity per image, at most 1; inputs in [-1, 1] or uint8, at least 11 × 11."""
+    """Return the mean structural similarity per image, at most 1; inputs in [-1, 1] or uint8, at least 11 × 11."""
     if min(images.shape[2:]) < _WINDOW:
         raise MetricError(f"SSIM needs images of at least 11×11 pixels, not {images.shape[2]}×{images.shape[3]}.")
     a, b = _bytes(images), _bytes(targets)
@@ -43,13 +43,13 @@ def _bytes(images: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor) -> Tensor:
-    """Gaussian window averages along rows and columns, where the window fits: two matrix products."""
+    """Return averages under the Gaussian window along rows and columns, where the window fits: two matrix products."""
     H, W = images.shape[2:]
     return _windows(H).to(images) @ images @ _windows(W).to(images).T
 
 
 def _windows(length: int) -> Float[Tensor, "places length"]:
-    """One row a place: the normalised Gaussian window, shifted there."""
+    """Return the normalised Gaussian window shifted to each place, one row a place."""
     offsets = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
     window = torch.exp(-0.5 * (offsets / _SIGMA) ** 2)
     rows = torch.zeros(length - _WINDOW + 1, length, dtype=torch.float64)

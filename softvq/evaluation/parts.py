@@ -1,5 +1,7 @@
-"""What is computed of many images, kept in parts: files of consecutive images, each made once by one process, so that a
-stopped call makes none again and the result is the same for any number of processes."""
+"""Results that are computed of many images, kept in parts: files of consecutive images, each made once by one process.
+
+A stopped call therefore makes none again, and the result is the same for any number of processes.
+"""
 
 import hashlib
 import json
@@ -21,8 +23,11 @@ SIZE = 500  # images a part
 
 @dataclass(frozen=True)
 class Part:
-    """Tensors of a part's images, a row an image; the images that could not be read, with the reason; and a checksum of
-    the others' pixels."""
+    """The results for the images of one part.
+
+    `tensors` have a row an image; `bad` holds the images that could not be read, with the reason; `checksum` is one of
+    the other images' pixels.
+    """
 
     tensors: Mapping[str, Tensor]
     bad: Mapping[str, str] = field(default_factory=dict)
@@ -30,14 +35,20 @@ class Part:
 
 
 class Parts:
-    """`count` images' tensors in `folder`, which is named by what they are a function of."""
+    """The tensors of `count` images in `folder`, in files of `size` images each.
+
+    The folder's name must tell what the tensors are a function of, because files that are there already are used.
+    """
 
     def __init__(self, folder: Path, count: int, size: int = SIZE):
         self.folder, self.count, self.size = folder, count, size
 
     def fill(self, make: Callable[[range, Callable[[int], object]], Part], title: str) -> None:
-        """Make what is missing, each process its share. `make` is told numbers of images, and tells how many are
-        done."""
+        """Make the parts that are missing, each process its share.
+
+        `make(numbers, done)` returns the part of the images with these numbers, and calls `done` with the count of
+        images finished.
+        """
 
         def write(numbers: range, done: Callable[[int], object]) -> None:
             part = make(numbers, done)
@@ -47,7 +58,7 @@ class Parts:
         distributed.in_parts(self.count, self.size, self._path, write, title)
 
     def each(self, name: str) -> Iterator[Tensor]:
-        """A tensor, part by part; none where there is none of that name."""
+        """Yield the tensor of this name, part by part; nothing where there is none."""
         for file in self._files():
             if name in file.keys():  # noqa: SIM118
                 yield file.get_tensor(name)
@@ -58,22 +69,22 @@ class Parts:
             yield {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def all(self, name: str) -> Tensor | None:
-        """A tensor of all images, None where there is none of that name."""
+        """Return the tensor of this name for all images, None where there is none."""
         found = list(self.each(name))
         return torch.cat(found) if found else None
 
     @property
     def bad(self) -> dict[str, str]:
-        """All images that could not be read."""
+        """All images that could not be read, with the reason."""
         return {name: reason for file in self._files() for name, reason in json.loads(file.metadata()["bad"]).items()}
 
     @property
     def checksum(self) -> str:
-        """16 hex digits of all pixels."""
+        """The checksum of all pixels, 16 hex digits."""
         return hashlib.sha256("".join(file.metadata()["checksum"] for file in self._files()).encode()).hexdigest()[:16]
 
     def remove(self) -> None:
-        """Delete the files: when what they are for is written."""
+        """Delete the files, once the result that they are for has been written."""
         distributed.barrier()
         if distributed.rank() == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -88,7 +99,7 @@ class Parts:
 
 
 def moments(parts: Parts, name: str) -> Moments | None:
-    """The moments of a tensor of all images, a part at a time; None where there is none of that name."""
+    """Return the moments of a tensor of all images, a part at a time; None where there is none of that name."""
     gaussian = None
     for part in parts.each(name):
         gaussian = gaussian or Gaussian(part.shape[1])
@@ -97,6 +108,6 @@ def moments(parts: Parts, name: str) -> Moments | None:
 
 
 def appearance_of(parts: Parts) -> dict[str, Tensor] | None:
-    """The rows of `evaluation.appearance` of all images, None where there are none."""
+    """Return the rows of `evaluation.appearance` for all images, None where there are none."""
     rows = {name: parts.all(name) for name in NAMES}
     return None if rows["ink"] is None else rows

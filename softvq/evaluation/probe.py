@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from softvq import distributed
+from softvq import distributed, progress
 from softvq.data.latents import INDEX, Latents
 from softvq.data.loader import NoneReadable, ordered_batches
 from softvq.data.opening import listing
@@ -94,6 +93,10 @@ def probe(
         raise DataError(
             f"{sides[0].name} and {sides[1].name} have other classes ({len(classes[0])} and {len(classes[1])})."
         )
+    if len(classes[0]) < 2:
+        raise MetricError(
+            f"probing needs at least two classes, and {sides[0].name} has {len(classes[0])}: one sub-folder a class."
+        )
     told = (config.epochs, config.batch_size, config.lr, config.seed, quick)
     data = [(side.identity, side.encoded) for side in sides]
     name = f"probe-{Path(probed.description['name']).name}-{probed.stem(data, told)}"
@@ -117,8 +120,8 @@ def probe(
         return Result("probe", name, probed.description, protocol, scores, parts=folder / name)
 
 
-def _bar(epochs: Iterable) -> Iterable:
-    return tqdm(epochs, desc="probe", unit="epoch", disable=distributed.rank() > 0)
+def _bar(epochs: range) -> Iterable:
+    return progress.through(epochs, "epoch", "probe", show=False if distributed.rank() > 0 else None)
 
 
 @dataclass(frozen=True)
@@ -248,7 +251,7 @@ def linear_probe(
     val: Labelled,
     classes: int,
     config: ProbeConfig | None = None,
-    progress: Callable[[Iterable], Iterable] | None = None,
+    through: Callable[[range], Iterable] | None = None,
 ) -> dict[str, float]:
     """Accuracy (in [0, 1]) on `val` of a linear layer on `train`: `probe_top1`, `probe_top5`, and `probe_balanced`, the
     mean over classes. Computed where the features are, in float32."""
@@ -265,8 +268,8 @@ def linear_probe(
     batch = min(config.batch_of(len(train)), len(train))
     steps = config.epochs * (len(train) // batch)
     done = 0
-    epochs: Iterable[int] = range(config.epochs)
-    for _ in progress(epochs) if progress else epochs:
+    epochs = range(config.epochs)
+    for _ in through(epochs) if through else epochs:
         order = torch.randperm(len(train), generator=generator)
         for chosen in order[: len(train) // batch * batch].split(batch):  # a last small one would upset the norm
             optimizer.param_groups[0]["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * done / steps))

@@ -1,7 +1,9 @@
-"""How well images come back from a tokenizer.
+"""Measurements of how well images come back from a tokenizer.
 
-result = evaluate_reconstruction("softvq-emoji-64", "emoji-val")
-result.scores["psnr"], result.scores["rfd"]; result.write("evaluations")
+    result = evaluate_reconstruction("softvq-emoji-64", "emoji-val")
+    result.scores["psnr"], result.scores["rfd"]; result.write("evaluations")
+
+`score` measures any function that reconstructs images.
 """
 
 import hashlib
@@ -44,9 +46,12 @@ Features = Callable[[UInt8[Tensor, "B 3 H W"]], Mapping[str, Tensor]]  # 8-bit i
 
 @dataclass(frozen=True)
 class Scores:
-    """PSNR (dB), SSIM and, where a network for it was given, LPIPS of each image, in order; and where features were,
-    the Fréchet distance (of sFID's features too) with whether there were more images than features. `appearance`: what
-    people see."""
+    """The scores of reconstructions.
+
+    `psnr` (dB), `ssim` and, where a network for it was given, `lpips` are those of each image, in order. With features,
+    `fd` is the Fréchet distance, `spatial_fd` that of sFID's features, and `reliable` is True when there were more
+    images than features. `appearance` holds the scores of `evaluation.appearance`.
+    """
 
     psnr: list[float]
     ssim: list[float]
@@ -77,9 +82,11 @@ def measured(
     features: Features | None = None,
     periods: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
-    """Return what is measured of reconstructions, a row an image, on the CPU (float64 is not everywhere): `psnr`,
-    `ssim`, `lpips`; with `features` those of both sides, `made/…` and `real/…`; with `periods` what people see of both
-    (`evaluation.appearance`)."""
+    """Return what is measured of reconstructions, a row an image, on the CPU (float64 is not everywhere).
+
+    These are `psnr`, `ssim` and `lpips`; with `features` those of both sides, `made/…` and `real/…`; with `periods`
+    also the rows of `evaluation.appearance` of both.
+    """
     rows = {"psnr": psnr(output.cpu(), images.cpu()), "ssim": ssim(output.cpu(), images.cpu())}
     if perceptual is not None:
         rows["lpips"] = perceptual(output.float().clamp(-1, 1), images).double().cpu()
@@ -92,7 +99,7 @@ def measured(
 
 
 class Tally:
-    """The scores of rows that come a batch or a part at a time: memory is that of the images' numbers alone."""
+    """The scores of rows that come a batch or a part at a time; it keeps a few numbers an image, not the images."""
 
     def __init__(self):
         self.values: dict[str, list[float]] = {"psnr": [], "ssim": [], "lpips": []}
@@ -100,7 +107,7 @@ class Tally:
         self.seen: dict[str, list[Tensor]] = {}
 
     def add(self, rows: Mapping[str, Tensor]) -> None:
-        """Count the rows of `measured`."""
+        """Count the rows that `measured` returned."""
         for name, tensor in rows.items():
             if name in self.values:
                 self.values[name] += tensor.tolist()
@@ -110,7 +117,7 @@ class Tally:
                 self.seen.setdefault(name, []).append(tensor)
 
     def scores(self, size: int = 0, periods: Sequence[int] = ()) -> Scores:
-        """Return the scores of all that was counted, of images of `size` px; `MetricError` where there is nothing."""
+        """Return the scores of all that was counted, of images of `size` px; raise `MetricError` when there is none."""
         if not self.values["psnr"]:
             raise MetricError("there are no images to measure.")
         distances: dict[str, float | None] = {}
@@ -142,7 +149,7 @@ def score(
     perceptual: Perceptual | None = None,
     features: Features | None = None,
 ) -> Scores:
-    """Reconstruct every batch (in [-1, 1]) and measure it."""
+    """Reconstruct every batch (in [-1, 1]), measure it, and return the scores of all."""
     tally = Tally()
     for images in batches:
         output = reconstruct(images)
@@ -151,18 +158,22 @@ def score(
 
 
 def first_percentile(values: list[float]) -> float:
-    """The value below which 1 % of them lie (linear interpolation)."""
+    """Return the value below which 1 % of the values lie (linear interpolation)."""
     return float(torch.tensor(values, dtype=torch.float64).quantile(0.01))
 
 
 def evaluate_reconstruction(
     tokenizer: AnyTokenizer | str | Path, images: Any = None, *, lpips: bool | None = None, **settings: Any
 ) -> Result:
-    """Return rFID (or FD, in the features of another network than Inception's), PSNR, SSIM, LPIPS, codebook usage and
-    entropy of a tokenizer, and what people see of its images.
+    """Return the figures of a tokenizer's reconstructions: rFID, PSNR, SSIM, LPIPS and more.
 
-    `images`: all that `data.open_source` takes; by default those that the model says it is for. `lpips`: with VGG16's
-    weights; by default unless the model is for the bundled images. `settings`: see `Settings`."""
+    rFID is called FD in the features of another network than Inception's. The others are codebook usage and entropy,
+    and what people see of the images (`evaluation.appearance`).
+
+    `images` are anything that `data.open_source` takes; by default those that the model says it is for. `lpips` says
+    whether LPIPS is measured, with VGG16's weights; by default unless the model is for the bundled images. `settings`
+    are the fields of `Settings`.
+    """
     given = Settings(**settings)
     device = own_device(given.device, tokenizer)
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer

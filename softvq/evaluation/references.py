@@ -1,4 +1,4 @@
-"""Real images, as what generated ones are compared with: a data set, ADM's array, or stored statistics."""
+"""Real images that generated ones are compared with: a data set, ADM's array, or stored statistics."""
 
 import json
 from collections.abc import Mapping
@@ -28,8 +28,12 @@ from softvq.randomness import Stream, rng
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images: the moments of their features (and spatial ones, of Inception), and up to `MOST` features, where
-    there are images and not statistics alone."""
+    """Real images as the statistics that generated ones are compared with.
+
+    `pool` and `spatial` are moments of their features (spatial ones are of Inception alone), `features` up to `MOST` of
+    the features themselves, where there are images and not statistics alone, and `appearance` the rows of
+    `evaluation.appearance`.
+    """
 
     pool: Moments
     spatial: Moments | None
@@ -38,22 +42,24 @@ class Reference:
 
     @classmethod
     def of_parts(cls, parts: Parts) -> "Reference":
-        """Return what the features of real images say."""
+        """Return the reference that the features of real images make."""
         features = parts.all("pool")
         pool, spatial = moments(parts, "pool"), moments(parts, "spatial")
         return cls(pool, spatial, features[chosen(len(features))], appearance_of(parts))
 
 
 def chosen(count: int, most: int = MOST) -> list[int]:
-    """Return which of `count` reference images precision and recall take: all, or `most` of a fixed permutation, in
-    order."""
+    """Return the numbers of those of `count` reference images that precision and recall use.
+
+    These are all, or `most` of a fixed permutation, in order.
+    """
     if count <= most:
         return list(range(count))
     return sorted(rng(0, Stream.REFERENCE).permutation(count)[:most].tolist())
 
 
 def look_for(reference: Any) -> None:
-    """`DataError` when a reference is not there: said before networks are downloaded."""
+    """Raise `DataError` when a reference is not there, before networks are downloaded."""
     if is_array(reference):
         ArrayFile(Path(reference))
     else:
@@ -61,8 +67,10 @@ def look_for(reference: Any) -> None:
 
 
 def reference_name(reference: Any) -> str:
-    """Return what a reference is called in the name of a result; images that a program holds by what tells them from
-    others."""
+    """Return the name of a reference for the name of a result.
+
+    Images that a program holds are named by what tells them from others.
+    """
     if isinstance(reference, str | Path):
         return str(reference)
     source = listing(reference)
@@ -72,8 +80,11 @@ def reference_name(reference: Any) -> str:
 def reference_of(
     measuring: Measuring, given: Any, size: int, checksum: str | None = None
 ) -> tuple[Reference, Compared]:
-    """Return real images: a data set cut to `size`, ADM's array of images of that size, or statistics. `DataError` when
-    they are others than `checksum` says."""
+    """Return real images as a reference, and what they were: name, checksum and number of images.
+
+    `given` is a data set, which is cut to `size`, ADM's array of images of that size, or statistics. Raise `DataError`
+    when they do not have the `checksum`.
+    """
     reference, compared = _reference(measuring, given, size)
     if checksum is not None and not (checksum and compared[1].startswith(checksum[:16].lower())):
         raise DataError(f"the reference {compared[0]} has the checksum {compared[1]}, not {checksum}.")
@@ -115,9 +126,11 @@ def _stored(measuring: Measuring, file: ArrayFile, size: int) -> tuple[Reference
 
 
 def write_reference(images: Any, path: str | Path, size: int = 256, **settings: Any) -> dict[str, Any]:
-    """Write the statistics of all images, and up to 10,000 of the images for precision and recall, as ADM's references
-    are; return what the file says of itself. `images`: all that `data.open_source` takes, cut to `size`;
-    `settings`: see `Settings`."""
+    """Write the statistics of all images as ADM's references are, and return the description in the file.
+
+    Up to 10,000 of the images are written too, for precision and recall. `images` are anything that `data.open_source`
+    takes, cut to `size`; `settings` are the fields of `Settings`.
+    """
     path, given = Path(path), Settings(**settings)
     if size < 1 or path.suffix.lower() != ".npz":
         raise ConfigError("size must be at least 1, and the statistics are written to an .npz file.")

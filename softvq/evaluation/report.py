@@ -2,7 +2,7 @@
 
 A table holds only figures of one protocol (images, crop, feature network and its weights, resizing, reference,
 precision); others get a table of their own. The paper's figures stand beside those of its recipes, and the table says
-if its protocol is the paper's.
+whether its protocol is the paper's.
 """
 
 import os
@@ -23,7 +23,7 @@ Found = dict[str, Any]  # a result's file, read
 
 @dataclass(frozen=True)
 class Report:
-    """A report that was written: its file, how many results it shows, its figures, and why files were left out."""
+    """A report that was written: its file, the number of results shown, its figures, and reasons for files left out."""
 
     file: Path
     results: int
@@ -32,8 +32,10 @@ class Report:
 
 
 def report(folder: str | Path = "evaluations", out: str | Path | None = None) -> Report:
-    """Write tables and figures of the results in a folder, as Markdown (default: `report.md` in it). `MetricError` when
-    there are none."""
+    """Write tables and figures of the results in a folder, as Markdown (default: `report.md` in it).
+
+    Raise `MetricError` when there are no results.
+    """
     folder = Path(folder)
     results, odd = _read(folder)
     if not results:
@@ -50,7 +52,7 @@ def report(folder: str | Path = "evaluations", out: str | Path | None = None) ->
 
 
 def _read(folder: Path) -> tuple[list[Found], list[str]]:
-    """Results in the order of their files, and what could not be read."""
+    """Return the results in the order of their files, and the reasons why other files could not be read."""
     if not folder.is_dir():
         raise MetricError(f"there is no folder {folder}.")
     found, odd = [], []
@@ -77,7 +79,7 @@ _OF_PROTOCOL = {  # what is shown of it; the other kinds' are `Protocol`s
 
 
 def _flaw(result: Found) -> str | None:
-    """Why a result cannot be shown; None if it can."""
+    """Return the reason why a result cannot be shown; None if it can."""
     kind = result.get("kind")
     if kind not in list(_SECTIONS):
         return "a result without a known kind."
@@ -102,7 +104,7 @@ def _flaw(result: Found) -> str | None:
 
 
 def _groups(results: list[Found]) -> list[tuple[Any, list[Found]]]:
-    """Results that can be compared, with their protocol."""
+    """Return the results in groups that can be compared, each with its protocol."""
     groups: list[tuple[Any, list[Found]]] = []
     for result in results:
         protocol = Protocol.from_dict(result["protocol"])
@@ -116,7 +118,7 @@ def _groups(results: list[Found]) -> list[tuple[Any, list[Found]]]:
 
 
 def _table(columns: dict[str, list[Any]]) -> list[str]:
-    """Markdown; columns without a figure are left out."""
+    """Return a Markdown table; columns without a figure are left out."""
     kept = {name: cells for name, cells in columns.items() if any(cell not in (None, "") for cell in cells)}
     rows = zip(*kept.values(), strict=True)
     text = ["| " + " | ".join(kept) + " |", "|" + "---|" * len(kept)]
@@ -157,7 +159,7 @@ def _names(results: list[Found]) -> list[str]:
 
 
 def _recipe(result: Found) -> str:
-    """Return the name of the recipe that the model is of; the authors' releases are called as theirs."""
+    """Return the name of the recipe that the model was made with; for the authors' releases, it is the model's name."""
     model = result["model"]
     return model.get("recipe") or Path(str(model["name"])).name.replace("_", "-")
 
@@ -189,7 +191,7 @@ def _reconstruction(results: list[Found], out: Path, figures: list[Path]) -> lis
 
 
 def _appearance(group: list[Found]) -> dict[str, list[str | None]]:
-    """Return the columns of what people see (`evaluation.appearance`)."""
+    """Return the columns of `evaluation.appearance`: borders of patches, sharpness and blank pictures."""
     blank = [r["scores"].get("nearly_blank") for r in group]
     return {
         "blockiness": _scores(group, "blockiness", 2),
@@ -237,7 +239,7 @@ def _sampler(result: Found) -> str | None:
 
 
 def _printed(result: Found) -> Any:
-    """The paper's row for this recipe and these steps: without guidance, or at the paper's scale."""
+    """Return the paper's row for this recipe and these steps: without guidance, or at the paper's scale."""
     if "sampling" not in result:
         return None
     name = _recipe(result)
@@ -322,7 +324,7 @@ def _cost(results: list[Found], out: Path, figures: list[Path]) -> list[str]:
 
 
 def _bars(values: list[tuple[str, float | None]], title: str, path: Path, figures: list[Path]) -> list[str]:
-    """A bar a name; nothing where there is nothing to draw, or matplotlib is not installed."""
+    """Draw a bar for each name and return a link to the picture; nothing for less than two, or without matplotlib."""
     known = [(name, value) for name, value in values if value is not None]
     if len(known) < 2:
         return []

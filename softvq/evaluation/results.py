@@ -1,5 +1,7 @@
-"""What a measurement gives: figures, with all that they are a function of. Two figures of one protocol can be compared,
-others are refused."""
+"""The result of a measurement: figures, with all that they are a function of.
+
+Two figures of one protocol can be compared; others are refused.
+"""
 
 import hashlib
 import json
@@ -21,9 +23,12 @@ EVALUATION = "evaluation"  # what a result's file says it is
 
 @dataclass(frozen=True)
 class Protocol:
-    """`images`: how many were measured, `size`: their side (px), `crop`: how they were cut from larger ones;
-    `features`, `weights`, `resizing`: of the feature network; `reference`: what real images they were compared with,
-    its checksum and how many images; `precision`: of the networks."""
+    """The conditions that figures were measured under, and that must be equal for two figures to be compared.
+
+    `images` is the number of images measured, `size` their side (px), and `crop` how they were cut from larger ones;
+    `features`, `weights` and `resizing` describe the feature network; `reference` names the real images they were
+    compared with, followed by their checksum and number; `precision` is that of the networks.
+    """
 
     images: int
     size: int
@@ -38,7 +43,7 @@ class Protocol:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Protocol":
-        """Return the protocol that `to_dict` gave; `MetricError` when something is missing or unknown."""
+        """Return the protocol that `to_dict` returned; raise `MetricError` when a field is missing or unknown."""
         names = [one.name for one in fields(cls)]
         if odd := sorted(set(data) ^ set(names)):
             raise MetricError(f"a protocol has the fields {', '.join(names)}; {odd[0]!r} is missing or unknown.")
@@ -49,8 +54,10 @@ class Protocol:
         return asdict(self)
 
     def differences(self, other: "Protocol") -> list[str]:
-        """Say why figures of the two cannot be compared, a sentence's part each; nothing if they can. What the
-        reference is called does not matter, its checksum does."""
+        """Return the reasons why figures of the two cannot be compared, a part of a sentence each; none if they can.
+
+        The name of the reference does not matter, its checksum does.
+        """
         found = []
         for name in (one.name for one in fields(self) if one.name != "reference"):
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -61,12 +68,16 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of an evaluation. `kind`: reconstruction, generation, probe, latents or cost; `name`: a short one, of
-    all that the result is a function of; `model`: its name and fingerprint; `protocol`: what figures are comparable
-    with; `scores`: the figures by name; `more`: what this kind alone has; `notes`: what a reader must know;
-    `unreadable`: images that were left out, with the reason; `pictures`: by file name without its ending.
+    """The outcome of an evaluation.
 
-    `parts`: the folder of unfinished work that the result was made of, which `write` removes."""
+    `kind` is reconstruction, generation, probe, latents or cost. `name` is a short one, a function of all that the
+    result is a function of. `model` holds the model's name and fingerprint, `protocol` the conditions that figures must
+    share to be compared, and `scores` the figures by name. `more` has what only this kind has, `notes` what a reader
+    must know, `unreadable` the images that were left out, with the reason, and `pictures` are by file name without its
+    ending.
+
+    `parts` is the folder of unfinished work that the result was made of, which `write` removes.
+    """
 
     kind: str
     name: str
@@ -92,9 +103,32 @@ class Result:
         }
         return json.loads(json.dumps(whole, default=str))
 
+    def __str__(self) -> str:
+        """Return the figures for people, with what a reader must know of them."""
+        lines = []
+        for name, value in self.scores.items():
+            if name.endswith("_over_seeds") or value is None or name == "reliable":
+                continue
+            deviation = self.scores.get(f"{name}_over_seeds")
+            shown = f"{100 * value:8.2f} %" if self.kind == "probe" else f"{value:10.4f}"
+            lines.append(f"{name:24} {shown}" + (f" ± {deviation:.4f}" if deviation is not None else ""))
+        p = self.protocol
+        if "reference" in p:
+            lines.append(
+                f"\n{p['images']:,} images of {p['size']} px against {p['reference']} ({p['reference_checksum']})"
+            )
+            lines.append(f"features: {p['features']} ({p['weights']}), {p['resizing']}, {p['precision']}")
+        lines += [f"note: {note}." for note in self.notes]
+        if self.unreadable:
+            reason = next(iter(self.unreadable.values()))
+            lines.append(f"{len(self.unreadable):,} unreadable images left out; the first: {reason}")
+        return "\n".join(lines)
+
     def write(self, folder: str | Path) -> dict[str, Any]:
-        """Write `NAME.json` and the pictures into a folder, where `report` finds them; return what was written,
-        with its `file`. Of several processes the first does it."""
+        """Write `NAME.json` and the pictures into a folder, where `report` finds them.
+
+        Return the content that was written, with its `file`. With several processes the first one writes.
+        """
         folder = Path(folder)
         whole, path = self.to_dict(), folder / f"{self.name}.json"
         if self.pictures:
@@ -120,6 +154,6 @@ def short_name(*what: Any) -> str:
 
 
 def described(model: Any) -> dict[str, Any]:
-    """Return what results say of a model: its name, fingerprint and recipe."""
+    """Return the description of a model in results: its name, fingerprint and recipe."""
     name = str(model.name) or type(model).__name__
     return {"name": name, "fingerprint": model.fingerprint, "recipe": model.about.get("recipe", {}).get("name")}

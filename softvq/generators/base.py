@@ -1,4 +1,4 @@
-"""The contract of every generator: its configuration, how it is trained, sampled and saved."""
+"""The contract of every generator: its configuration, training, sampling and saving."""
 
 import json
 from abc import ABC, abstractmethod
@@ -26,10 +26,12 @@ G = TypeVar("G", bound="GeneratorConfig")
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are made. `sampler`: one of the generator's `samplers`: `euler`, `heun` (two evaluations a step),
-    `dopri5` (adaptive; `steps` is not used), `sde` (Euler–Maruyama), `dpm` and `dpm-sde` (DPM-Solver++ 2M) for SiT;
-    `ddpm`, `ddim`, `dpm`, `dpm-sde` for DiT; `mar` for MAR, where `steps` are those of unmasking. The state is kept in
-    `dtype`."""
+    """The settings that images are made with.
+
+    `sampler`: one of the generator's `samplers`: `euler`, `heun` (two evaluations a step), `dopri5` (adaptive; `steps`
+    is not used), `sde` (Euler–Maruyama), `dpm` and `dpm-sde` (DPM-Solver++ 2M) for SiT; `ddpm`, `ddim`, `dpm`,
+    `dpm-sde` for DiT; `mar` for MAR, where `steps` are those of unmasking. The state is kept in `dtype`.
+    """
 
     sampler: str
     steps: int = 50
@@ -42,47 +44,58 @@ class Sampling:
 
 
 def check_share(name: str, share: float) -> None:
-    """`ValueError` unless a share of what is dropped is in [0, 1)."""
+    """Raise `ValueError` unless a share of labels or activations to drop is in [0, 1)."""
     if not 0 <= share < 1:
         raise ValueError(f"{name} must be in [0, 1), not {share}")
 
 
 class Noise:
-    """Standard normal numbers that are a function of a seed, an image's number and how many were drawn before: the same
-    whatever batch or rank an image is made in."""
+    """Standard normal numbers that are a function of a seed, an image's number and how many were drawn before.
+
+    They are the same whatever batch or rank an image is made in.
+    """
 
     def __init__(self, seed: int, images: Sequence[int], shape: tuple[int, ...]):
         self.generators = [rng(seed, Stream.SAMPLE_NOISE, image) for image in images]
         self.shape = shape
 
     def __call__(self, number: int = 0) -> Float[Tensor, " B *shape"]:
-        """The next ones, float64. `number` is the step's, which samplers say and which does not matter here."""
+        """Return the next numbers, float64, for each image.
+
+        `number` is the step's, which samplers pass and which does not matter here.
+        """
         return torch.from_numpy(np.stack([g.standard_normal(self.shape) for g in self.generators]))
 
     def uniform(self, count: int) -> Float[Tensor, "B count"]:
-        """The next uniform numbers."""
+        """Return the next numbers uniform in [0, 1), `count` for each image."""
         return torch.from_numpy(np.stack([g.random(count) for g in self.generators]))
 
 
 @family
 class GeneratorConfig(ABC):
-    """The base of the generators' configurations: a frozen dataclass with the fields `tokens`, `channels` and `classes`
-    (how many labels there are, 0 for none), or with a field `network` that has them. One of your own has
-    `@softvq.register` above it, `build`, and defaults for its fields, so that its name is enough in a recipe: training
-    sets the three to those of the latents (`classes` stays 0 where it is 0)."""
+    """The base of the generators' configurations.
+
+    A configuration is a frozen dataclass with the fields `tokens`, `channels` and `classes` (the number of labels, 0
+    for none), or with a field `network` that has them. A configuration of your own has `@softvq.register` above it,
+    defines `build`, and has defaults for its fields, so that its name is enough in a recipe: training sets the three to
+    those of the latents (`classes` stays 0 where it is 0).
+    """
 
     @abstractmethod
     def build(self, about: dict[str, Any] | None = None) -> "Generator":
-        """Return the generator, its weights as they start."""
+        """Return the generator of this configuration with its initial weights; `about` is saved with it."""
 
     @property
     def guidance(self) -> Guidance:
-        """The guidance that images are made with where nobody says otherwise."""
+        """The guidance that images are made with by default."""
         return Guidance()
 
     @property
     def depth(self) -> int:
-        """How many blocks the network has at least, where that is known: a damaged file must not ask for millions."""
+        """The least number of blocks of the network, 0 where it is not known.
+
+        It is checked before building a network, because a damaged file must not ask for millions.
+        """
         return getattr(self.sizes, "depth", 0) if self.sizes is not self else 0
 
     @property
@@ -91,14 +104,14 @@ class GeneratorConfig(ABC):
         return getattr(self, "network", self)
 
     def fitted(self: G, tokens: int, channels: int, classes: int) -> G:
-        """Return the same for latents of another shape, or another number of classes."""
+        """Return this configuration for latents of another shape, or another number of classes."""
         sizes = {"tokens": tokens, "channels": channels, "classes": classes}
         if self.sizes is self:
             return replace(self, **sizes)
         return replace(self, network=replace(self.sizes, **sizes))
 
     def same_meaning(self, other: "GeneratorConfig") -> str | None:
-        """Say why the weights of another configuration's network mean something else, if they do."""
+        """Return a reason why the weights of another configuration's network mean something else, None without one."""
         heads = getattr(other.sizes, "heads", None), getattr(self.sizes, "heads", None)
         if heads[0] != heads[1]:  # weights of the same shapes, but another function
             return f"it has {heads[0]} heads, the recipe's {heads[1]}"
@@ -122,11 +135,11 @@ class Part:
 class Generator(Saved):
     """A model of latents (B, T, C) given class labels from 0 on; label `classes` is the null class.
 
-    One of your own is made by a `GeneratorConfig` and has `draw`, `loss`, `sample` and `samplers`:
+    A generator of your own is made by a `GeneratorConfig` and has `draw`, `loss`, `sample` and `samplers`:
 
     - `draw` gives the random numbers of a training step as tensors with a row a sample, each a function of its own
       generator alone, so that a run does not depend on how many processes share a batch;
-    - `loss` gives a loss a sample, and is a function of what it is given and of the weights alone;
+    - `loss` gives a loss a sample, and is a function of its arguments and the weights alone;
     - `sample` gives latents of the labels' batch by one of `samplers`, and takes its random numbers from `noise` alone,
       so that an image is a function of its seed and number and not of the batch it is made in.
 
@@ -145,7 +158,7 @@ class Generator(Saved):
     def loss(
         self, latents: Float[Tensor, "B T C"], labels: Int[Tensor, " B"], draws: dict[str, Tensor]
     ) -> dict[str, Float[Tensor, " B"]]:
-        """Return the loss of each sample as `loss`, and what it consists of."""
+        """Return the loss of each sample as `loss`, and the parts that it consists of by name."""
 
     @abstractmethod
     def sample(
@@ -155,24 +168,27 @@ class Generator(Saved):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(T, C) of the latents."""
+        """The shape (T, C) of the latents of an image."""
         return self.config.sizes.tokens, self.config.sizes.channels
 
     @property
     def classes(self) -> int:
-        """How many classes there are, 0 for an unconditional model."""
+        """The number of classes, 0 for an unconditional model."""
         return self.config.sizes.classes
 
     @property
     def default_sampling(self) -> Sampling:
-        """How images are made where neither the user nor the recipe says so: few steps, the paper's guidance."""
+        """The sampling by default: the first sampler with few steps (50), and the configuration's guidance.
+
+        It is used where neither the user nor the recipe says otherwise. Raise `ModelError` when there are no samplers.
+        """
         if not self.samplers:
             raise ModelError(f"{type(self).__name__} has no samplers: a dictionary of functions by name.")
         return Sampling(next(iter(self.samplers)), 50, self.config.guidance)
 
     @property
     def quick_sampling(self) -> Sampling:
-        """How images are made that are good enough to look at while training, in few evaluations."""
+        """The sampling of images to look at while training: few evaluations, good enough to see progress."""
         return replace(self.default_sampling, steps=20, guidance=Guidance(2.0))
 
     @property
@@ -186,12 +202,17 @@ class Generator(Saved):
         return []
 
     def one_evaluation(self) -> Callable[[], Any]:
-        """Return a call that does for one image what one step does: what operations are counted of. Here a whole image
-        in one step."""
+        """Return a call that does the work of one step for one image, for counting its operations.
+
+        This default makes a whole image in one step.
+        """
         return lambda: self.sample(*self._trial(1), replace(self.default_sampling, steps=1, guidance=Guidance()))
 
     def parts(self, rows: int, steps: int, guided: bool) -> dict[str, Part]:
-        """Return what making `rows` images in so many steps consists of, by name: what is timed. Here all in one."""
+        """Return the parts of making `rows` images in so many steps, by name, for timing them.
+
+        This default has one part, which makes all of them.
+        """
         guidance = Guidance(2.0) if guided and self.classes else Guidance()
         sampling = replace(self.default_sampling, steps=steps, guidance=guidance)
         return {"evaluation": Part(lambda: self.sample(*self._trial(rows), sampling), 1)}
@@ -201,21 +222,23 @@ class Generator(Saved):
 
     @classmethod
     def read_config(cls, config: Any, about: dict[str, Any]) -> tuple[Callable[[], "Generator"], int]:
+        """Return a function that builds the generator of a stored configuration, and its number of blocks."""
         parsed = configs.parse(GeneratorConfig, config, "config.model")
         return lambda: parsed.build(about), parsed.depth
 
     def stored_config(self) -> dict[str, Any]:
+        """Return the configuration as JSON-ready values, with its `type` first."""
         return configs.tagged(self.config)
 
     def named(self, name: str, is_folder: bool) -> None:
-        """The authors' own say in their names which tokenizer they go with."""
+        """Note the tokenizer that a model of the authors goes with, which is part of its name."""
         if "source" in self.about:
             own = Path(name).name if is_folder else name.rpartition("/")[2].partition("@")[0]
             if (parts := own.partition("_"))[2]:
                 self.about["tokenizer"] = {"name": f"SoftVQVAE/{parts[2]}"}
 
     def check(self, sampling: Sampling) -> None:
-        """`ConfigError` when this model cannot be sampled so."""
+        """Raise `ConfigError` when this model has no such sampler."""
         try:
             lookup(self.samplers, sampling.sampler, "sampler")
         except ConfigError:
@@ -224,13 +247,17 @@ class Generator(Saved):
             ) from None
 
     def dropped(self, labels: Int[Tensor, " B"], uniform: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-        """Labels with a share of `config.dropout` replaced by the null class, so that guidance has something to
-        compare with; of an unconditional model all."""
+        """Return labels with a share of `config.dropout` replaced by the null class.
+
+        Guidance needs it to compare with. All labels of an unconditional model are replaced. `uniform` are numbers in
+        [0, 1), one a sample.
+        """
         if not self.classes:
             return torch.zeros_like(labels)
         return torch.where(uniform < getattr(self.config, "dropout", 0.0), self.classes, labels)
 
     def described(self, loaded_as: str) -> tuple[str, str]:
+        """Return a summary of the model for its card, and Python lines that make images with it."""
         tokens, channels = self.shape
         parameters = sum(p.numel() for p in self.parameters()) / 1e6
         summary = (

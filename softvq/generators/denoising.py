@@ -17,11 +17,12 @@ from softvq.transports.guidance import Field, Guidance, guided
 
 @dataclass(frozen=True)
 class Task:
-    """All that a sampler goes by besides the noise x it begins with, (B, T, C) in the state's type.
+    """All that a sampler needs besides the noise x it begins with, (B, T, C) in the state's type.
 
-    `field`: (x, t, the time at which the step began) → what the network says there, guided. `sampling`: with its
-    `steps`. `noise`: a step's number → standard normal numbers like x. `progress`: what the list of steps goes through.
-    `model`: the generator."""
+    `field`: (x, t, the time at which the step began) → the network's guided output there, read as velocity or noise.
+    `sampling`: the settings, with their `steps`. `noise`: a step's number → standard normal numbers like x. `progress`:
+    a function that the list of steps goes through. `model`: the generator.
+    """
 
     model: "Denoiser"
     field: Field
@@ -34,7 +35,7 @@ Sampler = Callable[[Tensor, Task], Tensor]  # noise, task -> latents
 
 
 class Denoiser(Generator):
-    """What SiT and DiT share: the network, and the random numbers of a training step."""
+    """The base of SiT and DiT: the network, and the random numbers of a training step."""
 
     def __init__(self, config: GeneratorConfig, out_channels: int, about: dict[str, Any] | None):
         super().__init__(config, about)
@@ -42,9 +43,11 @@ class Denoiser(Generator):
 
     @property
     def blocks(self) -> list[nn.Module]:
+        """The transformer blocks of the network, in order."""
         return list(self.network.blocks)
 
     def draw(self, rngs: Sequence[np.random.Generator], shared: np.random.Generator) -> dict[str, Tensor]:
+        """Return for each sample `drop` and `time`, uniform in [0, 1), `normal` and `noise` (T, C), normal."""
         numbers = [(g.random(2), g.standard_normal(), g.standard_normal(self.shape, dtype=np.float32)) for g in rngs]
         uniform, normal, noise = (np.stack(part) for part in zip(*numbers, strict=True))
         return {
@@ -55,14 +58,14 @@ class Denoiser(Generator):
         }
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """Return the network's own output for latents at times: float32 out."""
+        """Return the network's own output for latents at times, in float32."""
         return self.network(x.to(self.network.x_embedder.weight.dtype), t.float(), labels).float()
 
     @torch.no_grad()
     def features(
         self, latents: Float[Tensor, "B T C"], noise: Float[Tensor, "B T C"], time: float, layer: int
     ) -> Float[Tensor, "B T D"]:
-        """The tokens after `layer` blocks, of latents noised to `time` (0 data … 1 noise), without a class."""
+        """Return the tokens after `layer` blocks, of latents noised to `time` (0 data … 1 noise), without a class."""
         x, t = self._noised(latents, noise, latents.new_full((len(latents),), time))
         null = torch.full((len(latents),), self.classes, device=latents.device)
         weight = self.network.x_embedder.weight
@@ -70,11 +73,11 @@ class Denoiser(Generator):
 
     @abstractmethod
     def _noised(self, latents: Tensor, noise: Tensor, time: Float[Tensor, " B"]) -> tuple[Tensor, Tensor]:
-        """The point at a time in [0, 1], and the time as the network counts it."""
+        """Return the point at a time in [0, 1], and the time as the network counts it."""
 
     @abstractmethod
     def field(self, labels: Int[Tensor, " B"], guidance: Guidance | None = None) -> Field:
-        """Return what samplers follow for these classes, guided: velocity or noise."""
+        """Return the guided field that samplers follow for these classes: velocity or noise."""
 
     def _guided(self, labels: Int[Tensor, " B"], guidance: Guidance | None, read, channels: int | None = None) -> Field:
         null = torch.full_like(labels, self.classes)
@@ -84,16 +87,19 @@ class Denoiser(Generator):
     def sample(
         self, labels: Int[Tensor, " B"], noise: Noise, sampling: Sampling, progress: Progress = None
     ) -> Float[Tensor, "B T C"]:
+        """Return new latents (B, T, C) of these classes, float32, by the sampler that `sampling` names."""
         self.check(sampling)
         x = noise().to(labels.device, getattr(torch, sampling.dtype))
         task = Task(self, self.field(labels, sampling.guidance), sampling, noise, progress or _unchanged)
         return self.samplers[sampling.sampler](x, task).float()
 
     def one_evaluation(self) -> Callable[[], Any]:
+        """Return a call of the network for one image."""
         x, one = torch.zeros(1, *self.shape, device=self.device), torch.zeros(1, device=self.device)
         return lambda: self.network(x, one, one.long())
 
     def parts(self, rows: int, steps: int, guided: bool) -> dict[str, Part]:
+        """Return one part: a call of the network for `rows` images (twice as many when guided) in each step."""
         rows = rows * (2 if guided else 1)
         x, t = torch.zeros(rows, *self.shape, device=self.device), torch.zeros(rows, device=self.device)
         return {"evaluation": Part(lambda: self.network(x, t, t.long()), steps)}

@@ -1,4 +1,4 @@
-"""DiT (Peebles and Xie 2023): the network says the noise in a point of a diffusion chain, and its variance."""
+"""DiT (Peebles and Xie 2023): the network predicts the noise in a point of a diffusion chain, and its variance."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,11 @@ _TWO_DIMENSIONAL = Guidance(1.5)  # DiT-XL/2, at all times
 @register
 @dataclass(frozen=True)
 class DiTConfig(GeneratorConfig):
-    """`betas`: `linear` or `cosine`, 1,000 steps; the variance is learned."""
+    """The configuration of `DiT`.
+
+    `betas`: `linear` or `cosine`, 1,000 steps; the variance is learned. `dropout`: the share of labels replaced by the
+    null class.
+    """
 
     network: TransformerConfig
     betas: BetasName = "cosine"
@@ -34,12 +38,13 @@ class DiTConfig(GeneratorConfig):
 
     @property
     def guidance(self) -> Guidance:
-        """The paper's, by the number of tokens (appendix C.2); for 2-D latents that of DiT's authors."""
+        """The paper's guidance, by the number of tokens (appendix C.2); for 2-D latents that of DiT's authors."""
         if self.network.positions == "2d":
             return _TWO_DIMENSIONAL
         return Guidance(1.45 if self.network.tokens <= _FEW else 1.35)
 
     def build(self, about: dict[str, Any] | None = None) -> "DiT":
+        """Return the generator of this configuration with its initial weights; `about` is saved with it."""
         return DiT(self, about)
 
 
@@ -63,7 +68,7 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 class DiT(Denoiser):
-    """Diffusion transformer: the network says the noise in a point, and its variance (Peebles and Xie 2023)."""
+    """A diffusion transformer, which predicts the noise in a point, and its variance (Peebles and Xie 2023)."""
 
     samplers = SAMPLERS
 
@@ -73,19 +78,23 @@ class DiT(Denoiser):
 
     @property
     def default_sampling(self) -> Sampling:
+        """The sampling by default: `dpm` with 50 steps, and the configuration's guidance."""
         return Sampling("dpm", 50, self.config.guidance)
 
     def loss(
         self, latents: Float[Tensor, "B T C"], labels: Int[Tensor, " B"], draws: dict[str, Tensor]
     ) -> dict[str, Float[Tensor, " B"]]:
-        """Mean squared error of the noise + the variational bound, which trains the variance alone."""
+        """Return the mean squared error of the noise + the variational bound, which trains the variance alone."""
         step = (draws["time"] * STEPS).long()
         return self.loss_at(latents, self.dropped(labels, draws["drop"]), step, draws["noise"])
 
     def loss_at(
         self, latents: Tensor, labels: Tensor, step: Int[Tensor, " B"], noise: Tensor
     ) -> dict[str, Float[Tensor, " B"]]:
-        """The loss at these steps of the chain, with this noise; `mse` and `bound` (bits a number) add up to `loss`."""
+        """Return the loss of each sample at these steps of the chain, with this noise.
+
+        `mse` and `bound` (bits a number) add up to `loss`.
+        """
         point = self.diffusion.mix(latents, noise, step)
         found, logits = self(point, step, labels).chunk(2, dim=-1)
         mse = (found - noise).square().flatten(1).mean(1)

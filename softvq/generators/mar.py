@@ -1,5 +1,7 @@
-"""MAR (Li et al. 2024): a masked encoder–decoder over tokens, and a small diffusion model that makes each token from
-what the decoder says of its place."""
+"""MAR (Li et al. 2024): a masked encoder–decoder over tokens, and a small diffusion model that makes each token.
+
+The diffusion model is conditioned on the decoder's output at the token's place.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,9 +27,12 @@ _MEAN, _STD, _LEAST = 1.0, 0.25, 0.7  # of the mask ratio: a normal, truncated t
 
 @dataclass(frozen=True)
 class MARNetworkConfig:
-    """`tokens` of `channels` numbers each; `classes`: how many labels, 0 for none. Encoder and decoder have `depth`
+    """The sizes of MAR's networks.
+
+    `tokens` of `channels` numbers each; `classes`: the number of labels, 0 for none. Encoder and decoder have `depth`
     blocks each; `buffer` tokens that hold the class stand before the others. The diffusion head has `head_depth` blocks
-    of `head_width`. `query_key_norm` keeps attention logits bounded, against the NaN that the paper reports."""
+    of `head_width`. `query_key_norm` keeps attention logits bounded, against the NaN that the paper reports.
+    """
 
     tokens: int
     channels: int
@@ -52,11 +57,11 @@ class MARNetworkConfig:
 
     @classmethod
     def named(cls, size: str, tokens: int, channels: int, classes: int) -> "MARNetworkConfig":
-        """One of `SIZES`: tiny, B, L, H."""
+        """Return one of `SIZES`: tiny, B, L, H."""
         return cls(tokens, channels, classes, *SIZES[size], buffer=64 if size != "tiny" else 4)
 
     def tiny(self) -> "MARNetworkConfig":
-        """The same in small: what the tiny twins of recipes are made of."""
+        """Return a small variant for the same latents, for the tiny variants of recipes."""
         return replace(self.named("tiny", self.tokens, self.channels, self.classes))
 
 
@@ -72,8 +77,12 @@ SIZES = {
 @register
 @dataclass(frozen=True)
 class MARConfig(GeneratorConfig):
-    """`dropout`: the share of labels replaced by the null class; `hidden_dropout`: of activations, in the blocks;
-    `repeats`: draws of noise and time for each token in a step; `head_steps`: of the head's chain when sampling."""
+    """The configuration of `MAR`.
+
+    `dropout`: the share of labels replaced by the null class; `hidden_dropout`: the share of activations dropped in the
+    blocks; `repeats`: draws of noise and time for each token in a training step; `head_steps`: steps of the head's
+    chain when sampling.
+    """
 
     network: MARNetworkConfig
     dropout: float = 0.1
@@ -89,15 +98,16 @@ class MARConfig(GeneratorConfig):
 
     @property
     def guidance(self) -> Guidance:
-        """The paper's (appendix C.2), rising linearly as tokens are unmasked."""
+        """The paper's guidance (appendix C.2), rising linearly as tokens are unmasked."""
         return Guidance(3.0, schedule="linear")
 
     def build(self, about: dict[str, Any] | None = None) -> "MAR":
+        """Return the generator of this configuration with its initial weights; `about` is saved with it."""
         return MAR(self, about)
 
 
 class _HeadBlock(nn.Module):
-    """x + gate · mlp(modulated norm(x)), of single tokens."""
+    """A block of the head on single tokens: x + gate · mlp(modulated norm(x))."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -111,7 +121,7 @@ class _HeadBlock(nn.Module):
 
 
 class Head(nn.Module):
-    """A noisy token, a time and what the decoder says of its place, to noise ‖ variance logits."""
+    """The diffusion head: a noisy token, a time and the decoder's output at its place → noise ‖ variance logits."""
 
     def __init__(self, config: MARNetworkConfig):
         super().__init__()
@@ -123,6 +133,7 @@ class Head(nn.Module):
         self.final_layer = FinalLayer(D, 2 * C)
 
     def forward(self, x: Float[Tensor, "M C"], t: Tensor, z: Float[Tensor, "M D"]) -> Float[Tensor, "M O"]:
+        """Return noise ‖ variance logits (M, 2 C) of noisy tokens x at steps t, given the decoder's outputs z."""
         condition = self.t_embedder(t.float()) + self.condition(z)
         x = self.x_embedder(x)
         for layer in self.layers:
@@ -131,7 +142,7 @@ class Head(nn.Module):
 
 
 class MAR(Generator):
-    """Tokens in a random order, several at a time, each from its own small diffusion."""
+    """A generator that makes tokens in a random order, several at a time, each from its own small diffusion."""
 
     samplers: ClassVar = {}  # filled below
 
@@ -165,22 +176,29 @@ class MAR(Generator):
 
     @property
     def default_sampling(self) -> Sampling:
+        """The sampling by default: `mar` with 32 steps, and the configuration's guidance."""
         return Sampling("mar", 32, self.config.guidance)
 
     @property
     def quick_sampling(self) -> Sampling:
+        """The sampling of images to look at while training: 16 steps, guidance rising linearly to 2."""
         return Sampling("mar", 16, Guidance(2.0, schedule="linear"))
 
     @property
     def blocks(self) -> list[nn.Module]:
+        """The blocks of encoder, decoder and head, in order."""
         return [*self.encoder, *self.decoder, *self.head.layers]
 
     @property
     def undecayed(self) -> list[nn.Module]:
+        """The head, whose weights no optimizer decays, as in MAR."""
         return [self.head]  # as in MAR
 
     def draw(self, rngs: Sequence[np.random.Generator], shared: np.random.Generator) -> dict[str, Tensor]:
-        """One mask ratio for the batch; an order of tokens, times and noises for each sample."""
+        """Return one number of `masked` tokens for the batch, and each sample's order of tokens, times and noises.
+
+        Each sample also has `drop` for its label, uniform in [0, 1), and the `seed` of the blocks' dropout.
+        """
         T, C = self.shape
         R = self.config.repeats
         ratio = truncated_normal(shared)
@@ -197,7 +215,10 @@ class MAR(Generator):
     def loss(
         self, latents: Float[Tensor, "B T C"], labels: Int[Tensor, " B"], draws: dict[str, Tensor]
     ) -> dict[str, Float[Tensor, " B"]]:
-        """The head's loss (noise and variance, as DiT's) at the masked tokens, the mean over them and the repeats."""
+        """Return the head's loss (noise and variance, as DiT's), the mean over masked tokens and repeats.
+
+        `mse` and `bound` add up to `loss`.
+        """
         for dropout in self._dropouts:
             dropout.seeds = draws["seed"]
         R, hidden = self.config.repeats, int(draws["masked"])
@@ -218,8 +239,10 @@ class MAR(Generator):
     def places(
         self, latents: Float[Tensor, "B T C"], visible: Int[Tensor, "B V"], labels: Int[Tensor, " B"]
     ) -> Float[Tensor, "B T D"]:
-        """Return what the decoder says of every place, given the tokens that are visible: their numbers, rising, of
-        each sample."""
+        """Return the decoder's output at every place (B, T, D), given the tokens that are visible.
+
+        `visible` are the numbers of each sample's visible tokens, in rising order.
+        """
         B, T, _ = latents.shape
         buffer = self.config.network.buffer
         tokens = self.token_embedder(latents.to(self.token_embedder.weight.dtype))
@@ -234,7 +257,7 @@ class MAR(Generator):
         return self.decoder_norm(x)[:, buffer:] + self.head_pos_embed
 
     def through(self, blocks: nn.ModuleList, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Tokens through the encoder's or the decoder's blocks."""
+        """Return tokens passed through the encoder's or the decoder's blocks."""
         for block in blocks:
             recompute = self.recompute and torch.is_grad_enabled()
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
@@ -244,6 +267,7 @@ class MAR(Generator):
     def sample(
         self, labels: Int[Tensor, " B"], noise: Noise, sampling: Sampling, progress: Progress = None
     ) -> Float[Tensor, "B T C"]:
+        """Return new latents (B, T, C) of these classes, float32, by the sampler that `sampling` names."""
         self.check(sampling)
         return self.samplers[sampling.sampler](self, labels, noise, sampling, progress or (lambda steps: steps))
 
@@ -269,7 +293,7 @@ class MAR(Generator):
         return latents
 
     def one_evaluation(self) -> Callable[[], Any]:
-        """All image tokens hidden, the decoder once, the head once a token."""
+        """Return a call with all image tokens hidden: encoder and decoder once, the head once a token."""
         tokens, channels = self.shape
         network, device = self.config.network, self.device
         x = torch.zeros(1, tokens, channels, device=device)
@@ -285,7 +309,11 @@ class MAR(Generator):
         return call
 
     def parts(self, rows: int, steps: int, guided: bool) -> dict[str, Part]:
-        """The encoder and decoder with the mean number of hidden tokens, and the head for a step's share of them."""
+        """Return two parts, `evaluation` and `head`, each with the mean size of a step.
+
+        `evaluation` is the encoder and decoder with the mean number of hidden tokens, `head` the head for a step's
+        share of them.
+        """
         tokens, channels = self.shape
         rows, device = rows * (2 if guided else 1), self.device
         left = [tokens, *unmasking(tokens, steps)[:-1]]
@@ -301,7 +329,7 @@ class MAR(Generator):
         }
 
     def _tokens(self, z: Tensor, other: Tensor, scale: float, chosen: Tensor, noise: Noise, dtype) -> Tensor:
-        """The chosen tokens, by the head's own chain from noise."""
+        """Return the chosen tokens, made by the head's own chain from noise."""
 
         def network(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
             return self.head(x.to(condition.dtype), t, condition).float()
@@ -317,7 +345,7 @@ MAR.samplers["mar"] = MAR.unmask
 
 
 def truncated_normal(rng: np.random.Generator) -> float:
-    """A mask ratio: normal with mean 1 and deviation 0.25, between 0.7 and 1."""
+    """Draw a mask ratio: normal with mean 1 and deviation 0.25, between 0.7 and 1."""
     while True:
         ratio = rng.normal(_MEAN, _STD)
         if _LEAST <= ratio <= 1:
@@ -325,8 +353,10 @@ def truncated_normal(rng: np.random.Generator) -> float:
 
 
 def unmasking(tokens: int, steps: int) -> list[int]:
-    """How many tokens are still hidden after each step: ⌊T cos(π/2 · i / steps)⌋, at least one fewer each time and 0 at
-    the end. More steps than tokens are as many as there are tokens."""
+    """Return the number of tokens still hidden after each step, ⌊T cos(π/2 · i / steps)⌋.
+
+    There is at least one fewer each time, and none at the end. More steps than tokens are as many as there are tokens.
+    """
     steps, hidden, left = min(steps, tokens), [], tokens
     for i in range(1, steps + 1):
         wanted = math.floor(tokens * math.cos(math.pi / 2 * i / steps))

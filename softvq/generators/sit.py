@@ -1,4 +1,4 @@
-"""SiT (Ma et al. 2024): the network says the velocity of a point on a path from noise to data."""
+"""SiT (Ma et al. 2024): the network predicts the velocity of a point on a path from noise to data."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,9 +21,12 @@ _TWO_DIMENSIONAL = Guidance(1.5)  # SiT-XL/2, at all times
 @register
 @dataclass(frozen=True)
 class SiTConfig(GeneratorConfig):
-    """`path`: one of `transports.paths.PATHS`; `times`: one of its `TIMES`, how training times are drawn; `predict`:
-    what the network says of a point, its velocity, its data or its noise; `dropout`: the share of labels replaced by
-    the null class."""
+    """The configuration of `SiT`.
+
+    `path`: one of `transports.paths.PATHS`; `times`: one of its `TIMES`, the distribution of training times; `predict`:
+    the meaning of the network's output for a point, its velocity, its data or its noise; `dropout`: the share of labels
+    replaced by the null class.
+    """
 
     network: TransformerConfig
     path: str = "cosine"
@@ -40,12 +43,13 @@ class SiTConfig(GeneratorConfig):
 
     @property
     def guidance(self) -> Guidance:
-        """The paper's, by the number of tokens (appendix C.2); for 2-D latents that of SiT's authors."""
+        """The paper's guidance, by the number of tokens (appendix C.2); for 2-D latents that of SiT's authors."""
         if self.network.positions == "2d":
             return _TWO_DIMENSIONAL
         return Guidance(2.25 if self.network.tokens <= _FEW else 1.75, (0.0, 0.7))
 
     def build(self, about: dict[str, Any] | None = None) -> "SiT":
+        """Return the generator of this configuration with its initial weights; `about` is saved with it."""
         return SiT(self, about)
 
 
@@ -74,7 +78,10 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 class SiT(Denoiser):
-    """Scalable interpolant transformer: the network says the velocity of a point on a path (Ma et al. 2024)."""
+    """A scalable interpolant transformer, which predicts the velocity of a point on a path (Ma et al. 2024).
+
+    The configuration's `predict` can make it the point's data or noise instead.
+    """
 
     samplers = SAMPLERS
 
@@ -83,17 +90,18 @@ class SiT(Denoiser):
 
     @property
     def default_sampling(self) -> Sampling:
+        """The sampling by default: `heun` with 50 steps, and the configuration's guidance."""
         return Sampling("heun", 50, self.config.guidance)
 
     def loss(
         self, latents: Float[Tensor, "B T C"], labels: Int[Tensor, " B"], draws: dict[str, Tensor]
     ) -> dict[str, Float[Tensor, " B"]]:
-        """Mean squared error of what the network predicts, at a random time of each sample."""
+        """Return the mean squared error of the network's prediction, at a random time of each sample."""
         t = times(self.config.times, self.config.path, draws["normal"])
         return {"loss": self.loss_at(latents, self.dropped(labels, draws["drop"]), t, draws["noise"])}
 
     def loss_at(self, latents: Tensor, labels: Tensor, t: Float[Tensor, " B"], noise: Tensor) -> Float[Tensor, " B"]:
-        """The loss at these times, with this noise."""
+        """Return the loss of each sample at these times, with this noise."""
         point, velocity = mix(self.config.path, latents, noise, t)
         target = {"velocity": velocity, "data": latents, "noise": noise}[self.config.predict]
         return (self(point, t, labels) - target).square().flatten(1).mean(1)

@@ -1,5 +1,7 @@
-"""The network of DiT and SiT (Peebles and Xie 2023; Ma et al. 2024) on 1-D tokens: adaLN-Zero transformer blocks, with
-the parameter names of the released checkpoints."""
+"""The network of DiT and SiT (Peebles and Xie 2023; Ma et al. 2024) on 1-D tokens: adaLN-Zero transformer blocks.
+
+The parameters have the names of the released checkpoints.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -16,9 +18,12 @@ _FREQUENCIES = 256
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """`tokens` of `channels` numbers each. `classes`: how many labels there are, 0 for none (unconditional); one more
-    embedding is the null class. `positions`: `1d`, or `2d` where the tokens are a square grid (2-D latents folded by
-    `layers.fold`)."""
+    """The sizes of the network of DiT and SiT.
+
+    `tokens` of `channels` numbers each. `classes`: the number of labels, 0 for none (unconditional); one more embedding
+    is the null class. `positions`: `1d`, or `2d` where the tokens are a square grid (2-D latents folded by
+    `layers.fold`).
+    """
 
     tokens: int
     channels: int
@@ -43,12 +48,12 @@ class TransformerConfig:
 
     @classmethod
     def named(cls, size: str, tokens: int, channels: int, classes: int, positions: str = "1d") -> "TransformerConfig":
-        """One of `SIZES`: tiny, S, B, L, XL."""
+        """Return one of `SIZES`: tiny, S, B, L, XL."""
         width, depth, heads = SIZES[size]
         return cls(tokens, channels, classes, width, depth, heads, positions=positions)
 
     def tiny(self) -> "TransformerConfig":
-        """The same in small: what the tiny twins of recipes are made of."""
+        """Return a small variant for the same latents, for the tiny variants of recipes."""
         width, depth, heads = SIZES["tiny"]
         return replace(self, width=width, depth=depth, heads=heads)
 
@@ -71,11 +76,12 @@ class TimeEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Float[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        """Return the embedding (B, D) of times."""
         return self.mlp(waves(t.float(), _FREQUENCIES).to(self.mlp[0].weight.dtype))
 
 
 def waves(t: Float[Tensor, " B"], count: int) -> Float[Tensor, "B count"]:
-    """cos(t ω), then sin(t ω), for ω from 1 down to 1 / 10,000."""
+    """Return cos(t ω), then sin(t ω), for ω from 1 down to almost 1 / 10,000."""
     half = count // 2
     bands = torch.exp(-math.log(10_000) / half * torch.arange(half, dtype=torch.float32, device=t.device))
     angles = t[:, None] * bands
@@ -90,6 +96,7 @@ class LabelEmbedder(nn.Module):
         self.embedding_table = nn.Embedding(classes + 1, width)
 
     def forward(self, labels: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        """Return the vector of each label."""
         return self.embedding_table(labels)
 
 
@@ -106,6 +113,7 @@ class AdaBlock(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(D, 6 * D))
 
     def forward(self, x: Float[Tensor, "B T D"], condition: Float[Tensor, "B D"]) -> Float[Tensor, "B T D"]:
+        """Return the tokens after attention and MLP, both modulated by the condition."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
         x = x + gate1 * self.attn(modulated(self.norm1(x), shift1, scale1))
         return x + gate2 * self.mlp(modulated(self.norm2(x), shift2, scale2))
@@ -121,12 +129,16 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, x: Float[Tensor, "B T D"], condition: Float[Tensor, "B D"]) -> Float[Tensor, "B T C"]:
+        """Return C numbers for each token."""
         shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, dim=-1)
         return self.linear(modulated(self.norm_final(x), shift, scale))
 
 
 class Transformer(nn.Module):
-    """Tokens at a time, given a class, to `out_channels` numbers a token. `recompute`: keep less for the gradients."""
+    """The network: tokens at a time, given a class, to `out_channels` numbers a token.
+
+    With `recompute`, blocks keep less for the gradients and are computed again.
+    """
 
     def __init__(self, config: TransformerConfig, out_channels: int):
         super().__init__()
@@ -145,14 +157,20 @@ class Transformer(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T C"], t: Float[Tensor, " B"], labels: Int[Tensor, " B"]
     ) -> Float[Tensor, "B T O"]:
-        """`labels` from 0 on; `config.classes` is the null class."""
+        """Return `out_channels` numbers a token (B, T, O).
+
+        `labels` are from 0 on; `config.classes` is the null class.
+        """
         condition = self.t_embedder(t) + self.y_embedder(labels)
         return self.final_layer(self._hidden(x, condition, len(self.blocks)), condition)
 
     def hidden(
         self, x: Float[Tensor, "B T C"], t: Float[Tensor, " B"], labels: Int[Tensor, " B"], layer: int
     ) -> Float[Tensor, "B T D"]:
-        """The tokens after `layer` blocks: what linear probing reads (Fig. 3)."""
+        """Return the tokens after `layer` blocks, which linear probing reads (Fig. 3).
+
+        Raise `ValueError` unless `layer` is a number from 1 to the number of blocks.
+        """
         if not 1 <= layer <= len(self.blocks):
             raise ValueError(f"the network has layers 1 to {len(self.blocks)}, not {layer}.")
         return self._hidden(x, self.t_embedder(t) + self.y_embedder(labels), layer)
@@ -168,8 +186,10 @@ class Transformer(nn.Module):
 
 
 def start_at_zero(model: nn.Module, last: str) -> None:
-    """Xavier for linear layers; those that modulate, and the one called `last`, start at zero: each block is the
-    identity."""
+    """Initialise linear layers by Xavier, but with zeros in modulating layers and in the one called `last`.
+
+    Each block then starts as the identity.
+    """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -179,8 +199,11 @@ def start_at_zero(model: nn.Module, last: str) -> None:
 
 
 def positions(config: TransformerConfig) -> Float[Tensor, "1 T D"]:
-    """Fixed positions. 1-D: sin and cos of each frequency side by side. 2-D: half of the channels for the column, half
-    for the row, each all sines and then all cosines (as in DiT)."""
+    """Return the fixed positions' embeddings (1, T, D).
+
+    1-D: sin and cos of each frequency side by side. 2-D: half of the channels for the column, half for the row, each
+    all sines and then all cosines (as in DiT).
+    """
     T, D = config.tokens, config.width
     if config.positions == "1d":
         bands = torch.exp(-math.log(10_000) / D * torch.arange(0, D, 2, dtype=torch.float64))

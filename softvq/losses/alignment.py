@@ -16,20 +16,24 @@ class Projector(nn.Module):
         )
 
     def forward(self, latents: Float[Tensor, "B L D"]) -> Float[Tensor, "B L E"]:
+        """Return the latents projected to the teacher's width E."""
         return self.layers(latents)
 
 
 def alignment(projected: Float[Tensor, "B L E"], features: Float[Tensor, "B N E"]) -> Float[Tensor, ""]:
-    """−1/N Σ_n sim(y^[n], MLP(z_r^[n])), the *negative* mean cosine similarity (Eq. 6 lacks the sign), in float32.
+    """Return −1/N Σ_n sim(y^[n], MLP(z_r^[n])), the *negative* mean cosine similarity, in float32.
 
-    `projected` is MLP(z), one vector a latent; it is replicated here, behind the MLP, which gives the same as in
-    front of it. `features` are the teacher's patches, row by row.
+    Eq. 6 lacks the sign. `projected` is MLP(z), one vector a latent; it is replicated here, behind the MLP, which gives
+    the same as in front of it. `features` are the teacher's patches, row by row.
     """
     replicated = projected[:, latent_of_patch(projected.shape[1], features.shape[1]).to(projected.device)]
     return -F.cosine_similarity(replicated.float(), features.float(), dim=-1).mean()
 
 
 def latent_of_patch(latents: int, patches: int) -> Tensor:
-    """Which latent each of N patches takes, ⌊n L / N⌋: runs of N / L patches (Eq. 5), as even as can be where that is
-    not whole. With more latents than patches, the others are aligned with none."""
+    """Return the number of the latent for each of N patches, ⌊n L / N⌋ (Eq. 5).
+
+    A latent takes a run of N / L patches, as even as can be where that is not whole. With more latents than patches,
+    the others are aligned with none.
+    """
     return torch.arange(patches) * latents // patches

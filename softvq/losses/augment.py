@@ -1,6 +1,6 @@
 """DiffAug (Zhao et al. 2020): the discriminator sees coloured, shifted and cut images, with gradients through it all.
 
-What is drawn is a function of each sample's own random numbers, so that it does not depend on the batch or the rank.
+Each sample's augmentation is a function of its own random numbers, so that it does not depend on the batch or the rank.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Draws:
-    """What happens to each image. Colour: x + brightness, then saturation about the mean over channels, then contrast
-    about the image's mean; `shift` in pixels (rows, columns), 0 from outside; a rectangle `kept` out of `cut`."""
+    """The augmentation drawn for each image of a batch.
+
+    Colour: `brightness` is added to x, then `saturation` scales about the mean over channels, then `contrast` scales
+    about the image's mean. `shift` is in pixels (rows, columns), with 0 coming in from outside. `kept` is False in the
+    rectangle that is cut out.
+    """
 
     brightness: Float[Tensor, " B"]
     saturation: Float[Tensor, " B"]
@@ -25,14 +29,18 @@ class Draws:
     kept: Bool[Tensor, "B H W"]
 
     def to(self, device: torch.device) -> "Draws":
+        """Return the same draws on a device."""
         return Draws(**{name: value.to(device) for name, value in vars(self).items()})
 
 
 def draw(
     rngs: Sequence[np.random.Generator], size: tuple[int, int], probability: float = 0.5, cutout: float = 0.2
 ) -> Draws:
-    """Colour, translation (up to 1/8 of the side) and cutout (a square of `cutout` of the side), each of the three with
-    this probability, for one image of `size` (rows, columns) a generator."""
+    """Draw an augmentation of an image of `size` (rows, columns) with each generator.
+
+    Colour, translation (up to 1/8 of the side) and cutout (a rectangle of `cutout` of each side) each happen with this
+    probability.
+    """
     drawn = [_draw_one(rng, size, probability, cutout) for rng in rngs]
     colour, shift, kept = zip(*drawn, strict=True)
     colours = torch.tensor(np.stack(colour), dtype=torch.float32)
@@ -61,7 +69,7 @@ def _draw_one(rng: np.random.Generator, size: tuple[int, int], probability: floa
 
 
 def augmented(images: Float[Tensor, "B 3 H W"], draws: Draws) -> Float[Tensor, "B 3 H W"]:
-    """The images as drawn."""
+    """Return the images with these augmentations applied."""
     B, _, H, W = images.shape
     x = images + draws.brightness.view(B, 1, 1, 1)
     grey = x.mean(1, keepdim=True)
@@ -78,18 +86,21 @@ def augmented(images: Float[Tensor, "B 3 H W"], draws: Draws) -> Float[Tensor, "
 
 @dataclass(frozen=True)
 class Views:
-    """How a discriminator with inputs of one size sees larger images: the crop that starts at `corner` (rows, columns)
-    where `cropped`, else all of it, smaller."""
+    """The part of each image that a discriminator with smaller inputs of one size sees.
+
+    A `cropped` image is seen as the crop that starts at `corner` (rows, columns), any other as a whole, made smaller.
+    """
 
     cropped: Bool[Tensor, " B"]
     corner: Int[Tensor, "B 2"]
 
     def to(self, device: torch.device) -> "Views":
+        """Return the same views on a device."""
         return Views(self.cropped.to(device), self.corner.to(device))
 
 
 def draw_views(rngs: Sequence[np.random.Generator], size: tuple[int, int], target: int) -> Views:
-    """A random crop for half of the images, one generator each."""
+    """Draw a view of an image of `size` (rows, columns) with each generator: a random crop for half of the images."""
     numbers = np.stack([rng.random(3) for rng in rngs])
     room = np.maximum(0, np.array(size) - target)
     corner = (numbers[:, 1:] * (room + 1)).astype(np.int64)
@@ -97,7 +108,7 @@ def draw_views(rngs: Sequence[np.random.Generator], size: tuple[int, int], targe
 
 
 def viewed(images: Float[Tensor, "B 3 H W"], views: Views, target: int) -> Float[Tensor, "B 3 T T"]:
-    """Images of `target` px: larger ones cropped or averaged over areas, smaller ones enlarged bicubically."""
+    """Return images of `target` px: larger ones cropped or averaged over areas, smaller ones enlarged bicubically."""
     H, W = images.shape[2:]
     if H == W == target:
         return images

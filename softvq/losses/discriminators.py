@@ -1,4 +1,7 @@
-"""Discriminators: what is trained of them. A frozen backbone, where there is one, is given to the training step."""
+"""Discriminators: their configurations, and the parts of them that are trained.
+
+A frozen backbone, where there is one, is given to the training step.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -18,11 +21,14 @@ from softvq.config import family, register
 
 @family
 class DiscriminatorConfig(ABC):
-    """The base of the discriminators' configurations. One of your own is a frozen dataclass, derived from this, with
-    `@softvq.register` above it, and `build`.
+    """The base of the discriminators' configurations.
 
-    `backbone`: a frozen ViT of `pretrained.vit` whose tokens it reads, after the embedding and after the blocks in
-    `after`, of images of `image_size` px; None where it reads the images themselves."""
+    A configuration of your own is a frozen dataclass that derives from this class, has `@softvq.register` above it and
+    defines `build`.
+
+    `backbone`: a frozen ViT of `pretrained.vit` whose tokens the discriminator reads, after the embedding and after the
+    blocks in `after`, of images of `image_size` px; None for one that reads the images themselves.
+    """
 
     backbone: str | None = None
     after: tuple[int, ...] = ()
@@ -30,16 +36,21 @@ class DiscriminatorConfig(ABC):
 
     @abstractmethod
     def build(self, width: int) -> nn.Module:
-        """Return what is trained: a module from a list of readouts (tokens B T C of a backbone of this `width`; without
-        one the images B 3 H W alone) to logits B M, high for real images."""
+        """Return the trained part: a module from a list of readouts to logits (B, M), high for real images.
+
+        Readouts are tokens (B, T, C) of a backbone of this `width`, or without a backbone the images (B, 3, H, W)
+        alone.
+        """
 
 
 @register
 @dataclass(frozen=True)
 class DinoDiscriminatorConfig(DiscriminatorConfig):
-    """Heads on a frozen DINO (Section 4.1; as in StyleGAN-T). `backbone` is a ViT of `pretrained.vit`; features are
-    read after the embedding and after the blocks in `after`, of images of `image_size` px; `kernel` is the width of the
-    convolution along the tokens."""
+    """The configuration of heads on a frozen DINO (Section 4.1; as in StyleGAN-T).
+
+    `backbone` is a ViT of `pretrained.vit`; features are read after the embedding and after the blocks in `after`, of
+    images of `image_size` px; `kernel` is the width of the convolution along the tokens.
+    """
 
     backbone: str = "vit_small_patch16_224.dino"
     after: tuple[int, ...] = (3, 6, 9, 12)
@@ -53,7 +64,7 @@ class DinoDiscriminatorConfig(DiscriminatorConfig):
             raise ValueError(f"after must be increasing numbers of blocks from 1 on, not {list(self.after)}")
 
     def build(self, width: int) -> "DinoHeads":
-        """For a backbone of this width."""
+        """Return the heads for a backbone of this width, one for each readout."""
         return DinoHeads(1 + len(self.after), width, self.kernel)
 
 
@@ -70,7 +81,7 @@ class PatchGANDiscriminatorConfig(DiscriminatorConfig):
             raise ValueError("width and layers must be at least 1")
 
     def build(self, width: int) -> "PatchGAN":
-        """The `width` of a backbone does not matter: it reads the images themselves."""
+        """Return the network; it reads the images themselves, so that the `width` of a backbone does not matter."""
         return PatchGAN(self)
 
 
@@ -87,6 +98,7 @@ class BatchNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "B C *places"]) -> Float[Tensor, "B C *places"]:
+        """Return x normalised over the global batch and all places, in float32."""
         dims = (0, *range(2, x.ndim))
         shape = (1, -1, *(1 for _ in dims[1:]))
         x = x.float()
@@ -96,7 +108,7 @@ class BatchNorm(nn.Module):
 
 
 class _Along(nn.Module):
-    """Along the tokens: spectrally normalised convolution with circular padding, batch norm, LeakyReLU 0.2."""
+    """A layer along the tokens: spectrally normalised convolution with circular padding, batch norm, LeakyReLU 0.2."""
 
     def __init__(self, width: int, kernel: int):
         super().__init__()
@@ -109,7 +121,10 @@ class _Along(nn.Module):
 
 
 class _DinoHead(nn.Module):
-    """k = 1, a residual k = 9, (f(x) + x) / √2, and a spectrally normalised k = 1 to a logit a token."""
+    """A head on one readout: layers with k = 1 and k = `kernel`, then a convolution to one logit a token.
+
+    The second layer is residual, (f(x) + x) / √2; the convolution (k = 1) is spectrally normalised.
+    """
 
     def __init__(self, width: int, kernel: int):
         super().__init__()
@@ -124,13 +139,14 @@ class _DinoHead(nn.Module):
 
 
 class DinoHeads(nn.Module):
-    """One head a readout of the backbone; all their logits side by side."""
+    """The heads of a DINO discriminator, one for each readout of the backbone, with all their logits side by side."""
 
     def __init__(self, readouts: int, width: int, kernel: int):
         super().__init__()
         self.heads = nn.ModuleList(_DinoHead(width, kernel) for _ in range(readouts))
 
     def forward(self, readouts: Sequence[Float[Tensor, "B T C"]]) -> Float[Tensor, "B M"]:
+        """Return the logits (B, M) of readouts (B, T, C), one readout for each head."""
         logits = [head(tokens.transpose(1, 2)) for head, tokens in zip(self.heads, readouts, strict=True)]
         return torch.cat(logits, dim=1)
 
@@ -156,5 +172,5 @@ class PatchGAN(nn.Module):
                 nn.init.normal_(layer.weight, std=0.02)
 
     def forward(self, readouts: Sequence[Float[Tensor, "B 3 H W"]]) -> Float[Tensor, "B M"]:
-        """`readouts` is just the images."""
+        """Return the logits (B, M) of images (B, 3, H, W), the only element of `readouts`."""
         return self.layers(readouts[0]).flatten(1)

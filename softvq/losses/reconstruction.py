@@ -1,4 +1,4 @@
-"""How far a reconstruction is from its image: L_recon of Eq. 7."""
+"""The distance of a reconstruction to its image: L_recon of Eq. 7."""
 
 from typing import Literal
 
@@ -12,6 +12,6 @@ Distance = Literal["l2", "l1"]
 def reconstruction(
     images: Float[Tensor, "B 3 H W"], targets: Float[Tensor, "B 3 H W"], distance: Distance = "l2"
 ) -> Float[Tensor, ""]:
-    """Mean squared (the default, as released) or absolute error of pixels in [-1, 1], in float32."""
+    """Return the mean squared (the default, as released) or absolute error of pixels in [-1, 1], in float32."""
     images, targets = images.float(), targets.float()
     return F.mse_loss(images, targets) if distance == "l2" else F.l1_loss(images, targets)

@@ -1,9 +1,11 @@
-"""The terms of Eq. 7 that compare a reconstruction with its image, by name: a dictionary that a file of one's own may
-add to. (The quantizer reports its own, and the adversarial term is a game of two.)
+"""The terms of Eq. 7 that compare a reconstruction with its image, by name.
+
+`TERMS` is a dictionary that a file of your own may add to; an added term is computed when the recipe's `weights` name
+it:
 
     TERMS["edges"] = lambda seen: edges_of(seen.outputs).sub(edges_of(seen.images)).abs().mean()
 
-A term of one's own is computed where the recipe's `weights` name it.
+The quantizer reports its own losses, and the adversarial term is computed with the discriminator.
 """
 
 from collections.abc import Callable
@@ -18,9 +20,13 @@ from softvq.losses.reconstruction import Distance, reconstruction
 
 @dataclass(frozen=True)
 class Seen:
-    """All that a term may look at: `images` and their reconstructions `outputs` (B, 3, H, W) in [-1, 1], the `latent`
-    before normalisation (B, L, D); where the recipe names networks for it, `distances` (B) of a perceptual network, the
-    teacher's `features` (B, N, F) and the `projected` latents (B, L, F). `distance`: how pixels are compared."""
+    """The inputs that a term may use.
+
+    `images` and their reconstructions `outputs` are (B, 3, H, W) in [-1, 1], `latent` is (B, L, D) before
+    normalisation. `distances` (B) of a perceptual network, the teacher's `features` (B, N, F) and the `projected`
+    latents (B, L, F) are there when the recipe names networks for them. `distance` is the measure that pixels are
+    compared by.
+    """
 
     images: Float[Tensor, "B 3 H W"]
     outputs: Float[Tensor, "B 3 H W"]

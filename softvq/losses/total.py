@@ -10,8 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """When a term counts: not before `start` steps are done, then with a weight that rises linearly over `warmup`
-    steps."""
+    """The schedule of a term's weight: 0 until `start` steps are done, then a linear rise over `warmup` steps."""
 
     start: int = 0
     warmup: int = 0
@@ -21,19 +20,19 @@ class ScheduleConfig:
             raise ValueError("start and warmup must not be negative")
 
     def factor_at(self, step: int) -> float:
-        """The share of the weight after `step` steps."""
+        """Return the share of the weight after `step` steps, in [0, 1]."""
         if step < self.start:
             return 0.0
         return min(1.0, (step - self.start + 1) / self.warmup) if self.warmup else 1.0
 
 
 def weights_at(step: int, weights: Mapping[str, float], schedules: Mapping[str, ScheduleConfig]) -> dict[str, float]:
-    """Each term's weight after `step` steps; terms without a schedule count from the first on."""
+    """Return each term's weight after `step` steps; terms without a schedule have all of it from the first step on."""
     return {name: weight * schedules.get(name, ScheduleConfig()).factor_at(step) for name, weight in weights.items()}
 
 
 def total(terms: Mapping[str, Float[Tensor, ""]], weights: Mapping[str, float]) -> Float[Tensor, ""]:
-    """Σ weight · term. Both must name the same terms: a missing or an extra name is a `ValueError`."""
+    """Return Σ weight · term; raise `ValueError` when terms and weights do not name the same terms."""
     if terms.keys() != weights.keys():
         known = f"the loss terms are {', '.join(sorted(terms))}, but the weights name {', '.join(sorted(weights))}"
         if extra := sorted(weights.keys() - terms.keys()):

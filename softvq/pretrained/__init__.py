@@ -1,4 +1,4 @@
-"""Other people's networks, frozen: features, teachers and perceptual distances, by name."""
+"""Pretrained networks of other people, frozen: features, teachers and perceptual distances, by name."""
 
 from softvq.pretrained.features import NETWORKS, FeatureNetwork
 from softvq.pretrained.named import PERCEPTUAL, TEACHERS, Named

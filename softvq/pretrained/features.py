@@ -1,5 +1,7 @@
-"""Networks whose features tell real from generated images, by name, each with its own way to resize: 8-bit images of
-one size in, features out. What a figure rests on besides its images is said by `FeatureNetwork.protocol`."""
+"""Networks whose features tell real from generated images, by name, each with its own way to resize.
+
+Their inputs are 8-bit images of one size. `FeatureNetwork.protocol` says all that a figure rests on besides its images.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,8 +27,11 @@ _RESIZING = {
 
 
 class FeatureNetwork(nn.Module):
-    """A frozen network in evaluation mode: of images of `side` px in [-1, 1] it makes `width` features each.
-    `resizing`: `tf1` is what FID is defined with, for Inception alone; `clean` is clean-fid's, for any."""
+    """A frozen network in evaluation mode, which makes `width` features of each image.
+
+    Images are 8-bit and of one size; they are resized to `side` px and scaled to the network's range. `resizing`: `tf1`
+    is the one that FID is defined with, for Inception alone; `clean` is clean-fid's, for any.
+    """
 
     def __init__(self, name: str, network: nn.Module, side: int, width: int, resizing: Resizing):
         super().__init__()
@@ -37,7 +42,8 @@ class FeatureNetwork(nn.Module):
     def load(cls, name: str, resizing: Resizing | None = None, file: Path | None = None) -> "FeatureNetwork":
         """Return one of `NETWORKS`; `file`: its weights, instead of a download.
 
-        `ModelError` when the name is unknown, the weights cannot be had, or the resizing is not the network's."""
+        Raise `ModelError` when the name is unknown, the weights cannot be had, or the resizing is not the network's.
+        """
         try:
             make = lookup(NETWORKS, name, "feature network")
         except ConfigError:
@@ -52,14 +58,17 @@ class FeatureNetwork(nn.Module):
 
     @property
     def protocol(self) -> dict[str, str]:
-        """What features are a function of, besides the images: network, weights and resizing."""
+        """The network, weights and resizing: all that features are a function of besides the images."""
         resizing = f"{self.side} px, {_RESIZING[self.resizing]}"
         weights = files.fingerprint({}, self.network.state_dict())
         return {"features": self.name, "weights": weights, "resizing": resizing}
 
     @torch.no_grad()
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B F"]]:
-        """`pool`, the features; of Inception also `spatial`, those of sFID."""
+        """Return `pool`, the features; from Inception also `spatial`, those of sFID.
+
+        Raise `ValueError` unless the images are 8-bit (B, 3, H, W).
+        """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be 8-bit (B, 3, H, W), not {images.dtype} of {tuple(images.shape)}.")
         resized = self._resized(images)
@@ -69,7 +78,7 @@ class FeatureNetwork(nn.Module):
         return {"pool": self.network(resized / 127.5 - 1).float()}
 
     def logits(self, pool: Float[Tensor, "N F"]) -> Float[Tensor, "N C"] | None:
-        """Of pooled features, what the Inception Score is computed from; None for other networks."""
+        """Return the logits (N, C) of pooled features, for the Inception Score; None for other networks."""
         if not isinstance(self.network, inception.Inception):
             return None
         weight = self.network.fc.weight.detach().cpu()

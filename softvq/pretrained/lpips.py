@@ -23,7 +23,10 @@ _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class VGG16(nn.Module):
-    """The convolutions of VGG16; `features` numbers its layers as torchvision and timm do. `share` of its width."""
+    """The convolutions of VGG16, their layers numbered as in torchvision and timm.
+
+    `share` is the share of the network's width that it has.
+    """
 
     def __init__(self, share: float = 1.0):
         super().__init__()
@@ -40,7 +43,7 @@ class VGG16(nn.Module):
         self.features = nn.Sequential(*layers)
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """The activations of the five stages, each B C H' W'."""
+        """Return the activations of the five stages, each (B, C, H', W')."""
         found = []
         for number, layer in enumerate(self.features):
             x = layer(x)
@@ -50,7 +53,10 @@ class VGG16(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """Σ over stages of the mean over places of w · (f̂(x) − f̂(y))², f̂ of unit length over channels; without dropout."""
+    """The perceptual distance LPIPS, without dropout.
+
+    It is Σ over stages of the mean over places of w · (f̂(x) − f̂(y))², f̂ of unit length over channels.
+    """
 
     def __init__(self, vgg: VGG16, linear: dict[str, Tensor]):
         super().__init__()
@@ -63,7 +69,10 @@ class LPIPS(nn.Module):
 
     @classmethod
     def load(cls, name: str = NAME, file: Path | None = None) -> "LPIPS":
-        """With VGG16's ImageNet weights: from `file` (safetensors, names as timm's or torchvision's), or the hub."""
+        """Return the network with VGG16's ImageNet weights, or the stand-in of that name.
+
+        The weights come from `file` (safetensors, names as timm's or torchvision's), or the hub.
+        """
         if name == TINY:
             return cls._tiny()
         if name != NAME:
@@ -82,13 +91,13 @@ class LPIPS(nn.Module):
 
     @classmethod
     def untrained(cls, name: str = NAME) -> "LPIPS":
-        """The network that `load` gives, with whatever weights."""
+        """Return a network of the form that `load` gives, with arbitrary weights."""
         part = 8 if name == TINY else 1
         linear = {f"lin{i}": torch.full((widths[-1] // part,), 0.3) for i, widths in enumerate(_WIDTHS)}
         return cls(VGG16(1 / part), linear)
 
     def forward(self, images: Float[Tensor, "B 3 H W"], targets: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
-        """The distance of each image in [-1, 1] to its target; the targets get no gradient."""
+        """Return the distance of each image in [-1, 1] to its target; the targets get no gradient."""
         with torch.no_grad():
             references = [unit(f) for f in self.vgg((targets - self.shift) / self.scale)]
         distance = torch.zeros(len(images), device=images.device)
@@ -100,5 +109,8 @@ class LPIPS(nn.Module):
 
 
 def unit(features: Tensor) -> Tensor:
-    """Unit length over channels. The norm's gradient is 0, not NaN, where all channels are 0."""
+    """Return features scaled to unit length over channels.
+
+    The gradient of the norm is 0, not NaN, where all channels are 0.
+    """
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10)

@@ -1,6 +1,8 @@
-"""Teachers and perceptual networks by name: dictionaries that a file of one's own may add to.
+"""Teachers and perceptual networks by name: dictionaries that a file of your own may add to.
 
-TEACHERS["mine"] = Named(lambda image_size, patch_size, file, trained: MyTeacher(file))
+For example:
+
+    TEACHERS["mine"] = Named(lambda image_size, patch_size, file, trained: MyTeacher(file))
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -18,8 +20,10 @@ from softvq.pretrained.lpips import LPIPS
 
 @dataclass(frozen=True)
 class Named:
-    """A maker of a frozen network. `from_file`: if its weights are downloaded, or given as a file, and do not come with
-    a package."""
+    """A maker of a frozen network.
+
+    `from_file`: True when its weights are downloaded, or given as a file, and do not come with a package.
+    """
 
     make: Callable[..., nn.Module]
     from_file: bool = True
@@ -58,7 +62,7 @@ PERCEPTUAL: dict[str, Named] = {
 
 
 def check_used(pretrained: Mapping[str, Path], used: Collection[str]) -> None:
-    """`ConfigError` when a file is given for a network that is not used."""
+    """Raise `ConfigError` when a file is given for a network that is not used."""
     if unused := [name for name in pretrained if name not in used]:
         raise ConfigError(
             f"a file is given for {unused[0]}, which is not used; this uses {', '.join(used) or 'none'}.",

@@ -1,10 +1,10 @@
-"""Other people's Vision Transformers: DINO, DINOv2, CLIP and EVA-02, by timm's names.
+"""Vision Transformers pretrained by other people: DINO, DINOv2, CLIP and EVA-02, by timm's names.
 
     vit = load("vit_base_patch14_dinov2.lvd142m", image_size=256, patch_size=16)      # starts a tokenizer's encoder
     teacher = Teacher.load("vit_base_patch14_dinov2.lvd142m", image_size=256)         # or gives alignment its targets
     features = teacher(images)                                  # images (B, 3, H, W) in [-1, 1] -> (B, N, width)
 
-Weights come from timm's hub repositories (downloaded when first asked for) or from a local safetensors file.
+Weights come from timm's hub repositories (downloaded at their first use) or from a local safetensors file.
 """
 
 import math
@@ -28,9 +28,11 @@ _CLIP: tuple[Channels, Channels] = ((0.48145466, 0.4578275, 0.40821073), (0.2686
 
 @dataclass(frozen=True)
 class PretrainedViT:
-    """A public network: its architecture, the image side (px) it was trained with, and the mean and deviation of its
-    inputs (images in [0, 1]). `random`: a stand-in of the same kind with seeded random weights, for tests and tiny
-    twins of recipes."""
+    """A public network: its architecture, the image side (px) it was trained with, and the `statistics` of its inputs.
+
+    The statistics are the mean and deviation of images in [0, 1]. `random`: a stand-in of the same kind with seeded
+    random weights, for tests and the tiny variants of recipes.
+    """
 
     architecture: ViTConfig
     image_size: int
@@ -55,7 +57,7 @@ MODELS = _PUBLIC | {
 
 
 def describe(name: str) -> PretrainedViT:
-    """A network by timm's name; `ModelError` names those there are."""
+    """Return the network of a timm name; `ModelError` names those there are."""
     if name not in MODELS:
         near = [known for known in _PUBLIC if known.startswith(name)]
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_PUBLIC)}."
@@ -64,10 +66,11 @@ def describe(name: str) -> PretrainedViT:
 
 
 def load(name: str, image_size: int, patch_size: int | None = None, file: Path | None = None) -> VisionTransformer:
-    """The network, its patch embedding and positions resampled (as timm does it) to another patch and square image
-    size (px). `file`: its weights as safetensors, under timm's or DINOv2's own names, instead of the hub's.
+    """Return the network of a timm name for another patch and square image size (px).
 
-    `ModelError` when the name is unknown, or the weights are missing, damaged or of another network.
+    Its patch embedding and positions are resampled as timm does it. `file`: its weights as safetensors, under timm's or
+    DINOv2's own names, instead of the hub's. Raise `ModelError` when the name is unknown, or the weights are missing,
+    damaged or of another network.
     """
     known = describe(name)
     patch_size = patch_size or known.architecture.patch_size
@@ -89,7 +92,7 @@ def load(name: str, image_size: int, patch_size: int | None = None, file: Path |
 
 
 def untrained(name: str, image_size: int, patch_size: int | None = None) -> VisionTransformer:
-    """The network that `load` gives, with whatever weights."""
+    """Return a network of the form that `load` gives, with arbitrary weights."""
     architecture = describe(name).architecture
     config = replace(architecture, patch_size=patch_size or architecture.patch_size)
     side = image_size // config.patch_size
@@ -97,8 +100,11 @@ def untrained(name: str, image_size: int, patch_size: int | None = None) -> Visi
 
 
 class _Frozen(nn.Module):
-    """A network that nothing trains, with its own input normalisation: always in evaluation mode, without gradients of
-    its weights. It is an argument of the training step, never part of a model: its weights are in no checkpoint."""
+    """A network that nothing trains, with its own input normalisation.
+
+    It is always in evaluation mode, without gradients of its weights. It is an argument of the training step, never
+    part of a model: its weights are in no checkpoint.
+    """
 
     def __init__(self, vit: VisionTransformer, statistics: tuple[Channels, Channels]):
         super().__init__()
@@ -108,25 +114,28 @@ class _Frozen(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "_Frozen":
-        """Stays in evaluation mode."""
+        """Return the network, which stays in evaluation mode."""
         return super().train(False)
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Images in [-1, 1] as the network knows them."""
+        """Return images in [-1, 1] normalised as the network's inputs."""
         return (images * 0.5 + 0.5 - self.mean) / self.std
 
 
 class Teacher(_Frozen):
-    """A frozen ViT that gives patch features after its final norm: what the latents are aligned with (Eq. 6)."""
+    """A frozen ViT that gives patch features after its final norm: the latents are aligned with them (Eq. 6)."""
 
     @classmethod
     def load(cls, name: str, image_size: int, patch_size: int = 16, file: Path | None = None) -> "Teacher":
-        """As the function `load`; patches of 16 px by default, as the paper's."""
+        """Return the teacher of a timm name (see the function `load`).
+
+        Patches are of 16 px by default, as in the paper.
+        """
         return cls(load(name, image_size, patch_size, file), describe(name).statistics)
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
-        """Features of the patches, row by row, of images in [-1, 1]."""
+        """Return the features of the patches, row by row, of images in [-1, 1]."""
         return self.vit.features(self.normalised(images))[:, self.vit.config.prefix :]
 
 
@@ -135,18 +144,21 @@ class ClassToken(_Frozen):
 
     @classmethod
     def load(cls, name: str, image_size: int, file: Path | None = None) -> "ClassToken":
-        """As the function `load`, at the network's own patch size."""
+        """Return the network of a timm name (see the function `load`) at its own patch size."""
         return cls(load(name, image_size, None, file), describe(name).statistics)
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Of images in [-1, 1]."""
+        """Return the class token of each image in [-1, 1]."""
         return self.vit.features(self.normalised(images))[:, 0]
 
 
 class Readouts(_Frozen):
-    """The frozen part of the DINO discriminator: a ViT's patch tokens, its class token added to each, before the first
-    block and after those in `after`, without final norm; always in float32. Gradients reach the images."""
+    """The frozen part of the DINO discriminator: a ViT's patch tokens, with its class token added to each.
+
+    The tokens are those before the first block and after the blocks in `after`, without final norm; always in float32.
+    Gradients reach the images.
+    """
 
     def __init__(self, vit: VisionTransformer, statistics: tuple[Channels, Channels], after: Sequence[int]):
         super().__init__(vit, statistics)
@@ -154,14 +166,17 @@ class Readouts(_Frozen):
 
     @classmethod
     def load(cls, name: str, image_size: int, after: Sequence[int], file: Path | None = None) -> "Readouts":
-        """As the function `load`, at the network's own patch size."""
+        """Return the network of a timm name (see the function `load`) at its own patch size.
+
+        Raise `ModelError` when it has fewer blocks than `after` names.
+        """
         vit, last = load(name, image_size, None, file), max(after, default=0)
         if last > vit.config.depth:
             raise ModelError(f"{name} has {vit.config.depth} blocks, but readouts were asked for after {last}.")
         return cls(vit, describe(name).statistics, after)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """Of images in [-1, 1], each readout B N D."""
+        """Return the readouts of images in [-1, 1], each (B, N, D)."""
         with torch.autocast(images.device.type, enabled=False):
             first = self.vit.config.prefix
             tokens = self.vit.readouts(self.normalised(images.float()), self.after)
@@ -169,7 +184,7 @@ class Readouts(_Frozen):
 
 
 def _timm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names as timm writes them; heads, and what only pretraining needs, left out."""
+    """Return tensors under timm's names, without heads and the tensors that only pretraining needs."""
     tensors = {k: v for k, v in tensors.items() if not k.startswith(("head.", "rope.")) and k != "mask_token"}
     if "register_tokens" in tensors and "cls_token" in tensors and "pos_embed" in tensors:  # DINOv2's own files
         tensors["reg_token"] = tensors.pop("register_tokens")

@@ -1,4 +1,4 @@
-"""What every quantizer is, gives and reports."""
+"""The contract of every quantizer: its configuration, result and statistics, and the functions that all are made of."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -18,17 +18,17 @@ Reduce = Callable[[Tensor], Tensor]  # a tensor -> its mean over all ranks, with
 
 
 def identity(x: Tensor) -> Tensor:
-    """The mean over the one process that there is."""
+    """Return the tensor itself: the mean over ranks where there is one process."""
     return x
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """How a batch of tokens spread over K codewords: the source of the KL term and of all statistics.
+    """The spread of a batch of tokens over K codewords: the source of the KL term and of all statistics.
 
     `entropy` is the mean over tokens of H(q), `mean` is E q (with gradients; over the tokens of all ranks where the
-    quantizer was given their reduction), `used` says which codewords were some token's most likely one, `largest` is
-    the mean largest weight.
+    quantizer was given their reduction), `used` is 1 for each codeword that was some token's most likely one and 0 for
+    the others, `largest` is the mean largest weight.
     """
 
     entropy: Float[Tensor, ""]
@@ -38,13 +38,19 @@ class Assignment:
 
     @property
     def kl(self) -> Float[Tensor, ""]:
-        """H(q) − H(E q) of Eq. 4: minus the mutual information of image token and codeword, in [−log K, 0]."""
+        """The KL term H(q) − H(E q) of Eq. 4, in [−log K, 0].
+
+        It is minus the mutual information of image token and codeword.
+        """
         return self.entropy - entropy(self.mean)
 
     @property
     def statistics(self) -> dict[str, Float[Tensor, ""]]:
-        """`usage` (the fraction of codewords that were a first choice), `perplexity` (exp H(E q), 1…K), `entropy`
-        (mean H(q), nats), `largest_weight` (its mean, 1/K…1)."""
+        """The statistics by name, without gradients.
+
+        `usage` is the fraction of codewords that were a first choice, `perplexity` is exp H(E q) (1 … K), `entropy` is
+        the mean H(q) in nats, `largest_weight` is the mean largest weight (1/K … 1).
+        """
         values = {
             "usage": self.used.mean(),
             "perplexity": entropy(self.mean).exp(),
@@ -56,9 +62,12 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantizer's answer: `latent` z for the decoder, `indices` of the (most likely) codewords where there are any,
-    losses and statistics by name, and the `assignment` to codewords behind the KL term (where `kl_tau` is set, that is
-    another posterior than the one that made z and its statistics)."""
+    """The result of a quantizer: the latents, and the indices, losses and statistics that come with them.
+
+    `latent` is z for the decoder, `indices` are those of the (most likely) codewords, None where there are none;
+    `losses` and `statistics` are scalars by name. `assignment` is the assignment to codewords behind the KL term; with
+    `kl_tau`, it is another posterior than the one that made z and its statistics.
+    """
 
     latent: Float[Tensor, "B L D"]
     indices: Int[Tensor, "B L *G"] | None = None
@@ -69,42 +78,47 @@ class Quantized:
 
 @family
 class QuantizerConfig(ABC):
-    """The base of the quantizers' configurations. One of your own is a frozen dataclass, derived from this, with
-    `@softvq.register` above it, and `build`; the rest has defaults."""
+    """The base of the quantizers' configurations.
+
+    A configuration of your own is a frozen dataclass that derives from this class, has `@softvq.register` above it and
+    defines `build`; all other methods have defaults.
+    """
 
     @abstractmethod
     def build(self, dim: int) -> "Quantizer":
-        """Return the quantizer for latents of `dim` numbers a token."""
+        """Return the quantizer of this configuration for latents of `dim` numbers a token."""
 
     @property
     def codebooks(self) -> int:
-        """How many codebooks there are; also those of the quantizers inside."""
+        """The number of codebooks, including those of nested quantizers."""
         return 1
 
     def check(self, tokens: int) -> None:
-        """Raise a `ValueError` when so many tokens cannot be quantized."""
+        """Raise `ValueError` when a sequence of so many tokens cannot be quantized."""
 
     def as_printed(self) -> "QuantizerConfig":
-        """Return the form that the paper prints, where another was released."""
+        """Return the form that the paper prints, for a configuration that was released in another form."""
         return self
 
     def tiny(self) -> "QuantizerConfig":
-        """Return the same in small, for the tiny twins of recipes."""
+        """Return a small variant of this configuration, for the tiny variants of recipes."""
         return self
 
 
 class Quantizer(nn.Module, ABC):
-    """The bottleneck: ẑ (B, L, in_dim) → `Quantized` with latents z (B, L, dim).
+    """The bottleneck between encoder and decoder: ẑ (B, L, in_dim) → `Quantized` with latents z (B, L, dim).
 
-    `in_dim` is the width it wants from the encoder. `discrete` says if indices alone determine z, so that `lookup`
-    inverts them; `soft` if its loss `kl` is that of its `assignment`, so that several can be taken as one. `noise` is
-    the reparametrisation noise (B, L, dim) of those that sample; others ignore it.
+    `in_dim` is the width that it takes from the encoder. `discrete` is True when indices alone determine z, so that
+    `lookup` inverts them; `soft` is True when its loss `kl` is computed from soft assignments, so that several
+    quantizers can be taken as one. `noise` is the reparametrisation noise (B, L, dim) of quantizers that sample; others
+    ignore it.
 
-    One of your own sets `dim` and `in_dim` and defines `forward(z, noise=None)`; where it is discrete, `lookup` too.
-    Indices are (B, L), or (B, L, G) for G of them a token. Statistics have any name; `losses` are named in `weights`.
+    A quantizer of your own sets `dim` and `in_dim` and defines `forward(z, noise=None)`, and also `lookup` when it is
+    discrete. Indices are (B, L), or (B, L, G) for G of them a token. Statistics may have any name; every loss needs an
+    entry of its name in the recipe's `weights`.
 
-    A quantizer knows no ranks: E q in the KL term is not linear in the batch, so training on several passes in
-    `reduce`, the mean over ranks. One of your own whose `forward` does not take it is called without (`quantize`).
+    A quantizer knows nothing of ranks: E q in the KL term is not linear in the batch, so training on several processes
+    passes in `reduce`, the mean over ranks. A `forward` without this argument is called without it (see `quantize`).
     """
 
     dim: int
@@ -126,21 +140,21 @@ class Quantizer(nn.Module, ABC):
         noise: Float[Tensor, "B L {self.dim}"] | None = None,
         reduce: Reduce = identity,
     ) -> Quantized:
-        """Return the latents, and what training wants to know besides."""
+        """Return the latents z (B, L, dim) with their indices, losses, statistics and assignment."""
 
     @property
     def leaves(self) -> "list[Quantizer]":
-        """The quantizers that a nested one holds, in order; itself where it holds none."""
+        """The innermost quantizers of a nested one, in order; the quantizer itself when it holds none."""
         return [self]
 
     def latent(
         self, z: Float[Tensor, "B L {self.in_dim}"], noise: Float[Tensor, "B L {self.dim}"] | None = None
     ) -> Float[Tensor, "B L {self.dim}"]:
-        """The latents alone, for inference."""
+        """Return the latents z alone, for inference."""
         return quantize(self, z, noise, identity).latent
 
     def lookup(self, indices: Int[Tensor, "B L *G"]) -> Float[Tensor, "B L {self.dim}"]:
-        """The latents of these indices, where indices determine them."""
+        """Return the latents of indices; raise `ModelError` for a quantizer whose indices do not determine them."""
         if self.discrete:
             raise ModelError(f"{type(self).__name__} says that it is discrete, but defines no lookup.")
         raise ModelError(
@@ -149,7 +163,10 @@ class Quantizer(nn.Module, ABC):
 
 
 def entropy(q: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
-    """H(q) = −Σ q log q in nats, with 0 log 0 = 0, and a finite gradient there: E q underflows to 0 at τ = 0.01."""
+    """Return H(q) = −Σ q log q in nats, with 0 log 0 = 0 and a finite gradient there.
+
+    The gradient matters because E q underflows to 0 at τ = 0.01.
+    """
     return -(q * q.clamp_min(torch.finfo(q.dtype).tiny).log()).sum(-1)
 
 
@@ -158,14 +175,14 @@ MOST_CODEBOOKS = 1024  # far beyond use; a damaged file must not ask for million
 
 
 def check_quantizer(config: QuantizerConfig, tokens: int) -> None:
-    """Raise a `ValueError` when so many tokens cannot be quantized, or there are too many codebooks."""
+    """Raise `ValueError` when so many tokens cannot be quantized, or there are too many codebooks."""
     if config.codebooks > MOST_CODEBOOKS:
         raise ValueError(f"the quantizer has {config.codebooks} codebooks, more than {MOST_CODEBOOKS}")
     config.check(tokens)
 
 
 def check_built(quantizer: Any, dim: int) -> None:
-    """Raise a `ConfigError` when what `build` returned is no quantizer for latents of `dim` numbers."""
+    """Raise `ConfigError` when the object that `build` returned is no quantizer for latents of `dim` numbers."""
     name = type(quantizer).__name__
     if not isinstance(quantizer, Quantizer):
         raise ConfigError(f"build must return a Quantizer, not a {name}.")
@@ -177,7 +194,7 @@ def check_built(quantizer: Any, dim: int) -> None:
 
 
 def check_quantized(quantizer: Quantizer, found: Any, shape: tuple[int, ...]) -> None:
-    """Raise a `ConfigError` when what a quantizer returned is no `Quantized` with latents of this shape."""
+    """Raise `ConfigError` when a quantizer returned anything but a `Quantized` with latents of this shape."""
     latent = found.latent if isinstance(found, Quantized) else None
     if not isinstance(latent, Tensor) or tuple(latent.shape) != shape:
         given = type(found).__name__ if latent is None else f"latents of {tuple(latent.shape)}"
@@ -187,13 +204,13 @@ def check_quantized(quantizer: Quantizer, found: Any, shape: tuple[int, ...]) ->
 
 
 def quantize(quantizer: Quantizer, z: Tensor, noise: Tensor | None, reduce: Reduce) -> Quantized:
-    """Call a quantizer with the noise and the reduction over ranks, if its `forward` takes them."""
+    """Call a quantizer, with the noise and the reduction over ranks where its `forward` takes them."""
     given = {"noise": noise} if quantizer.takes_noise else {}
     return quantizer(z, **given, **({"reduce": reduce} if quantizer.takes_reduction else {}))
 
 
 def assign(log_q: Float[Tensor, "B L K"], indices: Int[Tensor, "B L"], reduce: Reduce = identity) -> Assignment:
-    """Summarise a posterior given by its logarithm."""
+    """Summarise a posterior, given by its logarithm and the most likely index of each token."""
     q = log_q.exp()
     used = torch.zeros(q.shape[-1], device=q.device, dtype=q.dtype)
     used[indices.flatten()] = 1.0
@@ -206,14 +223,17 @@ def assign(log_q: Float[Tensor, "B L K"], indices: Int[Tensor, "B L"], reduce: R
 
 
 def assign_hard(indices: Int[Tensor, "B L"], codebook_size: int, reduce: Reduce = identity) -> Assignment:
-    """The same summary of a one-hot posterior (Eq. 2)."""
+    """Summarise a one-hot posterior (Eq. 2), given by its indices."""
     counts = reduce(torch.bincount(indices.flatten(), minlength=codebook_size).float())
     zero = counts.new_zeros(())
     return Assignment(entropy=zero, mean=counts / counts.sum(), used=(counts > 0).float(), largest=zero + 1)
 
 
 def pooled(assignments: list[Assignment]) -> Assignment:
-    """Several codebooks of one size taken as one posterior: E q runs over the codebooks too (the released KL term)."""
+    """Return the assignment of several codebooks of one size taken as one posterior, as in the released KL term.
+
+    E q is the mean over the codebooks too.
+    """
 
     def average(name: str) -> Tensor:
         return torch.stack([getattr(a, name) for a in assignments]).mean(0)
@@ -223,21 +243,25 @@ def pooled(assignments: list[Assignment]) -> Assignment:
 
 @contextmanager
 def full_precision(z: Tensor) -> Iterator[Tensor]:
-    """Distances and softmax over K codewords need float32: autocast off, half-precision inputs widened."""
+    """Enter a block with autocast off, and yield z in float32 if it was of half precision.
+
+    Distances and softmax over K codewords need this precision.
+    """
     with torch.autocast(z.device.type, enabled=False):
         yield z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 
 
 def new_codebook(size: int, dim: int) -> nn.Parameter:
-    """K codewords (K, D) of unit length in random directions: uniform in ±1/K, then normalised, as released."""
+    """Return K codewords (K, D) of unit length in random directions: uniform in ±1/K, then normalised, as released."""
     codes = torch.empty(size, dim).uniform_(-1.0 / size, 1.0 / size)
     return nn.Parameter(torch.nn.functional.normalize(codes, dim=-1))
 
 
 def distances(z: Float[Tensor, "B L D"], codebook: Float[Tensor, "K D"]) -> Float[Tensor, "B L K"]:
-    """‖z − c‖₂ for every token and codeword, as one matrix product; its gradient is 0 where the distance is 0.
+    """Return ‖z − c‖₂ for every token and codeword, as one matrix product.
 
-    In float32 small distances are exact to about 1e-3 times the norms."""
+    The gradient is 0 where the distance is 0. In float32 small distances are exact to about 1e-3 times the norms.
+    """
     squared = z.square().sum(-1, keepdim=True) + codebook.square().sum(-1) - 2 * z @ codebook.T
     positive = squared > 0
     return torch.where(positive, squared.where(positive, 1.0).sqrt(), 0.0)

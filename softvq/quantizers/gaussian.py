@@ -13,14 +13,15 @@ from softvq.quantizers.base import Quantized, Quantizer, QuantizerConfig, Reduce
 @register
 @dataclass(frozen=True)
 class KLConfig(QuantizerConfig):
-    """Eq. 1, a diagonal Gaussian per token."""
+    """The configuration of `KL`: a diagonal Gaussian per token (Eq. 1)."""
 
     def build(self, dim: int) -> "KL":
+        """Return the quantizer of this configuration for latents of `dim` numbers a token."""
         return KL(dim)
 
 
 class KL(Quantizer):
-    """z = μ + σ ε (Eq. 1); the encoder gives μ and log σ², D numbers each.
+    """A quantizer with a Gaussian posterior, z = μ + σ ε (Eq. 1); the encoder gives μ and log σ², D numbers each.
 
     ε is `noise` where given, else fresh normal noise in training mode and 0 (z = μ) in evaluation mode. The loss `kl`
     is −½ (1 + log σ² − μ² − σ²), ≥ 0, summed over the D channels as a divergence is and averaged over tokens; the
@@ -34,6 +35,7 @@ class KL(Quantizer):
     def forward(
         self, z: Float[Tensor, "B L D_in"], noise: Float[Tensor, "B L D"] | None = None, reduce: Reduce = identity
     ) -> Quantized:
+        """Return z = μ + σ ε (B, L, D) with the loss `kl` and the statistic `posterior_std`, the mean σ."""
         with full_precision(z) as z:
             mean, log_var = z.chunk(2, dim=-1)
             log_var = log_var.clamp(-30.0, 20.0)
@@ -48,14 +50,15 @@ class KL(Quantizer):
 @register
 @dataclass(frozen=True)
 class AEConfig(QuantizerConfig):
-    """No bottleneck but the width: the plain auto-encoder of Section 2.1."""
+    """The configuration of `AE`: no bottleneck but the width, the plain auto-encoder of Section 2.1."""
 
     def build(self, dim: int) -> "AE":
+        """Return the quantizer of this configuration for latents of `dim` numbers a token."""
         return AE(dim)
 
 
 class AE(Quantizer):
-    """z = ẑ."""
+    """A quantizer that leaves the encoder's output as it is: z = ẑ, without losses."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -64,4 +67,5 @@ class AE(Quantizer):
     def forward(
         self, z: Float[Tensor, "B L D"], noise: Float[Tensor, "B L D"] | None = None, reduce: Reduce = identity
     ) -> Quantized:
+        """Return ẑ as the latents, without indices, losses or statistics."""
         return Quantized(z)

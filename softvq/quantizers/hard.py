@@ -26,7 +26,10 @@ from softvq.quantizers.base import (
 @register
 @dataclass(frozen=True)
 class VQConfig(QuantizerConfig):
-    """Eq. 2. `distance`: `euclidean` takes the nearest codeword; `cosine` normalises ẑ and C first."""
+    """The configuration of `VQ` (Eq. 2): the size of the codebook, and the distance to its codewords.
+
+    `distance`: `euclidean` takes the nearest codeword; `cosine` normalises ẑ and C first.
+    """
 
     codebook_size: int = 8192
     distance: Literal["euclidean", "cosine"] = "euclidean"
@@ -36,20 +39,23 @@ class VQConfig(QuantizerConfig):
             raise ValueError(f"codebook_size must be at least 1, not {self.codebook_size}")
 
     def build(self, dim: int) -> "VQ":
+        """Return the quantizer of this configuration for latents of `dim` numbers a token."""
         return VQ(self, dim)
 
     def as_printed(self) -> "VQConfig":
+        """Return the form that the paper prints: the nearest codeword by the Euclidean distance."""
         return VQConfig(self.codebook_size)
 
     def tiny(self) -> "VQConfig":
+        """Return the same with a codebook of 64 codewords."""
         return replace(self, codebook_size=TINY)
 
 
 class VQ(Quantizer):
-    """z = the nearest codeword; its gradient is copied to ẑ.
+    """A quantizer whose z is the nearest codeword; the gradient of z is copied to ẑ (Eq. 2).
 
-    Losses `codebook` ‖sg[ẑ] − c‖² and `commitment` ‖ẑ − sg[c]‖² are the usual mean squares; the paper prints the
-    norms without the square. Eq. 2's KL is the constant log K, so it is no loss.
+    Losses `codebook` ‖sg[ẑ] − c‖² and `commitment` ‖ẑ − sg[c]‖² are the usual mean squares (sg stops the gradient); the
+    paper prints the norms without the square. Eq. 2's KL is the constant log K, so it is no loss.
     """
 
     discrete = True
@@ -61,11 +67,13 @@ class VQ(Quantizer):
 
     @property
     def codewords(self) -> Float[Tensor, "K D"]:
+        """The codebook C (K, D) as it is used: with cosine distance its codewords have unit length."""
         return F.normalize(self.codebook, dim=-1) if self.config.distance == "cosine" else self.codebook
 
     def forward(
         self, z: Float[Tensor, "B L D"], noise: Float[Tensor, "B L D"] | None = None, reduce: Reduce = identity
     ) -> Quantized:
+        """Return the nearest codeword of each token and its index, with the losses `codebook` and `commitment`."""
         with full_precision(z) as z:
             z = F.normalize(z, dim=-1) if self.config.distance == "cosine" else z
             with torch.no_grad():
@@ -77,6 +85,7 @@ class VQ(Quantizer):
         return Quantized(latent, indices, losses, assignment.statistics, assignment)
 
     def lookup(self, indices: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """Return the codewords (B, L, D) of indices; `ValueError` when one lies outside of the codebook."""
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < len(self.codebook):
             raise ValueError(
                 f"indices run from {int(indices.min())} to {int(indices.max())}, "

@@ -1,5 +1,7 @@
 """Every recipe by name."""
 
+from typing import Any
+
 from softvq.config import nearest
 from softvq.errors import ConfigError
 from softvq.recipes.emoji import EMOJI
@@ -8,28 +10,32 @@ from softvq.recipes.paper import PAPER, as_printed, tiny
 from softvq.training.generator import GeneratorRecipe
 from softvq.training.recipe import TokenizerRecipe
 
+_LISTED = "the command `softvq recipes`"
+
 RECIPES: dict[str, TokenizerRecipe] = {recipe.name: recipe for recipe in (*EMOJI, *PAPER)}
 
 GENERATORS: dict[str, GeneratorRecipe] = {recipe.name: recipe for recipe in (*EMOJI_GENERATORS, *PAPER_GENERATORS)}
 
 
 def find_generator(name: str) -> GeneratorRecipe:
-    """A generator's recipe by name; those of the paper also as `NAME-tiny`. An unknown name is an error that names the
-    nearest."""
+    """Return a generator's recipe by name; those of the paper also come as `NAME-tiny`.
+
+    Raise `ConfigError` for an unknown name; the message names the nearest.
+    """
     if name in GENERATORS:
         return GENERATORS[name]
     base = GENERATORS.get(name.removesuffix("-tiny"))
     if base is not None and base.published is not None:
         return tiny_generator(base)
     tinies = [f"{known}-tiny" for known, recipe in GENERATORS.items() if recipe.published is not None]
-    raise ConfigError(f"there is no generator's recipe {name!r}{nearest(name, [*GENERATORS, *tinies])}")
+    raise ConfigError(f"there is no generator's recipe {name!r}{nearest(name, [*GENERATORS, *tinies], every=_LISTED)}")
 
 
 def find(name: str) -> TokenizerRecipe:
-    """A recipe by name, or one of its twins: those of the paper also come as `NAME-paper`, with the quantizer as
-    printed instead of as released, and both as `NAME-tiny`, small enough for a laptop.
+    """Return a tokenizer's recipe by name, or one of its twins.
 
-    An unknown name is an error that names the nearest.
+    Recipes of the paper also come as `NAME-paper`, with the quantizer as printed instead of as released, and both as
+    `NAME-tiny`, small enough for a laptop. Raise `ConfigError` for an unknown name; the message names the nearest.
     """
     if name in RECIPES:
         return RECIPES[name]
@@ -46,7 +52,7 @@ def find(name: str) -> TokenizerRecipe:
             raise ConfigError(f"there is no recipe {name!r}: {base} is the same as released and as printed.")
         return printed
     everything = [found for base in RECIPES for twin in (base, *twins(base)) for found in _with_tiny(twin)]
-    raise ConfigError(f"there is no recipe {name!r}{nearest(name, everything)}")
+    raise ConfigError(f"there is no recipe {name!r}{nearest(name, everything, every=_LISTED)}")
 
 
 def _with_tiny(name: str) -> list[str]:
@@ -54,8 +60,29 @@ def _with_tiny(name: str) -> list[str]:
 
 
 def twins(name: str) -> list[str]:
-    """The names of a recipe's twins."""
+    """Return the names of a tokenizer recipe's twins, `-paper` and `-tiny`; none where it is not the paper's."""
     recipe = RECIPES[name]
     if recipe.published is None:
         return []
     return [*([] if as_printed(recipe) is None else [f"{name}-paper"]), f"{name}-tiny"]
+
+
+def listing() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return what `softvq recipes` lists: of all `tokenizers` and `generators` by name, what they are about, their
+    command, the published figures and the twins."""
+    tokenizers = {
+        name: {**_told(recipe), "published_rfid": recipe.published and recipe.published.rfid, "twins": twins(name)}
+        for name, recipe in RECIPES.items()
+    }
+    generators = {
+        name: {
+            **_told(recipe),
+            "published_gfid": recipe.published and [recipe.published.gfid, recipe.published.gfid_guided],
+        }
+        for name, recipe in GENERATORS.items()
+    }
+    return {"tokenizers": tokenizers, "generators": generators}
+
+
+def _told(recipe: TokenizerRecipe | GeneratorRecipe) -> dict[str, Any]:
+    return {"about": recipe.about, "command": recipe.command}

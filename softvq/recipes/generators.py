@@ -1,12 +1,13 @@
-"""Every generator that the authors trained for Tables 1 to 4 and 6 to 8, with its published gFID, and small ones on the
-bundled tokenizer's latents.
+"""Recipes of every generator that the authors trained for Tables 1 to 4 and 6 to 8, with its published gFID.
 
-All have appendix C.2's settings: AdamW at 1e-4, betas (0.9, 0.999), no decay, EMA 0.9999, batch 256, label dropout 0.1;
-SiT on the cosine path with log-normal times, clipped at 1; DiT with cosine betas. Their sampling is that of their row:
-250 steps, guided as the paper guides so many tokens, or not at all where the row is without guidance. MAR: AdamW (0.9,
-0.95) with decay 0.02 (none in the head), batch 2048, a peak of 2e-4 after 100 epochs of warm-up, then constant; with
-query–key norm, against the NaN that the paper reports; as many unmasking steps as tokens. No run at this scale has been
-made with this code.
+There are small ones on the bundled tokenizer's latents too.
+
+All of the paper's have appendix C.2's settings: AdamW at 1e-4, betas (0.9, 0.999), no decay, EMA 0.9999, batch 256,
+label dropout 0.1; SiT on the cosine path with log-normal times, clipped at 1; DiT with cosine betas. Their sampling is
+that of their row: 250 steps, guided as the paper guides so many tokens, or not at all where the row is without
+guidance. MAR: AdamW (0.9, 0.95) with decay 0.02 (none in the head), batch 2048, a peak of 2e-4 after 100 epochs of
+warm-up, then constant; with query–key norm, against the NaN that the paper reports; as many unmasking steps as tokens.
+No run at this scale has been made with this code.
 """
 
 from dataclasses import replace
@@ -95,7 +96,7 @@ def _of_the_paper() -> list[GeneratorRecipe]:
 
 
 def _two_dimensional(kind: str, title: str) -> GeneratorRecipe:
-    """A baseline of Table 1 as its authors trained it: 2-D latents of 32 × 32 × 4, two by two a token."""
+    """Return a baseline of Table 1 as its authors trained it: 2-D latents of 32 × 32 × 4, two by two a token."""
     network = TransformerConfig.named("XL", 256, 16, _IMAGENET, positions="2d")
     name = f"{kind}-xl-2-kl"
     return GeneratorRecipe(
@@ -154,7 +155,7 @@ EMOJI_GENERATORS = (
 
 
 def tiny_generator(recipe: GeneratorRecipe) -> GeneratorRecipe:
-    """The `-tiny` twin: a small network and few steps, on whatever latents are there (`softvq encode emoji`)."""
+    """Return the `-tiny` twin: a small network and few steps, on whatever latents are there (`softvq encode emoji`)."""
     return replace(
         recipe,
         name=f"{recipe.name}-tiny",

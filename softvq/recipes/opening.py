@@ -29,7 +29,7 @@ def open_recipe(name: str | Path, kind: Kind | None = None, changes: Mapping[str
     recipe = _parsed(_data(Path(name)), str(name), kind) if is_file(name) else _by_name(str(name), kind)
     own = "tokenizer" if isinstance(recipe, TokenizerRecipe) else "generator"
     if kind not in (None, own):
-        raise ConfigError(f"{name} is the recipe of a {own}, not of a {kind}.")
+        raise ConfigError(f"{name} is the recipe of a {own}, not of a {kind}: `softvq train {own}` trains it.")
     return override(recipe, changes, f"recipe {name}") if changes else recipe
 
 

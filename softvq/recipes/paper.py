@@ -69,14 +69,14 @@ def _recipe(
 
 
 def _main() -> list[TokenizerRecipe]:
-    """Tables 1 and 2."""
+    """Return the recipes of Tables 1 and 2, and of SoftVQ-L 32 at 512 px in Table 7."""
     recipes = [_recipe(f"softvq-{size.lower()}-{n}", size, n) for n in (32, 64) for size in ("B", "BL", "L")]
     large = (("BL", 64), ("L", 32))
     return recipes + [_recipe(f"softvq-{size.lower()}-{n}-512", size, n, image_size=512) for size, n in large]
 
 
 def _comparison() -> list[TokenizerRecipe]:
-    """Table 3: VQ, AE and SoftVQ of size S at four numbers of tokens."""
+    """Return the recipes of Table 3: VQ, AE and SoftVQ of size S at four numbers of tokens."""
     kinds: dict[str, tuple[QuantizerConfig, dict[str, float]]] = {
         "VQ": (VQConfig(8192, "cosine"), {**COMMON, "codebook": 1.0, "commitment": 0.25}),
         "AE": (AEConfig(), COMMON),
@@ -90,7 +90,10 @@ def _comparison() -> list[TokenizerRecipe]:
 
 
 def _initialisation() -> list[TokenizerRecipe]:
-    """Table 4: what SoftVQ-B 64's encoder starts as and is aligned with. Its fourth row is softvq-b-64."""
+    """Return the recipes of Table 4: SoftVQ-B 64 by the start of its encoder and the network it is aligned with.
+
+    The table's fourth row is softvq-b-64.
+    """
     encoders = {name: ViTConfig.named(name.partition(".")[0]) for name in (DINOV2["B"], CLIP, EVA02)}
     rows = {
         "none-none": (None, None),
@@ -116,7 +119,7 @@ def _initialisation() -> list[TokenizerRecipe]:
 
 
 def _ablation() -> list[TokenizerRecipe]:
-    """Table 5; what it repeats of softvq-s-64 (PQ with 4 groups, K 8192, 64 tokens × 32, τ 0.07) is that recipe."""
+    """Return the recipes of Table 5, but for softvq-s-64 itself (PQ with 4 groups, K 8192, 64 tokens × 32, τ 0.07)."""
     soft = SoftVQConfig.released()
     residual = ResidualConfig(soft, depth=2)
     variants: dict[str, QuantizerConfig] = {
@@ -139,7 +142,7 @@ PAPER = (*_main(), *_comparison(), *_initialisation(), *_ablation())
 
 
 def as_printed(recipe: TokenizerRecipe) -> TokenizerRecipe | None:
-    """The `-paper` twin: Eq. 2, 4, 12 and 13 as printed instead of as released. None where the two are the same."""
+    """Return the `-paper` twin, with Eq. 2, 4, 12 and 13 as printed instead of as released; None where it is equal."""
     quantizer = recipe.tokenizer.quantizer.as_printed()
     if quantizer == recipe.tokenizer.quantizer:
         return None
@@ -152,8 +155,11 @@ def as_printed(recipe: TokenizerRecipe) -> TokenizerRecipe | None:
 
 
 def tiny(recipe: TokenizerRecipe) -> TokenizerRecipe:
-    """The `-tiny` twin, which trains on a laptop with no network: narrow and shallow networks (the pretrained ones
-    too, with random weights), small codebooks and images, few steps of few emoji. All else is the recipe's."""
+    """Return the `-tiny` twin, which trains on a laptop with no network.
+
+    It has narrow and shallow networks (the pretrained ones too, with random weights), small codebooks and images, and
+    few steps of few emoji. All else is the recipe's.
+    """
     config = recipe.tokenizer
     start, teacher = recipe.encoder_weights, recipe.alignment
     warm = AdamWConfig(warmup_steps=4)

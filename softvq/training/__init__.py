@@ -1,0 +1,1 @@
+"""Training of tokenizers and generators: recipes, tasks, the loop that runs them, and their checkpoints."""

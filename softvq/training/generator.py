@@ -1,4 +1,4 @@
-"""Training a generator on cached latents: the recipe, its player, a step, the model that it ends with."""
+"""The training of a generator on cached latents: the recipe, its player, a step, and the model that it ends with."""
 
 import copy
 import warnings
@@ -43,11 +43,15 @@ class PublishedGeneratorRecipe:
 
 @dataclass(frozen=True)
 class GeneratorRecipe:
-    """A generator training run on the latents in the folder `data` (see `softvq encode`), made by `tokenizer`; `val`
-    may be a second such folder. `batch_size` is over all processes; `accumulate` splits it into parts one after the
-    other; `skip_above` leaves out steps whose gradient norm is that many times the running average. `ema_warmup`: the
-    average's decay is at most (1 + t) / (10 + t) at step t. `init`: a generator (folder, bundled or hub name) to go on
-    from, of the same configuration. `sampling`: how `softvq sample` draws from the model if not asked otherwise."""
+    """Every choice of a generator's training run on cached latents that changes its result.
+
+    `data` is the folder of latents (see `softvq encode`), made by `tokenizer`; `val` may be a second such folder.
+    `batch_size` is over all processes; `accumulate` splits a batch into that many parts, processed one after the other;
+    `skip_above` leaves out steps whose gradient norm is more than that many times the running average. With
+    `ema_warmup` the average's decay is at most (1 + t) / (10 + t) at step t. `init` is a generator of the same
+    configuration (folder, bundled or hub name) to go on from. `sampling` holds the settings with which `softvq sample`
+    draws from the model unless others are given.
+    """
 
     name: str
     about: str
@@ -79,10 +83,12 @@ class GeneratorRecipe:
 
 
 class GeneratorTask(Task):
-    """A generator's training run on latents.
+    """A generator's training run on cached latents.
 
-    `data` and `val`: folders of latents instead of those that the recipe names. `tokenizer`: the one that the latents
-    must be of, loaded or by name; by default that of a recipe of the paper, else whichever they are of."""
+    `data` and `val` are folders of latents that replace those named in the recipe. `tokenizer`, loaded or by name, is
+    the one that the latents must have been made with. By default it is the recipe's for a recipe of the paper, and else
+    the one that made the latents.
+    """
 
     kind = "generator"
 
@@ -102,12 +108,16 @@ class GeneratorTask(Task):
 
     @property
     def latent_shape(self) -> tuple[int, int]:
+        """The number of tokens of an image, and of numbers of a token."""
         return self.recipe.model.sizes.tokens, self.recipe.model.sizes.channels
 
     @cached_property
     def latents(self) -> Latents:
-        """The training latents. Opening them makes the recipe's model one for their shape and classes, and, where it
-        leaves that open, its tokenizer theirs."""
+        """The training latents.
+
+        Opening them fits the recipe's model to their shape and classes, and makes their tokenizer the recipe's where
+        none was given and the recipe is not one of the paper.
+        """
         latents = Latents(self.recipe.data)
         if self._tokenizer is None and self.recipe.published is None:
             self.recipe = replace(self.recipe, tokenizer=latents.index.tokenizer)
@@ -121,11 +131,15 @@ class GeneratorTask(Task):
 
     @cached_property
     def tokenizer(self) -> AnyTokenizer:
-        """The tokenizer whose latents these are."""
+        """The tokenizer that the latents were made with."""
         is_loaded = self._tokenizer is not None and not isinstance(self._tokenizer, str | Path)
         return self._tokenizer if is_loaded else load_tokenizer(self.recipe.tokenizer)
 
     def build(self, weights: bool = True) -> Players:
+        """Return the one player before the first step, `model`, with its average.
+
+        Raise `ConfigError` when the recipe's parts do not fit each other, or need `parallel` "ddp".
+        """
         recipe, options = self.recipe, self.options
         model = new_generator(recipe, started=weights and not self.resumes)
         check_fit(recipe, model, options)
@@ -137,9 +151,11 @@ class GeneratorTask(Task):
         return {"model": Player(Generating(model), recipe.optimizer, average=average, followed=model)}
 
     def batches(self, start: int) -> Iterator[LatentBatch]:
+        """Return endless batches of training latents from step `start` on, this process's share of each."""
         return self.latents.batches(self.recipe.batch_size, self.recipe.seed, start, self.recipe.accumulate)
 
     def step(self, players: Players, batch: LatentBatch) -> dict[str, Tensor]:
+        """Make one step of the generator's own loss and return named scalars for the log, `loss/total` among them."""
         recipe, player = self.recipe, players["model"]
         rate = player.set_rate(batch.step, recipe.steps)
         player.module.train()
@@ -166,6 +182,11 @@ class GeneratorTask(Task):
         return generator
 
     def describe(self) -> dict[str, Any]:
+        """Return what a resumed run must share: the recipe's choices, precision, and the identity of the latents.
+
+        The validation latents and the tokenizer are opened too, so that missing ones are reported first. Raise
+        `ConfigError` when another tokenizer has made the latents.
+        """
         check_used(self.options.pretrained, ())
         latents, index = self.latents, self.latents.index
         self.held_out  # noqa: B018 - what is missing, or does not fit, is said before anything is downloaded
@@ -185,7 +206,7 @@ class GeneratorTask(Task):
         }
 
     def about(self) -> dict[str, Any]:
-        """Return how the model was made, and what sampling from it needs to know."""
+        """Return the record of how the model was made, with what sampling from it needs to know."""
         index, recipe = self.latents.index, self.recipe
         return {
             **super().about(),
@@ -197,21 +218,24 @@ class GeneratorTask(Task):
         }
 
     def images(self) -> int:
+        """Return the number of images whose latents are trained on."""
         return len(self.latents)
 
     def hooks(self, players: Players) -> list[Hook]:
+        """Return the hook that shows samples and, where there are validation latents, measures the loss on them."""
         held_out = self.held_out
         loss = None if held_out is None else lambda model: validation_loss(model, self.recipe, held_out)
         return [sample_hook(self.tokenizer.to(self.options.device), loss, self.options)]
 
     def example(self, rows: int) -> LatentBatch:
+        """Return a batch of `rows` blank latents of the first class."""
         sizes = self.recipe.model.sizes
         labels = torch.zeros(rows, dtype=torch.long)
         return LatentBatch(torch.zeros(rows, sizes.tokens, sizes.channels), labels, [""] * rows, [0] * rows)
 
 
 class Generating(nn.Module):
-    """The generator's loss as a module's call: what is wrapped for several ranks."""
+    """The generator's loss as a module's call, which can be wrapped for several ranks."""
 
     def __init__(self, model: Generator):
         super().__init__()
@@ -224,19 +248,21 @@ class Generating(nn.Module):
 
     @property
     def undecayed(self) -> list[nn.Module]:
-        """The model's modules without decay."""
+        """The model's modules whose weights no optimizer decays."""
         return self.model.undecayed
 
     def forward(self, latents: Tensor, labels: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the loss of each sample as `loss`, and what it consists of, by name."""
         return self.model.loss(latents, labels, draws)
 
 
 def new_generator(recipe: GeneratorRecipe, *, started: bool = True) -> Generator:
-    """The recipe's generator before its first step: a function of the recipe (and of the model it goes on from) alone.
+    """Return the recipe's generator before its first step, a function of the recipe and of the model it goes on from.
 
-    Without `started` the weights of `init` are not loaded: others will replace them. Where `init` has another number of
-    classes, the classes' embeddings start anew and only that of no class is kept, with a `Notice`. `ConfigError` where
-    it is another model, with what differs."""
+    Without `started`, the weights of `init` are not loaded, because others will replace them. The classes' embeddings
+    start anew, with a `Notice`, where `init` has another number of classes; only the one for no class is kept. Raise
+    `ConfigError` when `init` is another model; the message names the difference.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         generator = recipe.model.build()
@@ -252,7 +278,7 @@ def new_generator(recipe: GeneratorRecipe, *, started: bool = True) -> Generator
 
 
 def _take_over(generator: Generator, start: Generator, recipe: GeneratorRecipe) -> str | None:
-    """Copy the weights of another generator; say why they are not for this one where they are not."""
+    """Copy the weights of another generator; where they do not fit this one, return the reason instead."""
     given, own = start.state_dict(), generator.state_dict()
     if differing := sorted(own.keys() ^ given.keys()):
         return f"{differing[0]} is not in both"
@@ -273,7 +299,7 @@ def _take_over(generator: Generator, start: Generator, recipe: GeneratorRecipe) 
 
 
 def draws_of(model: Generator, recipe: GeneratorRecipe, batch: LatentBatch) -> dict[str, Tensor]:
-    """The random numbers of these samples, the same whatever rank they are on."""
+    """Return the random numbers of these samples, the same whatever rank they are on."""
     rngs = [rng(recipe.seed, Stream.DENOISING, position) for position in batch.positions]
     return model.draw(rngs, rng(recipe.seed, Stream.DENOISING_BATCH, batch.positions[0] // recipe.batch_size))
 
@@ -289,7 +315,7 @@ def _losses(
 
 @torch.no_grad()
 def validation_loss(model: Generator, recipe: GeneratorRecipe, latents: Latents, limit: int = 2048) -> float:
-    """The mean loss of up to `limit` images, always with the same random numbers."""
+    """Return the mean loss of up to `limit` images, always with the same random numbers."""
     total, count = 0.0, 0
     model.eval()
     for batch in latents.in_order(min(256, recipe.batch_size), limit):
@@ -300,7 +326,10 @@ def validation_loss(model: Generator, recipe: GeneratorRecipe, latents: Latents,
 
 
 def fitting(recipe: GeneratorRecipe, latents: Latents) -> GeneratorRecipe:
-    """The recipe with its model made for these latents' shape and number of classes, where it leaves them open."""
+    """Return the recipe with its model fitted to these latents' shape and number of classes.
+
+    Raise `ConfigError` when a recipe of the paper is for latents of another shape.
+    """
     index, sizes = latents.index, recipe.model.sizes
     if (sizes.tokens, sizes.channels) != (index.tokens, index.channels) and recipe.published is not None:
         raise configs.ConfigError(
@@ -312,7 +341,7 @@ def fitting(recipe: GeneratorRecipe, latents: Latents) -> GeneratorRecipe:
 
 
 def check_fit(recipe: GeneratorRecipe, model: Generator, options: RunOptions) -> None:
-    """Raise a `ConfigError` where the recipe's parts do not fit each other: said before the work and not after it."""
+    """Raise `ConfigError` when the recipe's parts do not fit each other, before the work begins."""
     if recipe.sampling is not None and recipe.sampling.sampler not in model.samplers:
         raise configs.ConfigError(
             f"recipe {recipe.name}: a {type(model).__name__} is sampled with {', '.join(model.samplers)}, not "

@@ -1,5 +1,4 @@
-"""What a training run shows and measures now and then: sample grids and validation scores, with the averaged
-weights."""
+"""The hooks of training runs: sample grids and validation scores now and then, with the averaged weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from softvq import distributed
-from softvq.data.loader import ordered_batches
+from softvq.data.loader import ordered_batches, spread
 from softvq.data.sources import Source
 from softvq.evaluation.reconstruction import Features, Perceptual, Scores, first_percentile, score
 from softvq.figures import comparison, enlarge, grid, save_picture
@@ -29,7 +27,7 @@ _SCORES = {"psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 4), "lpips": ("LPIPS", 4),
 
 @dataclass(frozen=True)
 class Validation:
-    """Validation images, what they are called, and the networks that measure them besides pixels: see `score`."""
+    """Validation images, their name, and the networks that measure them besides pixels (see `score`)."""
 
     source: Source
     name: str
@@ -37,7 +35,7 @@ class Validation:
     features: Features | None = None
 
     def scores(self, tokenizer: Tokenizer, batch_size: int = 32) -> Scores:
-        """Return how well a tokenizer reconstructs them, at its own size."""
+        """Return the scores of a tokenizer's reconstructions of the images, at its own size."""
         device, size = tokenizer.device, tokenizer.config.image_size
         return score(
             lambda images: tokenizer(images.to(device)).images,
@@ -54,7 +52,7 @@ class Validation:
 
 
 def reconstruction_hook(source: Source, size: int, validation: Validation | None, options: RunOptions) -> Hook:
-    """A picture of fixed images of a source and, where there are validation images, their scores."""
+    """Return a hook that draws fixed images of a source and, where there are validation images, measures those."""
 
     def call(state: TrainState, log: Log) -> None:
         tokenizer = state.players["model"].average
@@ -79,7 +77,10 @@ def reconstruction_hook(source: Source, size: int, validation: Validation | None
 def sample_hook(
     tokenizer: AnyTokenizer, held_out_loss: Callable[[Generator], float] | None, options: RunOptions
 ) -> Hook:
-    """Samples of all classes, always of the same noise, and the loss on held-out latents where there are some."""
+    """Return a hook that draws samples of all classes, always from the same noise.
+
+    It also measures the loss on held-out latents where there are some.
+    """
 
     def call(state: TrainState, log: Log) -> None:
         player = state.players["model"]
@@ -99,10 +100,3 @@ def sample_hook(
         log.picture(state.step, "samples", np.asarray(picture))
 
     return Hook(options.intervals.samples, call)
-
-
-def spread(source: Source, size: int, count: int) -> Tensor:
-    """Up to `count` images, evenly over a source."""
-    last = len(source.names) - 1
-    chosen = sorted({round(i * last / max(1, count - 1)) for i in range(count)})
-    return torch.cat([b.images for b in ordered_batches(source, size=size, batch_size=count, chosen=chosen)])

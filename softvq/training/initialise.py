@@ -1,4 +1,4 @@
-"""What is done *to* a fresh tokenizer before training."""
+"""The starts of a fresh tokenizer's weights before training: as a pretrained ViT, as another tokenizer, or local."""
 
 import math
 from dataclasses import fields
@@ -11,17 +11,22 @@ from softvq.tokenizer import Tokenizer
 
 
 def encoder_start(tokenizer: Tokenizer, vit: VisionTransformer) -> None:
-    """Start the encoder as a pretrained ViT (Section 4.1); its latent tokens, the decoder and all else stay as they
-    are. `ValueError` when the encoder is another architecture."""
+    """Start the encoder as a pretrained ViT (Section 4.1); latent tokens, the decoder and all else stay as they are.
+
+    Raise `ValueError` when the encoder has another architecture.
+    """
     check_encoder(tokenizer.config.encoder, vit.config, "the pretrained ViT")
     tokenizer.encoder.vit.load_state_dict(vit.state_dict())
 
 
 @torch.no_grad()
 def model_start(tokenizer: Tokenizer, other: Tokenizer) -> None:
-    """Start as another tokenizer: fine-tuning. Positions are resampled to this one's image size, latent tokens to its
-    number of tokens; a refinement that the other has not starts as the identity; all else must have the same shapes, or
-    `ValueError` names the first that has not."""
+    """Start as another tokenizer, to fine-tune it.
+
+    Positions are resampled to this one's image size, latent tokens to its number of tokens; a refinement that the other
+    does not have starts as the identity. All else must have the same shapes; raise `ValueError` that names the first
+    tensor that does not.
+    """
     for side in ("encoder", "decoder"):
         mine, theirs = (getattr(t.config, side).heads for t in (tokenizer, other))
         if mine != theirs:  # weights of the same shapes, but another function
@@ -49,7 +54,7 @@ def model_start(tokenizer: Tokenizer, other: Tokenizer) -> None:
 
 
 def check_encoder(encoder: ViTConfig, pretrained: ViTConfig, name: str) -> None:
-    """`ValueError` that names the differing fields when an encoder cannot start as a pretrained ViT."""
+    """Raise `ValueError` that names the differing fields when an encoder cannot start as a pretrained ViT."""
     pairs = {field.name: (getattr(encoder, field.name), getattr(pretrained, field.name)) for field in fields(ViTConfig)}
     if differing := [f"{field} {a} instead of {b}" for field, (a, b) in pairs.items() if a != b]:
         raise ValueError(f"the encoder cannot start as {name}: it has {', '.join(differing)}")
@@ -62,8 +67,8 @@ def local_start(tokenizer: Tokenizer) -> None:
     A 1-D tokenizer learns slowly at first because the latent tokens do not yet know which patches to read. Here the
     latents are laid out on a grid over the image and get the same kind of 2-D sine positions as the patches; query and
     key projections start equal (orthonormal), so a token attends to those nearby, and value and output projections
-    start as inverses of each other, so it copies what it finds (the idea of mimetic initialisation, Trockman and
-    Kolter 2023). Everything stays learnable and the model is unchanged.
+    start as inverses of each other, so it copies what it finds (the idea of mimetic initialisation, Trockman and Kolter
+    2023). Everything stays learnable and the model is unchanged. Raise `ValueError` for EVA-02's blocks.
     """
     if "eva02" in (tokenizer.config.encoder.block, tokenizer.config.decoder.block):
         raise ValueError("init 'local' is for blocks of type 'vit', not 'eva02'")
@@ -85,8 +90,10 @@ def local_start(tokenizer: Tokenizer) -> None:
 
 
 def sine_positions(grid: tuple[int, int], width: int) -> Tensor:
-    """Sines and cosines of row and column (rows·columns, width) on a unit square: neighbours on an 8 × 8 grid are
-    nearly orthogonal."""
+    """Return sines and cosines of row and column (rows·columns, width) on a unit square.
+
+    The positions of neighbours on an 8 × 8 grid are nearly orthogonal.
+    """
     rows, columns = ((torch.arange(n) + 0.5) / n for n in grid)
     places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).view(-1, 2, 1)
     frequencies = 8 * math.pi * (torch.arange(width // 4) + 0.5) / (width // 4)
@@ -95,7 +102,10 @@ def sine_positions(grid: tuple[int, int], width: int) -> Tensor:
 
 
 def _attend_nearby(attention: Attention, sharpness: float = 8.0) -> None:
-    """Logits of `sharpness` · cosine (of layer-normed tokens) in every head; values pass through unchanged."""
+    """Start an attention with logits of `sharpness` · cosine (of layer-normed tokens) in every head.
+
+    Values pass through unchanged.
+    """
     D = attention.proj.in_features
     d = D // attention.heads
     query, key, value = attention.qkv.weight.chunk(3)
@@ -108,6 +118,6 @@ def _attend_nearby(attention: Attention, sharpness: float = 8.0) -> None:
 
 
 def _grid_of(tokens: int) -> tuple[int, int]:
-    """The most square grid of this many cells."""
+    """Return the most square grid (rows, columns) of this many cells."""
     rows = next(n for n in range(math.isqrt(tokens), 0, -1) if tokens % n == 0)
     return rows, tokens // rows

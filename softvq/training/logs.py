@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from softvq import distributed
+from softvq import distributed, progress
 from softvq.errors import LogError
 from softvq.files import atomic
 
@@ -34,7 +34,7 @@ class Log:
     ):
         self.steps, self.last_line, self.slow = steps, 0.0, False
         self.writes = distributed.rank() == 0
-        self.terminal = sys.stderr.isatty() and self.writes
+        self.terminal = progress.on_terminal() and self.writes and not progress.is_quiet()
         self.bar = tqdm(total=steps, initial=start_step, unit="step", disable=not self.terminal, dynamic_ncols=True)
         self.wandb = None
         if not self.writes:
@@ -98,7 +98,7 @@ class Log:
 
     def say(self, message: str) -> None:
         """A line for the person at the terminal."""
-        if self.writes:
+        if self.writes and not progress.is_quiet():
             self.bar.write(message, file=sys.stderr) if self.terminal else print(message, file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""The loop knows steps; the step knows losses; randomness knows (seed, step, sample).
+"""The training loop, which knows steps; the step knows losses, and randomness is a function of (seed, step, sample).
 
 `fit` takes a state and a function that makes one step, and adds what every run needs: checkpoints, logs, hooks, a clean
-stop on Ctrl-C and SIGTERM, and a stop with a sentence on NaN.
+stop on Ctrl-C and SIGTERM, and a stop with a message when a loss is NaN.
 """
 
 import math
@@ -36,11 +36,11 @@ def fit(
     intervals: Intervals | None = None,
     hooks: Sequence[Hook] = (),
 ) -> None:
-    """Train from `state.step` to `steps`. `step` changes the players and returns named scalars.
+    """Train from `state.step` to `steps`; `step` changes the players and returns named scalars.
 
-    `bad` are the unreadable files met before a resume, by name; more than `most_bad` of them stop the run at its next
-    checkpoint. Raises `TrainingError` then, and when a logged loss or gradient norm is not finite (checked before every
-    checkpoint, so the last one is good); `Interrupted` after a signal.
+    `bad` holds the unreadable files met before a resume, by name; more than `most_bad` of them stop the run at its next
+    checkpoint. Raise `TrainingError` then, and when a logged loss or gradient norm is not finite (checked before every
+    checkpoint, so that the last one is good). Raise `Interrupted` after a signal.
     """
     intervals = intervals or Intervals()
     bad = {} if bad is None else bad
@@ -112,7 +112,10 @@ def _report_bad(batch: TrainingBatch, bad: dict[str, str], step: int, log: Log) 
 
 
 def _check_finite(recent: list[tuple[dict[str, torch.Tensor], list[str]]], step: int) -> None:
-    """All ranks stop when one of them finds a number that is not finite: first the terms, then what follows of them."""
+    """Raise `TrainingError` on all ranks when one of them finds a number that is not finite.
+
+    The message names a loss term before a gradient norm, which follows from it.
+    """
     problem = next(
         (
             f"step {step - len(recent) + back + 1}: {name} is {float(value)} on the images {', '.join(names[:4])}, …"
@@ -130,7 +133,7 @@ def _check_finite(recent: list[tuple[dict[str, torch.Tensor], list[str]]], step:
 
 
 def _over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The mean of each named scalar over ranks."""
+    """Return the mean of each named scalar over ranks."""
     numbers = torch.stack([value.detach().double().cpu() for value in values.values()])
     device = next((value.device for value in values.values() if value.device.type != "cpu"), numbers.device)
     means = distributed.total(numbers.float().to(device)) / distributed.world_size()
@@ -139,7 +142,7 @@ def _over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 def _speed(recent: list, batch: TrainingBatch, device: torch.device, elapsed: float, waited: float) -> dict[str, float]:
-    """Images a second over all ranks, the share of the time spent waiting for images, and the device's memory (GB)."""
+    """Return images a second over all ranks, the share of time spent waiting for images, and CUDA memory (GB)."""
     images = len(recent) * len(batch) * distributed.world_size()
     speed = {"images_per_second": images / elapsed, "waiting_share": waited / elapsed}
     if device.type == "cuda":
@@ -148,7 +151,10 @@ def _speed(recent: list, batch: TrainingBatch, device: torch.device, elapsed: fl
 
 
 class _Signals:
-    """Ctrl-C and SIGTERM noted while the block runs, so that a step ends before the run does."""
+    """A block in which Ctrl-C and SIGTERM are only noted, so that a step ends before the run does.
+
+    A second signal raises `KeyboardInterrupt` at once.
+    """
 
     def __init__(self, device: torch.device):
         self.received: int | None = None
@@ -164,8 +170,11 @@ class _Signals:
         self.received = number
 
     def agreed(self, step: int) -> int | None:
-        """The signal received; of several ranks, what any of them received, asked every tenth step because asking waits
-        for the device: all stop after the same step."""
+        """Return the number of the signal received, the same on all ranks after the same step; None without one.
+
+        With several ranks it is one that any of them received. They ask each other every tenth step, because asking
+        waits for the device.
+        """
         if distributed.world_size() == 1:
             return self.received
         if step % 10:

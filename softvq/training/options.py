@@ -1,4 +1,4 @@
-"""Where and how a run is made: nothing that changes its result, but for the precision."""
+"""The options of a run, where and how it is made: none but the precision and `compile` changes its result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,13 +27,14 @@ class Intervals:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The place of a run and what it writes. `device` and `precision`: `auto` is the best there is.
+    """The place of a run and its technical settings; `auto` stands for the best `device` and `precision` there are.
 
-    `pretrained`: local files of pretrained networks, by name. `parallel`: with several processes, a copy of the model
-    each (`ddp`) or a share of it (`fsdp`). `most_bad`: the share of all images that may be unreadable before the run
-    stops. `recompute`: blocks keep less for the backward pass: less memory, more time. `compile`: torch.compile, which
-    rounds differently. `command`: what is stored as the model's command (None: the recipe's). `wandb`: a project at
-    Weights & Biases to log to."""
+    `pretrained` holds local files of pretrained networks, by name. `parallel` says what several processes share: `ddp`
+    gives each a copy of the model, `fsdp` a part of it. `most_bad` is the share of all images that may be unreadable
+    before the run stops. `recompute` makes blocks keep less for the backward pass: less memory, more time. `compile`
+    uses torch.compile, which rounds differently. `command` is stored as the model's command (None: the recipe's).
+    `wandb` is a project at Weights & Biases to log to.
+    """
 
     out: Path | str
     device: torch.device | str = "auto"
@@ -55,8 +56,10 @@ class RunOptions:
             raise ConfigError(f"parallel must be 'ddp' or 'fsdp', not {self.parallel!r}.", setting="parallel")
 
     def settled(self) -> "RunOptions":
-        """Return the same with this machine's device and precision in place of `auto`; joins the group of processes
-        that torchrun has started."""
+        """Return these options with this machine's device and precision in place of `auto`.
+
+        It joins the group of processes that torchrun has started.
+        """
         device = distributed.start(pick_device(self.device))
         return replace(
             self, out=Path(self.out), device=device, precision=pick_precision(self.precision, device, training=True)
@@ -64,5 +67,5 @@ class RunOptions:
 
     @property
     def is_sharded(self) -> bool:
-        """Says if parameters are split over processes."""
+        """True when parameters are split over processes."""
         return self.parallel == "fsdp" and distributed.world_size() > 1

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils.flop_counter import FlopCounterMode
 
+from softvq import progress
 from softvq.errors import ConfigError, DataError
 from softvq.memory import Memory, without_contents
 from softvq.training.options import RunOptions
@@ -53,7 +54,8 @@ def plan(task: Task, options: RunOptions | None = None) -> Plan:
     if is_dataclass(task.recipe) and hasattr(task.recipe, "skip_above"):
         task.recipe = replace(task.recipe, skip_above=None)  # spikes are told by numbers, and there are none
     devices = [n for n in (1, 8) if batch_size % (n * task.accumulate) == 0]
-    measured = {n: _counted(task, batch_size // n) for n in devices}
+    with progress.waiting(f"counting two steps of {task.recipe.name}"):
+        measured = {n: _counted(task, batch_size // n) for n in devices}
     first, shape = measured[1], task.latent_shape
     return Plan(
         task.recipe.name,

@@ -1,5 +1,7 @@
-"""A player: a network, what changes it and what follows it. A tokenizer plays against a discriminator; a generator
-plays alone; a distillation has a frozen teacher."""
+"""A player: a network, the optimizers that change it, and the average that follows it.
+
+A tokenizer plays against a discriminator; a generator plays alone; a distillation has a frozen teacher.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -17,12 +19,12 @@ _NUMBERS = {int: torch.int64, float: torch.float64, bool: torch.bool}
 
 
 class Player:
-    """One side of a training run.
+    """One side of a training run: a module, its optimizers and its average.
 
-    `module`: all that its optimizers change, as one module; a step calls the player, which calls the module, wrapped
-    where there are several processes. It may say in `blocks` where its transformer blocks are: the units that are
-    shared out. `optimizer`: how it is trained; None for a frozen network, which is in no checkpoint. `average`: a
-    module like `followed` (by default `module`) that becomes its exponential moving average.
+    `module` holds all that its optimizers change, as one module; a step calls the player, which calls the module,
+    wrapped where there are several processes. A module may name its transformer blocks in `blocks`, the units in which
+    it is split over processes. `optimizer` says how it is trained; None is for a frozen network, which is in no
+    checkpoint. `average` is a module like `followed` (by default `module`) that becomes its exponential moving average.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class Player:
 
     @property
     def is_frozen(self) -> bool:
-        """Says if nothing trains it."""
+        """True when nothing trains the player."""
         return self.config is None
 
     def place(self, device: torch.device | None, parallel: distributed.Parallel = "ddp") -> None:
-        """Move it to a device (None: leave it where it is), wrap or share it out where there are several processes, and
-        make its optimizers. `ValueError` where there is nothing to train."""
+        """Move the player to a device, wrap or split it where there are several processes, and make its optimizers.
+
+        With the device None it stays where it is. Raise `ValueError` when there is nothing to train.
+        """
         for one in (self.module, self.average):
             if one is not None and device is not None:
                 one.to(device)
@@ -65,15 +69,16 @@ class Player:
         self.optimizers = self.config.build(self.module)
 
     def __call__(self, *inputs: Any) -> Any:
+        """Return the outputs of the module, which is called through its wrapper where there are several processes."""
         return self._wrapped(*inputs)
 
     def unsynchronised(self) -> AbstractContextManager:
-        """A block whose backward passes are not reduced over processes yet."""
+        """Return a block whose backward passes are not reduced over processes yet."""
         return distributed.unsynchronised(self._wrapped)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """A block in which its weights get no gradient, and its spectral norms do not move."""
+        """Open a block in which the player's weights get no gradient, and its spectral norms do not move."""
         self.module.requires_grad_(False).eval()
         try:
             yield
@@ -81,7 +86,7 @@ class Player:
             self.module.requires_grad_(True).train()
 
     def set_rate(self, step: int, steps: int) -> float:
-        """Set the learning rate of a step of a run of `steps`; return it."""
+        """Set the learning rate for step `step` of a run of `steps`, and return it."""
         factor = self.config.factor_at(step, steps)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -89,8 +94,11 @@ class Player:
         return factor * self.config.lr
 
     def update(self, skip_above: float | None = None) -> tuple[Tensor, bool]:
-        """Clip the gradients, let the optimizers step, and forget the gradients; return the gradients' norm before, and
-        if the step was left out because that was a spike: more than `skip_above` times its running average."""
+        """Clip the gradients, let the optimizers step, and forget the gradients; return the norm and True for a spike.
+
+        The norm is that before clipping. A spike is a norm of more than `skip_above` times its running average; its
+        step is left out.
+        """
         limit = self.config.grad_clip
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), math.inf if limit is None else limit)
         norm = distributed.whole(norm).detach()
@@ -102,7 +110,10 @@ class Player:
         return norm, spike
 
     def _is_spike(self, norm: float, factor: float) -> bool:
-        """A spike enters the average as what would just be none, so that a lasting change is followed in the end."""
+        """Return True when a gradient norm is more than `factor` times its running average, and update that average.
+
+        A spike enters the average as the largest norm that is none, so that a lasting change is followed in the end.
+        """
         if not math.isfinite(norm):  # not to be skipped over: the loop stops the run and says why
             return False
         average = norm if self.norm is None else self.norm
@@ -111,8 +122,10 @@ class Player:
 
     @torch.no_grad()
     def update_average(self, decay: float, step: int, warmup: bool = True) -> None:
-        """average ← decay · average + (1 − decay) · module, for parameters; with `warmup` `decay` is at most
-        (1 + step) / (10 + step)."""
+        """Update the parameters' average: average ← decay · average + (1 − decay) · module; buffers are copied.
+
+        With `warmup`, `decay` is at most (1 + step) / (10 + step).
+        """
         decay = min(decay, (1 + step) / (10 + step)) if warmup else decay
         pairs = zip(self.average.parameters(), self.followed.parameters(), strict=True)
         moving = [(average, value) for average, value in pairs if value.requires_grad]  # a lerp makes 0 of -0
@@ -123,7 +136,7 @@ class Player:
 
     @property
     def parts(self) -> list[str]:
-        """The parts that its tensors come in: its module's own, "optimizer", and "average" where there is one."""
+        """The parts of its tensors: "" for its module's own, "optimizer", and "average" where there is one."""
         return ["", "optimizer", *([] if self.average is None else ["average"])]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -134,8 +147,11 @@ class Player:
         return parts
 
     def gathered(self) -> dict[str, dict[str, Tensor]]:
-        """Return the same whole. Where the tensors are shared out they are gathered on the first process's CPU, and the
-        others get nothing: every process must call this."""
+        """Return all tensors by part and name, whole; every process must call this.
+
+        Tensors that are split over processes are gathered on the first process's CPU, and the other processes get
+        nothing.
+        """
         if not distributed.is_sharded(self.module):
             return self.tensors()
         parts = {"": distributed.gathered_module(self.module), "optimizer": {}}
@@ -147,14 +163,14 @@ class Player:
         return parts
 
     def load(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take over what `gathered` gave, at whatever number of processes."""
+        """Load the tensors that `gathered` returned, at whatever number of processes."""
         _fill(self.module, parts[""])
         if self.average is not None:
             _fill(self.average, parts["average"])
         self._load_optimizers(parts["optimizer"])
 
     def _states(self) -> dict[nn.Parameter, dict[str, Any]]:
-        """Return what the optimizers keep of each parameter; no parameter is in two of them."""
+        """Return the optimizers' state of each parameter; no parameter is in two optimizers."""
         return {p: state for optimizer in self.optimizers for p, state in optimizer.state.items()}
 
     def _load_optimizers(self, tensors: Mapping[str, Tensor]) -> None:
@@ -188,7 +204,7 @@ def _named(module: nn.Module, states: Mapping[nn.Parameter, Mapping[str, Any]]) 
 
 
 def _plain(states: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Each parameter's state as `parameter name/state name`, plain numbers as `…:int` and `…:float`."""
+    """Return each parameter's state as `parameter name/state name`, plain numbers as `…:int` and `…:float`."""
     found = {}
     for name, state in states.items():
         for key, value in state.items():

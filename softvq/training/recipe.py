@@ -1,4 +1,4 @@
-"""What a tokenizer run is: every choice that changes its result, as one frozen dataclass."""
+"""A tokenizer run's recipe: every choice that changes its result, as one frozen dataclass."""
 
 import math
 from dataclasses import dataclass, field
@@ -17,8 +17,11 @@ from softvq.tokenizer import TokenizerConfig
 
 @dataclass(frozen=True)
 class AlignmentConfig:
-    """Eq. 6: `teacher` is a frozen ViT of `pretrained.vit` or an EfficientNet-Lite of `pretrained.lite`, with patches
-    of the encoder's size; `hidden` the width of the projector's two inner layers."""
+    """The alignment term of Eq. 6: a frozen teacher network, and the projector that maps latents to its features.
+
+    `teacher` is a ViT of `pretrained.vit` or an EfficientNet-Lite of `pretrained.lite`, with patches of the encoder's
+    size; `hidden` is the width of the projector's two inner layers.
+    """
 
     teacher: str
     hidden: int = 1024
@@ -32,9 +35,10 @@ class AlignmentConfig:
 class AdversarialConfig:
     """The adversarial term (Section 4.1, appendix C.1) and the discriminator's own training.
 
-    `loss` of both players; `augment` is the probability of each of DiffAug's three changes; `consistency` weighs the
-    logits' move under a stronger augmentation, `lecam` LeCAM's regularisation; `adaptive` balances the generator's term
-    by gradients at the decoder's last layer, as VQGAN does and the paper does not.
+    `loss` is the kind of loss for both players; `augment` is the probability of each of DiffAug's three changes;
+    `consistency` weighs how far the logits move under a stronger augmentation, and `lecam` LeCAM's regularisation;
+    `adaptive` balances the generator's term by gradients at the decoder's last layer, as VQGAN does and the paper does
+    not.
     """
 
     discriminator: DiscriminatorConfig = field(default_factory=DinoDiscriminatorConfig)
@@ -60,7 +64,7 @@ class PublishedRecipe:
 
 
 def check_run(recipe: Any) -> None:
-    """Raise a `ValueError` where a recipe, a tokenizer's or a generator's, cannot be run."""
+    """Raise `ValueError` when a recipe, a tokenizer's or a generator's, cannot be run."""
     if recipe.batch_size < 1 or recipe.steps < 1:
         raise ValueError(f"batch_size and steps must be at least 1, not {recipe.batch_size} and {recipe.steps}")
     if not 0 <= recipe.seed < 2**63:
@@ -75,37 +79,37 @@ def check_run(recipe: Any) -> None:
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """A tokenizer training run.
+    """Every choice of a tokenizer's training run that changes its result.
 
-    `data` and `val` name the images (see `data.loader.open_source`): `emoji`, `emoji-val`, a folder, tar shards here or
-    at an address (`train-{000..127}.tar`), a Hugging Face dataset or its parquet files; `val` may be None.
+    `data` and `val` name the images (see `data.open_source`): `emoji`, `emoji-val`, a folder, tar shards here or at an
+    address (`train-{000..127}.tar`), a Hugging Face dataset or its parquet files; `val` may be None.
 
-    `weights` are λ of Eq. 7 by term: `reconstruction`, `perceptual` where a network for it is named (of
+    `weights` are the λ of Eq. 7 by term: `reconstruction`, `perceptual` where a network for it is named (of
     `pretrained.lpips` or `pretrained.lite`), `alignment` where there is a teacher, `adversarial` where there is a
-    discriminator, terms of one's own (`losses.terms.TERMS`), and the losses that the quantizer reports (`kl`;
-    `codebook` and `commitment` for VQ). `schedules` say from when on.
+    discriminator, terms of the user's own (`losses.terms.TERMS`), and the losses that the quantizer reports (`kl`;
+    `codebook` and `commitment` for VQ). `schedules` say from which step on a term counts.
 
-    `batch_size` is over all processes; `accumulate` splits a batch into that many parts, one after the other
-    (statistics of the batch are then of a part). `skip_above`: a step whose gradient norm is that many times the
-    running average is left out.
+    `batch_size` is over all processes; `accumulate` splits a batch into that many parts, processed one after the other
+    (statistics of the batch are then those of a part). `skip_above` leaves out a step whose gradient norm is more than
+    that many times the running average.
 
-    `latent_noise` makes the decoder robust against latents that a generator gets a little wrong: in training each
-    image's latents get σ · ε on their way to the decoder, ε normal, σ uniform in [0, latent_noise], in units of each
-    channel's standard deviation over the batch. 0, as in the paper, for none.
+    `latent_noise` makes the decoder robust against latents that a generator gets a little wrong: in training, noise σ ·
+    ε is added to each image's latents on their way to the decoder, with ε normal, σ uniform in [0, latent_noise], in
+    units of each channel's standard deviation over the batch. 0, as in the paper, is for none.
 
-    `trains`: `all`, or `decoder` for a phase in which encoder, quantizer and latent statistics stay as they are in the
-    tokenizer that `init` names, so that its latents and the generators made of them stay valid.
+    `trains` is `all`, or `decoder` for a phase in which encoder, quantizer and latent statistics stay as they are in
+    the tokenizer that `init` names, so that its latents and the generators made of them stay valid.
 
-    `ema_decay`: of the average that becomes the model; with `ema_warmup` it is at most (1 + t) / (10 + t) at step t, so
-    that short runs have an average of their own (the release: constant).
+    `ema_decay` is that of the average that becomes the model; with `ema_warmup` it is at most (1 + t) / (10 + t) at
+    step t, so that short runs have an average of their own (the release has a constant decay).
 
-    `projections`: how `to_quantizer`, `from_quantizer` and `to_pixel` start: `vit` (normal of deviation 0.02) as all
-    linear layers here, or `default` (PyTorch's) as in the release.
+    `projections` says how `to_quantizer`, `from_quantizer` and `to_pixel` start: `vit` (normal of deviation 0.02) as
+    all linear layers here, or `default` (PyTorch's) as in the release.
 
-    `init`: `vit` is the usual random start; `local` starts attention at each token's own place (see
-    `training.initialise`); anything else is a tokenizer (folder, bundled or hub name) to go on from, at this recipe's
-    image size and number of tokens. `encoder_weights`: a pretrained ViT that the encoder starts as, unless a tokenizer
-    is gone on from.
+    `init` says how the whole tokenizer starts: `vit` is the usual random start; `local` starts attention at each
+    token's own place (see `training.initialise`); anything else is a tokenizer (folder, bundled or hub name) to go on
+    from, at this recipe's image size and number of tokens. `encoder_weights` is a pretrained ViT that the encoder
+    starts as, unless `init` names a tokenizer.
     """
 
     name: str
@@ -154,7 +158,7 @@ class TokenizerRecipe:
 
     @property
     def starts_from_model(self) -> bool:
-        """Says if `init` names a tokenizer to go on from."""
+        """True when `init` names a tokenizer to go on from."""
         return self.init not in ("vit", "local")
 
     @property
@@ -169,8 +173,11 @@ class TokenizerRecipe:
 
     @property
     def terms(self) -> list[str]:
-        """The names of the terms that compare images: those that the recipe has networks for, and of one's own those
-        that `weights` name."""
+        """The names of the loss terms that compare images.
+
+        They are `reconstruction`, the terms that the recipe has networks for, and the user's own terms that `weights`
+        name.
+        """
         networks = {"perceptual": self.perceptual, "alignment": self.alignment}
         named = [n for n in TERMS if n in self.weights and n not in (*networks, "reconstruction")]
         return ["reconstruction", *(n for n, network in networks.items() if network is not None), *named]

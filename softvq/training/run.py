@@ -1,4 +1,4 @@
-"""The one training run, of a tokenizer, a generator or a task of one's own: resumed, lengthened, saved.
+"""The one training run, of a tokenizer, a generator or a task of the user's own: resumed, lengthened, saved.
 
 train(TokenizerTask(recipe), RunOptions(Path("runs/mine")))
 """
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from softvq import distributed, files
+from softvq import distributed, files, progress
 from softvq.data.order import check_batch
 from softvq.errors import ConfigError, Notice
 from softvq.saving import UNFINISHED
@@ -24,17 +24,21 @@ RUN = "run.json"  # in a run's folder: which run it is
 def train(task: Task, options: RunOptions | str | Path, *, hooks: Sequence[Hook] = ()) -> Path:
     """Run a task to its end, from its last checkpoint where `options.out` holds one; return the model's folder.
 
-    `options`: or the folder alone. `hooks`: more than the task has. A run that is there and is to have more steps than
-    it had goes on from its last checkpoint: its warm-up is as it was, the learning rate from there on that of a run of
-    the new length. `ConfigError` says what does not fit, before the work begins; `TrainingError` what stopped it."""
+    `options` may be the folder alone. `hooks` are called in addition to the task's own. A run that exists already and
+    is to have more steps than before goes on from its last checkpoint: its warm-up is as it was, and from there on the
+    learning rate is that of a run of the new length. Raise `ConfigError` when something does not fit, before the work
+    begins, and `TrainingError` when something stops the run.
+    """
     options = (options if isinstance(options, RunOptions) else RunOptions(Path(options))).settled()
+    files.check_writable(options.out, folder=True)
     checkpoints = Checkpoints(options.out / "checkpoints")
     task.options, task.resumes = options, bool(checkpoints.all())
     check_batch(task.recipe.batch_size, task.accumulate)
     description = task.describe()
     before, task.lengthened = _compared(options.out, description, task.steps)
     distributed.barrier()  # all have looked
-    players = task.build()
+    with progress.waiting("building the networks"):
+        players = task.build()
     state = TrainState(players)
     content = task.content(players)
     try:
@@ -78,7 +82,8 @@ def _run(
         intervals=options.intervals,
         hooks=[*task.hooks(state.players), *hooks],
     )
-    model = task.finish(state.players)
+    with progress.waiting("finishing the model"):
+        model = task.finish(state.players)
     if distributed.rank() == 0:
         model.save_pretrained(options.out / "model")
     distributed.barrier()
@@ -86,8 +91,10 @@ def _run(
 
 
 def _compared(out: Path, description: Mapping[str, Any], steps: int) -> tuple[int, list[dict[str, int]]]:
-    """Compare with the run that is there, if there is one; return how many steps it was to have, and the times that it
-    was lengthened before. `ConfigError` when it is another, or a longer one."""
+    """Compare with the run in the folder, if any; return the steps it was to have and the times it was lengthened.
+
+    Raise `ConfigError` when it is another run, or a longer one.
+    """
     if not (out / RUN).exists():
         return steps, []
     old = files.read_json(out / RUN)
@@ -104,19 +111,18 @@ def _compared(out: Path, description: Mapping[str, Any], steps: int) -> tuple[in
 def _open(
     out: Path, description: dict[str, Any], checkpoints: Checkpoints, state: TrainState, content: dict[str, Any]
 ) -> dict[str, Any]:
-    """Start a run in `out`, or load the last checkpoint of the one that is there; return that checkpoint's
-    `state.json`.
+    """Start a run in `out`, or load the last checkpoint of the one that is there; return the checkpoint's `state.json`.
 
-    `content`: what says of which model the checkpoints hold the weights (see `saving`), kept in `model.json`.
-
-    `ConfigError` when `out` holds a finished model without the checkpoints that could say whose.
+    `content` says which model the checkpoints' weights belong to (see `saving`), and is kept in `model.json`. Raise
+    `ConfigError` when `out` holds a finished model without the checkpoints that could say which run made it.
     """
     if (out / UNFINISHED).exists():
         before = files.read_json(out / UNFINISHED).get("about", {}).get("plugins", {})
         if before != content["about"].get("plugins", {}):
             warnings.warn(f"the plugins have changed since the run in {out} began.", Notice, stacklevel=4)
     if checkpoints.all():
-        return checkpoints.load(state)
+        with progress.waiting(f"loading the last checkpoint in {out}"):
+            return checkpoints.load(state)
     if (out / "model").exists():
         raise ConfigError(f"{out} holds a finished model and no checkpoints; use another folder.", setting="out")
     if distributed.rank() == 0:
@@ -126,7 +132,7 @@ def _open(
 
 
 def _lengthen(task: Task, before: int, description: dict[str, Any], state: TrainState, log: Log) -> None:
-    """Note, once, that a run gets more steps than it had; `task.lengthened` says so to the model."""
+    """Note, once, that a run gets more steps than it had: in its files, and in `task.lengthened` for the model."""
     out = task.options.out
     task.lengthened = [*task.lengthened, {"at_step": state.step, "from": before, "to": task.steps}]
     if distributed.rank() == 0:

@@ -1,4 +1,4 @@
-"""What a run is made of between two steps, and its checkpoints.
+"""The state of a training run between two steps, and its checkpoints.
 
 A checkpoint is a folder `step-0000500` with safetensors of each player, its average and its optimizers, and
 `state.json`. It appears whole (by a rename) or not at all.
@@ -22,24 +22,26 @@ Players = dict[str, Player]
 
 @dataclass
 class TrainState:
-    """The players by name, and how many steps are done."""
+    """The players by name, and the number of steps done."""
 
     players: Players
     step: int = 0
 
     @property
     def trained(self) -> Players:
-        """The players that something trains: what a checkpoint holds."""
+        """The players that are trained, which a checkpoint holds."""
         return {name: player for name, player in self.players.items() if not player.is_frozen}
 
     @property
     def norms(self) -> dict[str, float]:
-        """The running averages of the players' gradient norms, of those that have one."""
+        """The running averages of gradient norms, by player, of those that have one."""
         return {name: player.norm for name, player in self.trained.items() if player.norm is not None}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return all tensors by file and name, whole and on the first process's CPU where they are shared out: every
-        process must call this."""
+        """Return all tensors by file and name; every process must call this.
+
+        Tensors that are split over processes are gathered whole on the first process's CPU.
+        """
         return {
             _file(name, part): tensors
             for name, player in self.trained.items()
@@ -47,7 +49,7 @@ class TrainState:
         }
 
     def load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take over what `tensors` gave, at whatever number of processes."""
+        """Load the tensors that `tensors` returned, at whatever number of processes."""
         for name, player in self.trained.items():
             player.load({part: tensors[_file(name, part)] for part in player.parts})
 
@@ -62,17 +64,17 @@ def _file(player: str, part: str) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of a run, newest last; `keep` of them stay."""
+    """The checkpoints of a run, of which the newest `keep` stay."""
 
     def __init__(self, folder: Path, keep: int = 2):
         self.folder, self.keep = folder, keep
 
     def all(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
+        """Return the complete checkpoints, oldest first."""
         return saving.checkpoints(self.folder)
 
     def save(self, state: TrainState, meta: Mapping[str, Any]) -> Path:
-        """Write the state; older checkpoints beyond `keep` are removed once the new one is in place."""
+        """Write the state and return its folder; then remove older checkpoints beyond `keep`."""
         target = self.folder / f"step-{state.step:07d}"
         tensors = state.tensors()
         if distributed.rank() == 0:
@@ -91,7 +93,10 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def load(self, state: TrainState) -> dict[str, Any]:
-        """Load the newest checkpoint that is whole into `state`; return its `state.json`."""
+        """Load the newest checkpoint that is whole into `state`; return its `state.json`.
+
+        Raise `ModelError` when none can be read.
+        """
         reasons = []
         for folder in reversed(self.all()):
             try:
@@ -113,7 +118,7 @@ class Checkpoints:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return where two descriptions of runs differ, as `field (there, now)`."""
+    """Return the fields in which two descriptions of runs differ, each as `field (… there, … now)`."""
     before, now = _flat(old), _flat(json.loads(json.dumps(new)))
     later = {key for key in now.keys() - before.keys() if key.endswith(".type")}  # one class alone was possible before
     keys = sorted(key for key in (before.keys() | now.keys()) - later if before.get(key) != now.get(key))
@@ -121,8 +126,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def check_same_run(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Compare the run in a folder with this one; a difference is a `ConfigError` that names the fields and what can be
-    done instead."""
+    """Raise `ConfigError` when the run in a folder differs from this one.
+
+    The message names the fields that differ and says what can be done instead.
+    """
     if found := differences(old, new):
         takes_init = "init" in new.get("recipe", {})
         start = f" (with init={str(folder)!r} a new run begins with its weights)" if takes_init else ""

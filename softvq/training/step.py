@@ -1,6 +1,7 @@
 """The terms of Eq. 7 for a batch: the tokenizer's side, then the discriminator's.
 
-Randomness is a function of (seed, sample number); frozen networks are players like the others, that nothing trains.
+All randomness is a function of (seed, sample number). Frozen networks are players like the others, but nothing trains
+them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,15 +28,17 @@ B = TypeVar("B", Batch, LatentBatch)
 
 
 def deviation(latent: Float[Tensor, "B L D"]) -> Float[Tensor, " D"]:
-    """Each channel's standard deviation over all tokens of all ranks, in float32, with gradients: so that latents gain
-    nothing against noise in its units by growing."""
+    """Return each channel's standard deviation over all tokens of all ranks, in float32.
+
+    Gradients flow through it, so that latents gain nothing against noise in its units by growing.
+    """
     x = latent.float()
     x = x - distributed.mean(x.mean((0, 1)))
     return (distributed.mean(x.square().mean((0, 1))) + 1e-12).sqrt()
 
 
 class Tokenizing(nn.Module):
-    """A tokenizer and the alignment's projector as one module: what the optimizers change."""
+    """A tokenizer and the alignment's projector as one module, whose weights the optimizers change."""
 
     def __init__(self, model: Tokenizer, projector: nn.Module | None):
         super().__init__()
@@ -49,8 +52,11 @@ class Tokenizing(nn.Module):
     def forward(
         self, images: Tensor, noise: Tensor, disturbance: Tensor | None = None
     ) -> tuple[Tensor, Tensor, dict, dict, Tensor | None]:
-        """Reconstructions, latents, the quantizer's losses and statistics, and projected latents for the alignment.
-        `disturbance`: latent noise for the decoder, in units of each channel's deviation over all ranks' batch."""
+        """Return reconstructions, latents, the quantizer's losses and statistics, and the projector's output.
+
+        `disturbance` is latent noise for the decoder, in units of each channel's deviation over all ranks' batch. The
+        projector's output, for the alignment, is None where there is no projector.
+        """
 
         def disturb(latent: Tensor) -> Tensor:
             return latent + disturbance.to(latent.dtype) * deviation(latent).to(latent.dtype)
@@ -62,7 +68,10 @@ class Tokenizing(nn.Module):
 
 
 class Discriminating(nn.Module):
-    """The discriminator and LeCAM's averages; called on several inputs at once, as gradient reduction wants it."""
+    """The discriminator and LeCAM's averages as one module.
+
+    A call takes several inputs at once, because the reduction of gradients over processes expects one call a step.
+    """
 
     def __init__(self, recipe: TokenizerRecipe, readouts: nn.Module | None):
         super().__init__()
@@ -70,14 +79,17 @@ class Discriminating(nn.Module):
         self.lecam = adversarial.LeCAM()
 
     def forward(self, inputs: list[list[Tensor]]) -> list[Tensor]:
+        """Return the discriminator's logits for each of the inputs."""
         return [self.discriminator(one) for one in inputs]
 
 
 def tokenizer_terms(
     players: Players, recipe: TokenizerRecipe, precision: str, batch: Batch, is_adversarial: bool
 ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
-    """Every term of Eq. 7 for these images, their reconstructions, and the quantizer's statistics. `is_adversarial`: if
-    the discriminator takes part in this step."""
+    """Return every term of Eq. 7 for these images, their reconstructions, and the quantizer's statistics.
+
+    `is_adversarial` is True when the discriminator takes part in this step.
+    """
     images = batch.images
     noise = posterior_noise(recipe, batch.positions).to(images.device)
     disturbance = disturbances(recipe, batch.positions)
@@ -109,7 +121,7 @@ def discriminator_loss(
     fakes: Tensor,
     weights: Mapping[str, float],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """λ2 · (loss + lecam) + consistency (appendix C.1), and what is logged of it."""
+    """Return λ2 · (loss + lecam) + consistency (appendix C.1), and its parts for the log."""
     config = recipe.adversarial
     weak_fake, weak_real, strong_fake, strong_real = augmentations(
         recipe, batch, (Stream.FAKE, Stream.REAL, Stream.STRONG_FAKE, Stream.STRONG_REAL)
@@ -141,7 +153,10 @@ def discriminator_loss(
 
 
 def discriminator_inputs(players: Players, recipe: TokenizerRecipe, images: Tensor, views: Views) -> list[Tensor]:
-    """Return what the discriminator's trained part reads: images, or a frozen network's float32 features of a view."""
+    """Return the inputs of the discriminator's trained part: images, or a frozen network's features of their views.
+
+    The features are float32.
+    """
     config = recipe.adversarial.discriminator
     if config.backbone is None:
         return [images]
@@ -149,10 +164,10 @@ def discriminator_inputs(players: Players, recipe: TokenizerRecipe, images: Tens
 
 
 def augmentations(recipe: TokenizerRecipe, batch: Batch, streams: Sequence[Stream]) -> list[tuple[Draws, Views]]:
-    """Return what DiffAug does, and which view is taken, for each sample: of streams of random numbers apart from each
-    other.
+    """Return DiffAug's random numbers and the view of each sample, one pair for each stream of random numbers.
 
-    The strong streams take all of DiffAug, with cutouts of half the side."""
+    The streams are independent of each other. The strong ones apply all of DiffAug, with cutouts of half the side.
+    """
     found, size = [], (batch.images.shape[2], batch.images.shape[3])
     config = recipe.adversarial.discriminator
     target = size[0] if config.backbone is None else config.image_size
@@ -166,20 +181,23 @@ def augmentations(recipe: TokenizerRecipe, batch: Batch, streams: Sequence[Strea
 
 
 def balance(players: Players, terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The adaptive weight of the adversarial term."""
+    """Return the adaptive weight of the adversarial term, by the gradients at the decoder's last layer."""
     pixels = sum(weights[name] * terms[name] for name in ("reconstruction", "perceptual") if name in terms)
     return adversarial.adaptive_weight(pixels, terms["adversarial"], players["model"].followed.decoder.last_weight)
 
 
 def posterior_noise(recipe: TokenizerRecipe, positions: list[int]) -> Float[Tensor, "B L D"]:
-    """The reparametrisation noise of these sample numbers (KL samples with it), whatever rank they are on."""
+    """Return the reparametrisation noise of these sample numbers, the same whatever rank they are on.
+
+    A KL quantizer samples with it.
+    """
     shape = (recipe.tokenizer.tokens, recipe.tokenizer.latent_dim)
     draws = [rng(recipe.seed, Stream.POSTERIOR, p).standard_normal(shape, dtype=np.float32) for p in positions]
     return torch.from_numpy(np.stack(draws))
 
 
 def disturbances(recipe: TokenizerRecipe, positions: list[int]) -> Float[Tensor, "B L D"] | None:
-    """The latent noise σ ε of these sample numbers, in units of the latents' deviation; None where there is none."""
+    """Return the latent noise σ ε of these sample numbers, in units of the latents' deviation; None without noise."""
     if not recipe.latent_noise:
         return None
     shape, found = (recipe.tokenizer.tokens, recipe.tokenizer.latent_dim), []
@@ -190,13 +208,13 @@ def disturbances(recipe: TokenizerRecipe, positions: list[int]) -> Float[Tensor,
 
 
 def add_share(values: dict[str, Tensor], more: Mapping[str, Tensor], count: int) -> None:
-    """Let `values` become the means over `count` parts."""
+    """Add one part's share to `values`, which so become the means over `count` parts."""
     for name, value in more.items():
         values[name] = values.get(name, 0) + value.detach() / count
 
 
 def parts_of(batch: B, count: int) -> Iterator[tuple[B, bool]]:
-    """Yield the batch in `count` equal parts, and for each if it is the last."""
+    """Yield the batch in `count` equal parts, each with a flag that is True for the last."""
     size = len(batch) // count
     for number in range(count):
         rows = slice(number * size, (number + 1) * size)

@@ -1,4 +1,4 @@
-"""The contract of every training run: what its players are, what they are shown, and what a step does."""
+"""The contract of every training run: its players, the batches that they are shown, and the work of a step."""
 
 import json
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ from softvq.training.state import Players, TrainState
 
 @dataclass(frozen=True)
 class Hook:
-    """`call(state, log)` after every `every` steps and after the last one."""
+    """A function that is called as `call(state, log)` after every `every` steps and after the last one."""
 
     every: int
     call: Callable[[TrainState, Log], None]
@@ -27,7 +27,11 @@ class Hook:
 
 @runtime_checkable
 class TrainingBatch(Protocol):
-    """A batch as the run knows it: `data.loader.Batch` and `data.latents.LatentBatch` are such."""
+    """A batch as the run knows it, such as `data.loader.Batch` and `data.latents.LatentBatch`.
+
+    `names` are those of its samples, `bad` the reasons why files could not be read, by name, and `step` is the number
+    of the step that it is for.
+    """
 
     names: Sequence[str]
     bad: Mapping[str, str]
@@ -42,12 +46,13 @@ class TrainingBatch(Protocol):
 class Task(ABC):
     """A training run's content; `training.run.train` runs it.
 
-    `recipe`: a frozen dataclass of every choice that changes the result, with `name`, `steps` and `batch_size` (over
-    all processes). `train` sets, before it asks for anything, `options`, where and how precisely the run is, and
-    `resumes`, if a checkpoint will replace what `build` gives; before the first step `lengthened`, the times that the
-    run got more steps, and `say`, a line for who waits.
+    `recipe` is a frozen dataclass of every choice that changes the result, with `name`, `steps` and `batch_size` (over
+    all processes). Before `train` calls any method, it sets `options` (where and how precisely the run is made) and
+    `resumes` (True when a checkpoint will replace what `build` returns). Before the first step it sets `lengthened`
+    (the times that the run got more steps) and `say` (a function that prints a line for the user).
 
-    The player called `model` is what the run is for: `from_pretrained` on the run's folder loads its average, else it.
+    The player called `model` is the one that the run is for: `from_pretrained` on the run's folder loads its average,
+    or the player itself where it has no average.
     """
 
     kind = "model"  # what is trained, for those who read about it
@@ -71,13 +76,15 @@ class Task(ABC):
 
     @property
     def accumulate(self) -> int:
-        """The number of parts that a batch is gone through in, one after the other."""
+        """The number of parts into which each batch is split, and which are processed one after the other."""
         return getattr(self.recipe, "accumulate", 1)
 
     @abstractmethod
     def build(self, weights: bool = True) -> Players:
-        """Return the players before the first step, on the CPU, a function of the recipe alone. Without `weights`
-        nothing is loaded that others have trained: to plan a run that is not made."""
+        """Return the players before the first step, on the CPU, a function of the recipe alone.
+
+        Without `weights`, nothing that was trained before is loaded: this serves to plan a run that is not made.
+        """
 
     @abstractmethod
     def batches(self, start: int) -> Iterator[TrainingBatch]:
@@ -85,8 +92,10 @@ class Task(ABC):
 
     @abstractmethod
     def step(self, players: Players, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Make one step: evaluate, go backward, and say when optimizers and averages are updated. Return named scalars
-        for the log, `loss/total` among them."""
+        """Make one step and return named scalars for the log, `loss/total` among them.
+
+        The step evaluates the losses, goes backward, and decides when optimizers and averages are updated.
+        """
 
     @abstractmethod
     def finish(self, players: Players) -> Saved:
@@ -94,11 +103,13 @@ class Task(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return what must be the same for a run to be resumed, JSON-ready: choices, images, precision. Called first:
-        data that are missing are said before anything is downloaded."""
+        """Return what must stay the same for a run to be resumed, JSON-ready: choices, images, precision.
+
+        It is called first, so that missing data are reported before anything is downloaded.
+        """
 
     def about(self) -> dict[str, Any]:
-        """Return what is stored with the model of how it was made."""
+        """Return the record of how the model was made, which is stored with it."""
         return {
             "recipe": json.loads(json.dumps(configs.to_dict(self.recipe))),
             "command": self.options.command or getattr(self.recipe, "command", None),
@@ -108,19 +119,22 @@ class Task(ABC):
         }
 
     def content(self, players: Players) -> dict[str, Any]:
-        """Return what a checkpoint's weights are of: what `config.json` will hold."""
+        """Return the content of `config.json` that belongs to the weights in the run's checkpoints."""
         model = players["model"].followed
         model.about = self.about()
         return model.content()
 
     def images(self) -> int:
-        """Return how many images there are, about: what a share of unreadable ones is told by."""
+        """Return about how many images there are, of which `most_bad` is the share that may be unreadable."""
         return 0
 
     def hooks(self, players: Players) -> list[Hook]:
-        """Return what is done now and then besides training: pictures, validation."""
+        """Return the hooks that the run calls now and then besides training, for pictures and validation."""
         return []
 
     def example(self, rows: int) -> TrainingBatch:
-        """Return a batch of so many samples without contents, for a step in which every term counts: to plan with."""
+        """Return a batch of `rows` blank samples to plan with, for a step at which every term of the loss counts.
+
+        Raise `ConfigError` when the task has no such example.
+        """
         raise ConfigError(f"a {type(self).__name__} cannot be planned: it gives no example of a batch.")

@@ -1,7 +1,7 @@
-"""Training a tokenizer: its players, a step of Eq. 7, and the latent statistics that it ends with."""
+"""The training of a tokenizer: its players, a step of Eq. 7, and the latent statistics that it ends with."""
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from softvq import config as configs
 from softvq import distributed
 from softvq.config import lookup
-from softvq.data.loader import Batch, ordered_batches, training_batches
+from softvq.data.loader import Batch, training_batches
 from softvq.data.opening import listing, open_source
-from softvq.data.order import Order
 from softvq.data.sources import Source
 from softvq.errors import ModelError
 from softvq.evaluation.reconstruction import Features
@@ -29,6 +27,7 @@ from softvq.pretrained.lpips import LPIPS
 from softvq.pretrained.named import PERCEPTUAL, TEACHERS, check_used
 from softvq.pretrained.vit import Readouts, describe, load, untrained
 from softvq.quantizers.base import check_quantized
+from softvq.statistics import fit_statistics, statistics_batches
 from softvq.tokenizer import Tokenizer
 from softvq.training.hooks import SHOWN, Validation, reconstruction_hook
 from softvq.training.initialise import check_encoder, encoder_start, local_start, model_start
@@ -50,11 +49,13 @@ STATISTICS_IMAGES = 10_000  # enough for a standard error of 0.1 % at 64 tokens 
 
 
 class TokenizerTask(Task):
-    """A tokenizer's training run; with `trains` "decoder" in its recipe, the phase in which the decoder trains alone.
+    """A tokenizer's training run, or, with `trains` "decoder" in its recipe, the phase that trains the decoder alone.
 
-    `data` and `val`: images instead of those that the recipe names: all that `data.open_source` takes, such as a torch
-    `Dataset`. `networks`: frozen networks of one's own, `teacher`, `perceptual` or `readouts`, instead of those that
-    the recipe names. `rfid`: a feature network to measure rFID with when validating."""
+    `data` and `val` are images that replace those named in the recipe: anything that `data.open_source` takes, such as
+    a torch `Dataset`. `networks` are frozen networks of the user's own, by the names `teacher`, `perceptual` or
+    `readouts`, that replace those named in the recipe. `rfid` is the name of a feature network with which validation
+    measures rFID.
+    """
 
     kind = "tokenizer"
 
@@ -80,6 +81,7 @@ class TokenizerTask(Task):
 
     @property
     def latent_shape(self) -> tuple[int, int]:
+        """The number of tokens of an image, and of numbers of a token."""
         return self.recipe.tokenizer.tokens, self.recipe.tokenizer.latent_dim
 
     @cached_property
@@ -94,7 +96,7 @@ class TokenizerTask(Task):
         return None if val is None else listing(val)
 
     def _validation(self, players: Players) -> Validation | None:
-        """The validation images and what measures them besides pixels."""
+        """Return the validation images with the networks that measure them besides pixels; None without images."""
         if self.held_out is None:
             return None
         perceptual = players["perceptual"].module if "perceptual" in players else None
@@ -106,6 +108,10 @@ class TokenizerTask(Task):
         return Validation(self.held_out, self.recipe.val, perceptual if is_lpips else None, self._inception)
 
     def build(self, weights: bool = True) -> Players:
+        """Return the players before the first step: `model`, a `discriminator` where there is one, and frozen networks.
+
+        Raise `ConfigError` when the recipe's parts do not fit each other, or need `parallel` "ddp".
+        """
         recipe, options = self.recipe, self.options
         is_adaptive = recipe.adversarial is not None and recipe.adversarial.adaptive
         if options.is_sharded and (is_adaptive or not recipe.optimizer.sharded):
@@ -136,6 +142,7 @@ class TokenizerTask(Task):
         return players | {name: Player(network) for name, network in frozen.items()}
 
     def batches(self, start: int) -> Iterator[Batch]:
+        """Return endless batches of augmented training images from step `start` on, this process's share of each."""
         recipe = self.recipe
         return training_batches(
             self.source,
@@ -149,6 +156,7 @@ class TokenizerTask(Task):
         )
 
     def step(self, players: Players, batch: Batch) -> dict[str, Tensor]:
+        """Make a step of Eq. 7 for the tokenizer and, from its start on, for the discriminator; return log scalars."""
         recipe, precision, model = self.recipe, self.options.precision, players["model"]
         weights = weights_at(batch.step, recipe.weights, recipe.schedules)
         # Before its start the discriminator does not train either.
@@ -185,7 +193,7 @@ class TokenizerTask(Task):
     def _discriminate(
         self, players: Players, batch: Batch, fakes: list[Tensor], weights: Mapping[str, float]
     ) -> dict[str, Tensor]:
-        """The discriminator's step, on the images that the tokenizer has just made."""
+        """Make the discriminator's step, on the images that the tokenizer has just made; return its log scalars."""
         recipe, discriminator = self.recipe, players["discriminator"]
         values: dict[str, Tensor] = {}
         discriminator.set_rate(batch.step, recipe.steps)
@@ -226,6 +234,11 @@ class TokenizerTask(Task):
         return tokenizer
 
     def describe(self) -> dict[str, Any]:
+        """Return what a resumed run must share: the recipe's choices, precision, and which images and networks it uses.
+
+        The validation images are opened too, so that missing ones are reported first. Raise `ConfigError` when the
+        run's folder lies inside that of its images, or a file is given for a network that the run does not use.
+        """
         check_used(self.options.pretrained, [*self.recipe.networks, *([self.rfid] if self.rfid else [])])
         if self.source.holds(self.options.out):
             raise configs.ConfigError(
@@ -245,21 +258,25 @@ class TokenizerTask(Task):
         }
 
     def about(self) -> dict[str, Any]:
+        """Return the record of how the model was made, with the checksums of the pretrained networks' files."""
         return {**super().about(), **({"pretrained_files": self._pretrained()} if self._pretrained() else {})}
 
     def _pretrained(self) -> dict[str, str]:
-        """The checksums of the files of networks that the result depends on."""
+        """Return the checksums of the local network files that the result depends on, by the network's name."""
         return {name: checksum(path) for name, path in self.options.pretrained.items() if name != self.rfid}
 
     def images(self) -> int:
+        """Return the number of training images, for streamed ones about."""
         return len(self.source)
 
     def hooks(self, players: Players) -> list[Hook]:
+        """Return the hook that shows reconstructions and, where there are validation images, measures them."""
         shown = self.source.listing(SHOWN) if self.held_out is None else self.held_out
         size = self.recipe.tokenizer.image_size
         return [reconstruction_hook(shown, size, self._validation(players), self.options)]
 
     def example(self, rows: int) -> Batch:
+        """Return a batch of `rows` blank images, for a step at which every term of the loss has started."""
         size = self.recipe.tokenizer.image_size
         start = max((schedule.start for schedule in self.recipe.schedules.values()), default=0)
         labels = torch.zeros(rows, dtype=torch.long)
@@ -269,10 +286,11 @@ class TokenizerTask(Task):
 def new_tokenizer(
     recipe: TokenizerRecipe, pretrained: Mapping[str, Path] | None = None, *, started: bool = True
 ) -> Tokenizer:
-    """The recipe's tokenizer before its first step: a function of the recipe (and of the weights it names) alone.
+    """Return the recipe's tokenizer before its first step, a function of the recipe and the weights it names alone.
 
-    Without `started`, pretrained weights are not loaded: a checkpoint will replace them. A recipe whose parts do not
-    fit each other (weights of other loss terms than it has, an encoder that is no such ViT) is a `ConfigError`.
+    Without `started`, pretrained weights are not loaded, because a checkpoint will replace them. Raise `ConfigError`
+    when the recipe's parts do not fit each other: weights of other loss terms than it has, or an encoder whose
+    architecture is not that of the pretrained ViT it starts as.
     """
     name, config = recipe.encoder_weights, recipe.tokenizer
     with _as_config_error(recipe):
@@ -313,9 +331,12 @@ def new_tokenizer(
 def frozen_networks(
     recipe: TokenizerRecipe, files: Mapping[str, Path], weights: bool = True, given: Collection[str] = ()
 ) -> dict[str, nn.Module]:
-    """Return the networks that a step of the recipe uses and nothing changes, but for those that are `given`: `teacher`
-    (images → features), `perceptual` ((images, targets) → a distance each), `readouts` (images → what the discriminator
-    reads). From local `files` by name, else from the hub; without `weights` of the same shapes alone."""
+    """Return the networks that a step of the recipe uses and that nothing trains, without those in `given`.
+
+    They are `teacher` (images → features), `perceptual` ((images, targets) → a distance each) and `readouts` (images →
+    the features that the discriminator reads). Their weights come from local `files` by name, else from the hub;
+    without `weights` none are loaded, and the networks have the same shapes alone.
+    """
     config, found = recipe.tokenizer, {}
     size, patch = config.image_size, config.encoder.patch_size
     if recipe.alignment is not None and "teacher" not in given:
@@ -335,7 +356,7 @@ def frozen_networks(
 
 @contextmanager
 def _as_config_error(recipe: TokenizerRecipe) -> Iterator[None]:
-    """A block in which the parts of a recipe are made: what does not fit together is a `ConfigError`."""
+    """Open a block in which the parts of a recipe are made, and raise `ConfigError` when they do not fit together."""
     try:
         yield
     except ModelError:  # already a sentence, about the pretrained weights
@@ -345,34 +366,5 @@ def _as_config_error(recipe: TokenizerRecipe) -> Iterator[None]:
 
 
 def _named(data: Any) -> str:
-    """Return what a recipe calls images that are given."""
+    """Return the name by which a recipe records the images given."""
     return str(data) if isinstance(data, str | Path) else str(open_source(data))
-
-
-def statistics_batches(source: Source, size: int, images: int, batch_size: int) -> Iterator[Batch]:
-    """Up to `images` centre crops, spread at random (but always the same way) over the source."""
-    count = len(source.names)
-    chosen = sorted(Order(count, seed=0).at(range(min(images, count))))
-    return ordered_batches(source, size=size, batch_size=batch_size, chosen=chosen)
-
-
-@torch.no_grad()
-def fit_statistics(tokenizer: Tokenizer, batches: Iterable[Float[Tensor, "_ 3 H W"]]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (D,) of the latents before normalisation, over all tokens of all images.
-
-    Sums run in float64; the batches of all ranks are counted together. A channel that is constant (to 1e-6 of its
-    size) gets the deviation 0, with which `set_statistics` would refuse it.
-    """
-    device = tokenizer.latent_mean.device
-    dim = tokenizer.config.latent_dim
-    count = torch.zeros((), dtype=torch.float64)
-    sums = torch.zeros(2, dim, dtype=torch.float64)
-    for images in batches:
-        latents = tokenizer.encode(images.to(device)) * tokenizer.latent_std + tokenizer.latent_mean
-        latents = latents.cpu().double().flatten(0, 1)
-        count += len(latents)
-        sums += torch.stack([latents.sum(0), latents.square().sum(0)])
-    count, sums = distributed.total(count), distributed.total(sums)
-    mean = sums[0] / count
-    std = (sums[1] / count - mean.square()).clamp_min(0).sqrt()
-    return mean.float(), torch.where(std > 1e-6 * mean.abs(), std, 0.0).float()

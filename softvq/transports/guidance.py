@@ -1,5 +1,7 @@
-"""Classifier-free guidance (Ho and Salimans 2022), written once: null + scale · (conditional − null), in an interval of
-times alone (Kynkäänniemi et al. 2024)."""
+"""Classifier-free guidance (Ho and Salimans 2022): null + scale · (conditional − null).
+
+It can be limited to an interval of times (Kynkäänniemi et al. 2024).
+"""
 
 import math
 from collections.abc import Callable
@@ -18,8 +20,11 @@ Conditional = Callable[[Tensor, Tensor, Any], Tensor]
 
 @dataclass(frozen=True)
 class Guidance:
-    """`scale` 1 is no guidance. It counts for steps that begin at times in `interval`, of [0 data, 1 noise];
-    `schedule`: `constant`, or `linear`, which rises from 1 at the noise to `scale` at the data (as MAR's)."""
+    """The settings of guidance: a `scale` (1 is none), the `interval` of times in which it counts, and a `schedule`.
+
+    It counts for steps that begin at times in `interval`, of [0 data, 1 noise]. `schedule`: `constant`, or `linear`,
+    which rises from 1 at the noise to `scale` at the data (as MAR's).
+    """
 
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
@@ -34,7 +39,7 @@ class Guidance:
             raise ValueError(f"the guidance interval must lie in [0, 1], not {list(self.interval)}")
 
     def at(self, t: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-        """The scale of steps that begin at these times: 1 outside the interval."""
+        """Return the scale of steps that begin at these times: 1 outside of the interval."""
         scale = torch.full_like(t, self.scale) if self.schedule == "constant" else 1 + (self.scale - 1) * (1 - t)
         return torch.where((t >= self.interval[0]) & (t <= self.interval[1]), scale, 1.0)
 
@@ -46,9 +51,11 @@ def guided(
     guidance: Guidance,
     channels: int | None = None,
 ) -> Field:
-    """The guided field. The null branch is computed only for samples that are guided, in one batch with the others.
+    """Return the guided field of a network.
 
-    `channels`: guide only so many of the last axis; the rest is the conditional branch's (DiT's variance)."""
+    The null branch is computed only for samples that are guided, in one batch with the others. `channels`: guide only
+    so many of the last axis; the rest is the conditional branch's (DiT's variance).
+    """
 
     def field(x: Tensor, t: Tensor, begun: Tensor) -> Tensor:
         scale = guidance.at(begun)

@@ -1,5 +1,7 @@
-"""Paths from data to noise, x_t = α_t x + σ_t ε with t from 0 (data) to 1 (noise), and what can be said of a point on
-one: velocity, score, noise and data are four ways to say the same (SiT, Ma et al. 2024)."""
+"""Paths from data to noise, x_t = α_t x + σ_t ε with t from 0 (data) to 1 (noise).
+
+Velocity, score, noise and data are four equivalent descriptions of a point on a path (SiT, Ma et al. 2024).
+"""
 
 import math
 from collections.abc import Callable
@@ -14,7 +16,7 @@ _LEAST = 1e-3  # of α or σ where it is divided by: data cannot be told from no
 
 @dataclass(frozen=True)
 class Coefficients:
-    """α_t, σ_t and their derivatives α'_t, σ'_t, each of the shape of t."""
+    """The coefficients α_t, σ_t and their derivatives α'_t, σ'_t, each of the shape of t."""
 
     alpha: Float[Tensor, "*B"]
     sigma: Float[Tensor, "*B"]
@@ -23,18 +25,18 @@ class Coefficients:
 
     @property
     def determinant(self) -> Float[Tensor, "*B"]:
-        """α σ' − α' σ: 1 on the linear path, π/2 on the cosine path."""
+        """The determinant α σ' − α' σ: 1 on the linear path, π/2 on the cosine path."""
         return self.alpha * self.d_sigma - self.d_alpha * self.sigma
 
 
 def linear(t: Float[Tensor, "*B"]) -> Coefficients:
-    """α = 1 − t, σ = t."""
+    """Return the coefficients of the linear path, α = 1 − t, σ = t."""
     one = torch.ones_like(t)
     return Coefficients(1 - t, t, -one, one)
 
 
 def cosine(t: Float[Tensor, "*B"]) -> Coefficients:
-    """α = cos(π t / 2), σ = sin(π t / 2)."""
+    """Return the coefficients of the cosine path, α = cos(π t / 2), σ = sin(π t / 2)."""
     quarter = math.pi / 2
     alpha, sigma = torch.cos(quarter * t), torch.sin(quarter * t)
     return Coefficients(alpha, sigma, -quarter * sigma, quarter * alpha)
@@ -51,18 +53,18 @@ def coefficients(path: str, t: Float[Tensor, "*B"]) -> Coefficients:
 
 
 def like(t: Shaped[Tensor, " B"], x: Float[Tensor, " B *rest"]) -> Shaped[Tensor, " B *ones"]:
-    """Times, one a sample, shaped to go with samples."""
+    """Return numbers, one a sample, shaped to broadcast with the samples."""
     return t.view(-1, *(1 for _ in x.shape[1:]))
 
 
 def mix(path: str, x: Tensor, noise: Tensor, t: Float[Tensor, " B"]) -> tuple[Tensor, Tensor]:
-    """The point x_t = α x + σ ε and its velocity v = α' x + σ' ε."""
+    """Return the point x_t = α x + σ ε and its velocity v = α' x + σ' ε."""
     c = coefficients(path, like(t, x))
     return c.alpha * x + c.sigma * noise, c.d_alpha * x + c.d_sigma * noise
 
 
 def split(path: str, point: Tensor, velocity: Tensor, t: Float[Tensor, " B"]) -> tuple[Tensor, Tensor]:
-    """The data x and noise ε that a point and its velocity come from: the inverse of `mix`."""
+    """Return the data x and noise ε that a point and its velocity come from: the inverse of `mix`."""
     c = coefficients(path, like(t, point))
     x = (c.d_sigma * point - c.sigma * velocity) / c.determinant
     noise = (c.alpha * velocity - c.d_alpha * point) / c.determinant
@@ -70,7 +72,10 @@ def split(path: str, point: Tensor, velocity: Tensor, t: Float[Tensor, " B"]) ->
 
 
 def velocity_of(path: str, point: Tensor, t: Float[Tensor, " B"], *, x: Tensor | None = None, noise=None) -> Tensor:
-    """The velocity, given the data or the noise of a point. Where it is divided by, α or σ counts as at least 0.001."""
+    """Return the velocity of a point, given its data or its noise.
+
+    A divisor α or σ counts as at least 0.001.
+    """
     c = coefficients(path, like(t, point))
     if x is None:
         x = (point - c.sigma * noise) / c.alpha.clamp_min(_LEAST)
@@ -80,17 +85,17 @@ def velocity_of(path: str, point: Tensor, t: Float[Tensor, " B"], *, x: Tensor |
 
 
 def score_of(path: str, point: Tensor, velocity: Tensor, t: Float[Tensor, " B"]) -> Tensor:
-    """∇ log p_t(x_t) = −ε / σ, for t > 0."""
+    """Return the score ∇ log p_t(x_t) = −ε / σ, for t > 0."""
     return -split(path, point, velocity, t)[1] / coefficients(path, like(t, point)).sigma
 
 
 def uniform(path: str, normal: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """Uniform in [0, 1], whatever the path."""
+    """Return times uniform in [0, 1], whatever the path."""
     return 0.5 * (1 + torch.erf(normal / math.sqrt(2)))  # a normal number's own quantile
 
 
 def log_normal(path: str, normal: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """The ratio of noise to data σ / α is exp(n)."""
+    """Return times at which the ratio of noise to data σ / α is exp(n) for standard normal n."""
     return time_at(path, normal.exp())
 
 
@@ -99,13 +104,15 @@ TIMES: dict[str, Callable[[str, Tensor], Tensor]] = {"uniform": uniform, "log_no
 
 
 def times(name: str, path: str, normal: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """Return times of training from standard normal numbers, by a distribution of `TIMES`."""
+    """Return training times from standard normal numbers, by a distribution of `TIMES`."""
     return TIMES[name](path, normal)
 
 
 def time_at(path: str, ratio: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """Return the time at which σ / α is so large: σ / (1 + σ) on the linear path, (2/π) arctan σ on the cosine path, by
-    bisection on others."""
+    """Return the time at which σ / α is `ratio`.
+
+    It is r / (1 + r) on the linear path, (2/π) arctan r on the cosine path, and found by bisection on others.
+    """
     if path == "linear":
         return ratio / (1 + ratio)
     if path == "cosine":

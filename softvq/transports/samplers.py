@@ -1,5 +1,8 @@
-"""From noise to data, as pure functions of a field. Times go from 1 (noise) to 0 (data); the state keeps its type, so
-that float64 in is float64 throughout. Noise comes in, one draw a step: samplers know no generator."""
+"""Samplers from noise to data, as pure functions of a field.
+
+Times go from 1 (noise) to 0 (data); the state keeps its type, so that float64 in is float64 throughout. Noise comes in,
+one draw a step: samplers hold no generator of random numbers.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -31,7 +34,7 @@ def _grid(first: float, last: float, count: int) -> list[float]:
 
 
 def euler(field: Field, x: Tensor, steps: int, progress: Progress = _same) -> Tensor:
-    """dx = v dt, by first-order steps: one evaluation each."""
+    """Return the solution of dx = v dt by first-order steps, one evaluation each."""
     grid = _grid(1, 0, steps + 1)
     for now, after in progress(list(pairwise(grid))):
         x = x + (after - now) * field(x, _all(x, now), _all(x, now)).to(x.dtype)
@@ -39,7 +42,7 @@ def euler(field: Field, x: Tensor, steps: int, progress: Progress = _same) -> Te
 
 
 def heun(field: Field, x: Tensor, steps: int, progress: Progress = _same) -> Tensor:
-    """The same by second-order steps of two evaluations; the last is Euler's."""
+    """Return the solution of dx = v dt by second-order steps, two evaluations each; the last is Euler's."""
     grid = _grid(1, 0, steps + 1)
     for now, after in progress(list(pairwise(grid))):
         first = field(x, _all(x, now), _all(x, now)).to(x.dtype)
@@ -52,8 +55,11 @@ def heun(field: Field, x: Tensor, steps: int, progress: Progress = _same) -> Ten
 
 
 def euler_maruyama(field: Field, x: Tensor, steps: int, path: str, noise: Noise, progress: Progress = _same) -> Tensor:
-    """The reverse SDE with diffusion coefficient w = 2t: dx = (v − t · score) dt + √(2t) dW. `steps` evaluations: all
-    but the last from 1 to 0.04 with noise, the last from there to 0 without."""
+    """Return a solution of the reverse SDE with w = 2t, dx = (v − t · score) dt + √(2t) dW.
+
+    w is the diffusion coefficient. There are `steps` evaluations: all but the last from 1 to 0.04 with noise, the last
+    from there to 0 without.
+    """
     grid = [*_grid(1, SDE_END, steps), 0.0]
     for number, (now, after) in enumerate(progress(list(pairwise(grid)))):
         t = _all(x, now)
@@ -82,11 +88,13 @@ _FOURTH = (5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100
 def dopri5(
     field: Field, x: Tensor, tolerance: float = 1e-4, most_steps: int = 1000, edges: Sequence[float] = ()
 ) -> Tensor:
-    """The ODE by Dormand and Prince's method with adaptive steps. Each sample has its own step size, so that a result
-    does not depend on what else is in the batch. `edges`: times at which the field jumps (guidance begins or ends); no
-    step crosses one, and the field is told the middle of a step as its beginning, which is on one side: else rounding,
-    which decides how long a step is, would decide how long there is guidance. `tolerance` is absolute and relative;
-    more than `most_steps` tries of a sample are a `RuntimeError`."""
+    """Return the solution of dx = v dt by Dormand and Prince's method with adaptive steps.
+
+    Each sample has its own step size, so that a result does not depend on the rest of the batch. `edges`: times at
+    which the field jumps (guidance begins or ends); no step crosses one, and the field is told the middle of a step as
+    its beginning, which is on one side: else rounding, which decides how long a step is, would decide how long there is
+    guidance. `tolerance` is absolute and relative; more than `most_steps` tries of a sample are a `RuntimeError`.
+    """
     stops = torch.tensor(sorted({0.0, *edges}), dtype=torch.float64, device=x.device)
     t = torch.ones(len(x), dtype=torch.float64, device=x.device)
     size = torch.full_like(t, 0.05)
@@ -114,8 +122,10 @@ def dopri5(
 
 
 def ddpm(field: Field, x: Tensor, chain: Diffusion, noise: Noise, progress: Progress = _same) -> Tensor:
-    """Ancestral sampling with the learned variance; the field gives noise ‖ variance logits, and is told the numbers of
-    the chain's steps, 0 to 999. No clipping."""
+    """Return data by ancestral sampling with the learned variance.
+
+    The field gives noise ‖ variance logits, and is told the numbers of the chain's steps, 0 to 999. Nothing is clipped.
+    """
     count = len(chain.betas)
     for number, index in enumerate(progress(list(reversed(range(count))))):
         step = torch.full((len(x),), index, device=x.device)
@@ -128,7 +138,7 @@ def ddpm(field: Field, x: Tensor, chain: Diffusion, noise: Noise, progress: Prog
 
 
 def ddim(field: Field, x: Tensor, chain: Diffusion, progress: Progress = _same) -> Tensor:
-    """Deterministic steps (Song et al. 2021, η = 0)."""
+    """Return data by deterministic steps (Song et al. 2021, η = 0)."""
     for index in progress(list(reversed(range(len(chain.betas))))):
         step = torch.full((len(x),), index, device=x.device)
         found = _at(field, x, chain, index).to(x.dtype)[..., : x.shape[-1]]
@@ -153,10 +163,10 @@ def dpm_solver(
     noise: Noise | None = None,
     progress: Progress = _same,
 ) -> Tensor:
-    """DPM-Solver++(2M), or with `noise` its SDE form (Lu et al. 2022): second-order multistep in λ = log(α / σ).
+    """Return data by DPM-Solver++(2M), or with `noise` by its SDE form (Lu et al. 2022).
 
-    `alpha` and `sigma` at the steps' times, from noise to data, one more than there are steps; the last σ may be 0.
-    One evaluation a step.
+    It is a second-order multistep method in λ = log(α / σ), with one evaluation a step. `alpha` and `sigma` are those
+    at the steps' times, from noise to data, one more than there are steps; the last σ may be 0.
     """
     ratio = [a / s if s > 0 else math.inf for a, s in zip(alpha, sigma, strict=True)]
     logs = [math.log(r) if 0 < r < math.inf else math.copysign(math.inf, r - 1) for r in ratio]
@@ -180,7 +190,7 @@ def dpm_solver(
 
 
 def path_denoiser(field: Field, path: str, steps: int) -> tuple[Denoiser, list[float], list[float]]:
-    """A velocity field as `dpm_solver` wants it: denoiser, α and σ at evenly spaced times from 1 to 0."""
+    """Return the inputs of `dpm_solver` for a velocity field: denoiser, α and σ at evenly spaced times from 1 to 0."""
     grid = _grid(1, 0, steps + 1)
     c = coefficients(path, torch.tensor(grid, dtype=torch.float64, device="cpu"))
 
@@ -192,7 +202,7 @@ def path_denoiser(field: Field, path: str, steps: int) -> tuple[Denoiser, list[f
 
 
 def chain_denoiser(field: Field, chain: Diffusion) -> tuple[Denoiser, list[float], list[float]]:
-    """A noise-predicting field likewise, on the steps of a respaced chain."""
+    """Return the inputs of `dpm_solver` for a noise-predicting field, on the steps of a respaced chain."""
     bar = [*reversed(chain.alpha_bar.tolist()), 1.0]
     last = len(chain.betas) - 1
 

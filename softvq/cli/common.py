@@ -1,0 +1,143 @@
+"""What the commands share: options that mean the same everywhere, and what a command has to say when it is done.
+
+Imports nothing heavy, so that `--help` answers at once.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from softvq.errors import ConfigError
+
+BUNDLED_TOKENIZER = "softvq-emoji-64"
+BUNDLED_GENERATOR = "emoji-sit"
+
+Interval = tuple[float, float]
+Precision = Literal["auto", "float32", "bfloat16"]
+Resizing = Literal["tf1", "clean"]
+Square = Literal["crop", "resize", "pad"]
+
+
+def option(text: str, **more: Any) -> Parameter:
+    """Return how an option is explained by `--help`, and what else cyclopts is to know of it."""
+    return Parameter(help=text, **more)
+
+
+MEASURING = Group("Measuring", sort_key=1)
+MACHINE = Group("Machine", sort_key=2)
+EVERY = Group("Every command", sort_key=3)
+
+
+class Usage(ConfigError):
+    """A command that was not understood; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """The outcome of a command: `result`, which --json prints, and `text` for people."""
+
+    result: dict[str, Any]
+    text: str
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Common:
+    """The options of every command."""
+
+    json: Annotated[bool, option("Print the result as one JSON object on standard output.", group=EVERY)] = False
+    quiet: Annotated[bool, option("Show no progress.", group=EVERY)] = False
+    plugin: Annotated[tuple[Path, ...], option("A Python file of your own to load; may be repeated.", group=EVERY)] = ()
+
+    @property
+    def words(self) -> list[str]:
+        """The words that load the same plugins again."""
+        return [word for file in self.plugin for word in ("--plugin", str(file))]
+
+
+@Parameter(name="*", group=MACHINE)
+@dataclass(frozen=True)
+class Machine:
+    """Where networks run."""
+
+    device: Annotated[str, option("auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps.")] = "auto"
+    precision: Annotated[Precision, option("auto: bfloat16 for training where the machine gains from it.")] = "auto"
+
+    def settings(self) -> dict[str, str]:
+        """Return the keywords that library functions take."""
+        return {"device": self.device, "precision": self.precision}
+
+
+TokenizerName = Annotated[str, option("A folder, a bundled model (softvq-emoji-64 knows emoji) or a hub name.")]
+BatchSize = Annotated[int, option("Images at a time.")]
+Workers = Annotated[int, option("Processes that decode images.")]
+Num = Parameter(name=("--num", "-n"))
+Fit = Annotated[Square, option("How an image becomes a square: ADM's centre crop, stretched, padded.")]
+Pretrained = Annotated[tuple[str, ...], option("NAME=FILE: weights of a network; may be repeated.")]
+
+
+@Parameter(name="*", group=MEASURING)
+@dataclass(frozen=True)
+class Working:
+    """How images are worked through, and where the result goes."""
+
+    batch_size: BatchSize = 64
+    workers: Workers = 2
+    out: Annotated[Path, option("The folder of results.")] = Path("evaluations")
+
+    def settings(self, machine: Machine) -> dict[str, Any]:
+        """Return what `evaluation.measuring.Working` is made of; unfinished work is kept where the result will be."""
+        from softvq.files import check_writable
+
+        check_writable(self.out, folder=True)
+        return {**machine.settings(), "batch_size": self.batch_size, "workers": self.workers, "folder": self.out}
+
+
+@Parameter(name="*", group=MEASURING)
+@dataclass(frozen=True)
+class Measuring(Working):
+    """How images are measured, and where the result goes."""
+
+    features: Annotated[str | None, option("The feature network (default: inception-2015-12-05).")] = None
+    resize: Annotated[Resizing | None, option("To its size: as FID is defined, or as clean-fid does.")] = None
+    pretrained: Pretrained = ()
+
+    def settings(self, machine: Machine) -> dict[str, Any]:
+        """Return what `evaluation.measuring.Settings` is made of."""
+        pretrained = pretrained_files(self.pretrained)
+        more = {"features": self.features, "resize": self.resize, "pretrained": pretrained}
+        return super().settings(machine) | more
+
+
+def pretrained_files(pairs: Sequence[str]) -> dict[str, Path]:
+    """Return the files of NAME=FILE pairs."""
+    files: dict[str, Path] = {}
+    for pair in pairs:
+        name, equals, file = pair.partition("=")
+        if not equals or not Path(file).is_file():
+            raise Usage(f"--pretrained {pair}: write NAME=FILE, with a file that exists.")
+        if name in files:
+            raise Usage(f"--pretrained {pair}: {name} is given twice.")
+        files[name] = Path(file)
+    return files
+
+
+def try_next(*words: object, common: Common) -> str:
+    """Return `try: softvq …`, a command that runs as it stands, with the plugins that were given."""
+    return f"try: {shlex.join(['softvq', *map(str, words), *common.words])}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the singular or the plural: `1 image`, `1,024 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def written(result: Any, folder: Path) -> Told:
+    """Write an evaluation's result and its pictures into a folder; return them with its figures."""
+    whole = result.write(folder)
+    pictures = [f"picture: {picture}" for picture in whole.get("pictures", ())]
+    return Told(whole, "\n".join([str(result), *pictures, whole["file"]]))
