@@ -43,6 +43,7 @@ def encode(
     the fingerprints of tokenizer and images in index.json. `softvq decode` turns them back.
     """
     from softvq.encoding import encode
+    from softvq.recipes.all import generator_for
 
     index = encode(
         model,
@@ -56,8 +57,7 @@ def encode(
     )
     count, shards = sum(index.shards), len(index.shards)
     skipped = f", {counted(len(index.bad), 'unreadable image')} left out" if index.bad else ""
-    recipe = "emoji-sit" if (index.tokens, index.channels) == (64, 16) else "sit-xl-softvq-l-64"
-    then = try_next("train", "generator", recipe, "--data", out, common=common)
+    then = try_next("train", "generator", generator_for(model), "--data", out, common=common)
     return Told(
         {"latents": str(out), "images": count, "shards": shards, "unreadable": len(index.bad)},
         f"{counted(count, 'image')} in {counted(shards, 'shard')}{skipped}; {then}",

@@ -10,6 +10,7 @@ from softvq.cli.common import (
     Common,
     Fit,
     Machine,
+    Num,
     TokenizerName,
     Told,
     option,
@@ -18,13 +19,14 @@ from softvq.cli.common import (
 
 
 def reconstruct(
-    images: Annotated[tuple[str, ...], option("Image files, or folders of them.", name="IMAGE")],
+    images: Annotated[tuple[str, ...], option("Image files, folders, or data by name: emoji-val.", name="IMAGE")],
     /,
     *,
     model: TokenizerName = BUNDLED_TOKENIZER,
     out: Annotated[Path, option("The picture: .png, .jpg or .webp.")] = Path("reconstruction.png"),
     save_latents: Annotated[Path | None, option("Write the latents too, as safetensors.")] = None,
     fit: Fit = "crop",
+    num: Annotated[int | None, Num, option("So many images, evenly over them (default: all).")] = None,
     batch_size: BatchSize = 16,
     shown: Annotated[int, option("Images in the picture at most.")] = 64,
     machine: Machine = Machine(),
@@ -54,7 +56,7 @@ def reconstruct(
     tokenizer = load_tokenizer(model).to(pick_device(machine.device))
     coder = Coder(tokenizer, machine.precision)
     compared = compare(
-        coder, list(images), fit=fit, batch_size=batch_size, shown=shown, latents=save_latents is not None
+        coder, list(images), fit=fit, batch_size=batch_size, shown=shown, num=num, latents=save_latents is not None
     )
     for reason in compared.unreadable.values():
         print(f"skipped: {reason}", file=sys.stderr)

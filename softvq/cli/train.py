@@ -159,7 +159,9 @@ def _train(
         return Told(planned.to_dict(), show_plan(planned))
     folder = train(task(recipe), options)
     about = read_json(folder / "config.json")["about"]
-    then = ("reconstruct", "--model", folder, "emoji.png") if kind == "tokenizer" else ("sample", "--model", folder)
+    then: tuple = ("sample", "--model", folder)
+    if kind == "tokenizer":
+        then = ("reconstruct", recipe.val or recipe.data, "--num", 16, "--model", folder)
     return Told(
         {"model": str(folder), "steps": recipe.steps, "figures": about.get("figures")},
         f"the {kind} is in {folder}; {try_next(*then, common=common)}",

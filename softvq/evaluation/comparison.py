@@ -13,7 +13,7 @@ from softvq import progress as progresses
 from softvq.data.images import Fit
 from softvq.data.loader import Batch, NoneReadable, ordered_batches, spread
 from softvq.data.objects import Objects
-from softvq.data.opening import open_source
+from softvq.data.opening import BUNDLED, open_source
 from softvq.data.sources import EMOJI, Folder, Source
 from softvq.errors import ConfigError, ImageError
 from softvq.evaluation.metrics import CONVENTION
@@ -66,21 +66,25 @@ def compare(
     fit: Fit = "crop",
     batch_size: int = 16,
     shown: int = 64,
+    num: int | None = None,
     latents: bool = False,
     progress: bool | None = None,
 ) -> Comparison:
     """Return a tokenizer's reconstructions beside the images: a list of files and folders, or all else that
-    `data.open_source` takes. `fit`: how an image becomes the model's square; `latents`: keep them too. `ImageError`
+    `data.open_source` takes. `fit`: how an image becomes the model's square; `num`: so many of them, evenly; `latents`: keep them too. `ImageError`
     when none can be read."""
-    if batch_size < 1 or shown < 1:
-        raise ConfigError(f"batch_size and shown must be at least 1, not {batch_size} and {shown}.")
-    source = open_source(_files(images))
+    for name, number in (("batch_size", batch_size), ("shown", shown), ("num", 1 if num is None else num)):
+        if number < 1:
+            raise ConfigError(f"{name} must be at least 1, not {number}.", setting=name)
+    source = open_source(_files(images)).listing(num)
+    last, wanted = len(source.names) - 1, min(num or len(source.names), len(source.names))
+    chosen = sorted({round(i * last / max(1, wanted - 1)) for i in range(wanted)})
     rows: list[dict[str, Any]] = []
     kept: list[Tensor] = []
     pairs: list[tuple[Tensor, Tensor]] = []
     bad: dict[str, str] = {}
-    with progresses.bar(len(source.names), "image", "reconstructing", show=progress) as done:
-        for batch in _readable(source, coder.tokenizer.config.image_size, batch_size, fit, bad):
+    with progresses.bar(len(chosen), "image", "reconstructing", show=progress) as done:
+        for batch in _readable(source, coder.tokenizer.config.image_size, batch_size, fit, bad, chosen):
             codes = coder.encode(batch.images)
             output = coder.decode(codes)
             found = measured(batch.images, output)
@@ -109,18 +113,25 @@ def compare(
 
 
 def _files(images: Any) -> Any:
-    """Return a list of files with the images in folders instead of the folders; anything else as it is."""
+    """Return a list of files with the images in folders instead of the folders, and the name of a data set, alone in a
+    list, as it is; anything else as it is."""
     if not isinstance(images, list | tuple) or not all(isinstance(one, str | Path) for one in images):
         return images
+    if len(images) == 1 and not Path(images[0]).is_file():
+        named = str(images[0])
+        if named in BUNDLED or named.startswith("hf:") or named.lower().endswith((".tar", ".parquet")):
+            return named
     found: list[str] = []
     for path in map(Path, images):
         found += [str(path / name) for name in Folder(path).names] if path.is_dir() else [str(path)]
     return Objects(found)
 
 
-def _readable(source: Source, size: int, batch_size: int, fit: Fit, bad: dict[str, str]) -> Iterator[Batch]:
+def _readable(
+    source: Source, size: int, batch_size: int, fit: Fit, bad: dict[str, str], chosen: list[int]
+) -> Iterator[Batch]:
     try:
-        for batch in ordered_batches(source, size=size, batch_size=batch_size, how=fit):
+        for batch in ordered_batches(source, size=size, batch_size=batch_size, how=fit, chosen=chosen):
             bad.update(batch.bad)
             yield batch
     except NoneReadable as error:

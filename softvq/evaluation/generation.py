@@ -129,7 +129,7 @@ def _cells(sampling: Sampling, scales: Sequence[float], intervals: Sequence[tupl
     """Return the sampler's settings with each guidance scale in each interval."""
     own = sampling.guidance
     if intervals and not scales:
-        raise ConfigError("intervals go with guidance scales.", setting="scale")
+        raise ConfigError("intervals go with guidance scales.", setting="guidance")
     try:
         wanted = [
             replace(own, scale=float(scale), interval=(float(low), float(high)))
@@ -139,7 +139,7 @@ def _cells(sampling: Sampling, scales: Sequence[float], intervals: Sequence[tupl
     except SoftVQError:
         raise
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{error}; an interval is from 0 (data) to 1 (noise).", setting="scale") from None
+        raise ConfigError(f"{error}; an interval is from 0 (data) to 1 (noise).", setting="guidance") from None
     return [replace(sampling, guidance=guidance) for guidance in wanted]
 
 

@@ -67,6 +67,12 @@ def twins(name: str) -> list[str]:
     return [*([] if as_printed(recipe) is None else [f"{name}-paper"]), f"{name}-tiny"]
 
 
+def generator_for(tokenizer: str) -> str:
+    """Return the name of a recipe of a generator for a tokenizer's latents: the paper's, else a small one, which takes
+    latents of any shape."""
+    return next((name for name, recipe in GENERATORS.items() if recipe.tokenizer == tokenizer), "emoji-sit")
+
+
 def listing() -> dict[str, dict[str, dict[str, Any]]]:
     """Return what `softvq recipes` lists: of all `tokenizers` and `generators` by name, what they are about, their
     command, the published figures and the twins."""
