@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from softvq.autoencoders import FoldedAutoencoder
     from softvq.config import register
     from softvq.data.sources import Source
+    from softvq.decoding import decode
     from softvq.encoding import encode
     from softvq.errors import SoftVQError
     from softvq.evaluation.cost import cost
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from softvq.plugins import load as load_plugin
     from softvq.quantizers.base import Quantized, Quantizer, QuantizerConfig
     from softvq.recipes.opening import open_recipe
+    from softvq.statistics import fit_latent_statistics
     from softvq.tokenizer import Tokenizer, TokenizerConfig
     from softvq.training.generator import GeneratorTask
     from softvq.training.options import RunOptions
@@ -64,9 +66,11 @@ _HOMES = {
     "TokenizerConfig": ("softvq.tokenizer", "TokenizerConfig"),
     "TokenizerTask": ("softvq.training.tokenizer", "TokenizerTask"),
     "cost": ("softvq.evaluation.cost", "cost"),
+    "decode": ("softvq.decoding", "decode"),
     "encode": ("softvq.encoding", "encode"),
     "evaluate_generation": ("softvq.evaluation.generation", "evaluate_generation"),
     "evaluate_reconstruction": ("softvq.evaluation.reconstruction", "evaluate_reconstruction"),
+    "fit_latent_statistics": ("softvq.statistics", "fit_latent_statistics"),
     "frechet": ("softvq.evaluation.generation", "frechet"),
     "latent_space": ("softvq.evaluation.latent_space", "latent_space"),
     "load_plugin": ("softvq.plugins", "load"),
@@ -100,9 +104,11 @@ __all__ = [
     "TokenizerTask",
     "__version__",
     "cost",
+    "decode",
     "encode",
     "evaluate_generation",
     "evaluate_reconstruction",
+    "fit_latent_statistics",
     "frechet",
     "latent_space",
     "load_plugin",

@@ -7,9 +7,7 @@ from softvq.cli.common import Common, Machine, Told, option
 
 
 def cost(
-    rows: Annotated[tuple[str, ...], option("Rows that --list names (default: all).", name="ROW")] = (),
-    /,
-    *,
+    *rows: Annotated[str, option("Rows that --list names (default: all).", name="ROW")],
     list_rows: Annotated[bool, option("Name the rows and stop.", name="--list")] = False,
     model: Annotated[tuple[str, ...], option("A model of your own instead of rows; may be repeated.")] = (),
     batch_size: Annotated[int | None, option("Images at a time (default: 64, on a CPU 1).")] = None,

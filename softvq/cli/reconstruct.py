@@ -13,15 +13,14 @@ from softvq.cli.common import (
     Num,
     TokenizerName,
     Told,
+    Usage,
     option,
     try_next,
 )
 
 
 def reconstruct(
-    images: Annotated[tuple[str, ...], option("Image files, folders, or data by name: emoji-val.", name="IMAGE")],
-    /,
-    *,
+    *images: Annotated[str, option("Image files, folders, or data by name: emoji-val.", name="IMAGE")],
     model: TokenizerName = BUNDLED_TOKENIZER,
     out: Annotated[Path, option("The picture: .png, .jpg or .webp.")] = Path("reconstruction.png"),
     save_latents: Annotated[Path | None, option("Write the latents too, as safetensors.")] = None,
@@ -50,6 +49,8 @@ def reconstruct(
     from softvq.models import Coder, load_tokenizer
     from softvq.runtime import pick_device
 
+    if not images:
+        raise Usage("which images? Give files, folders or emoji-val.")
     format_of(out)
     for path in (out, *([] if save_latents is None else [save_latents])):
         check_writable(path)

@@ -11,6 +11,7 @@ from cyclopts import Group, Parameter
 
 from softvq.cli.common import Common, Machine, Pretrained, Told, Usage, Workers, option, pretrained_files, try_next
 
+Kind = Literal["tokenizer", "generator"]
 Parallel = Literal["ddp", "fsdp"]
 RUN = Group("Run", sort_key=1)
 Words = Annotated[
@@ -101,17 +102,9 @@ def tokenizer(
     a weight: `--weights '{"reconstruction": 1, "kl": 0.01, "alignment": 0.1}'`. Pretrained networks that a recipe names
     are downloaded from the hub once, or read from files (--pretrained). docs/training.md explains more fields.
     """
-    named, fields = recipe_and_fields(words)
-    if fields.get("data", "emoji") != "emoji" and "val" not in fields:
-        fields["val"] = "null"  # the recipe's validation images are of another kind than yours
-        print("validating on nothing: give --val FOLDER (or --val emoji-val) to measure as it goes", file=sys.stderr)
+    from softvq.training.tokenizer import TokenizerTask
 
-    def task(recipe: Any) -> Any:
-        from softvq.training.tokenizer import TokenizerTask
-
-        return TokenizerTask(recipe, rfid=rfid)
-
-    return _train("tokenizer", named, words, fields, task, run, machine, common)
+    return _train("tokenizer", words, lambda recipe, _: TokenizerTask(recipe, rfid=rfid), run, machine, common)
 
 
 def generator(*words: Words, run: Run = Run(), machine: Machine = Machine(), common: Common = Common()) -> Told:
@@ -127,37 +120,30 @@ def generator(*words: Words, run: Run = Run(), machine: Machine = Machine(), com
     Fields, stopping, resuming and lengthening are as softvq train tokenizer --help explains. With --init training goes
     on from another generator's weights; for another number of classes their embeddings start anew.
     """
-    named, fields = recipe_and_fields(words)
+    from softvq.training.generator import GeneratorTask
 
-    def task(recipe: Any) -> Any:
-        from softvq.training.generator import GeneratorTask
-
+    def task(recipe: Any, fields: dict[str, str]) -> Any:
         return GeneratorTask(recipe, tokenizer=recipe.tokenizer if "tokenizer" in fields else None)
 
-    return _train("generator", named, words, fields, task, run, machine, common)
+    return _train("generator", words, task, run, machine, common)
 
 
-def _train(
-    kind: Literal["tokenizer", "generator"],
-    named: str,
-    words: Sequence[str],
-    fields: dict[str, str],
-    task: Any,
-    run: Run,
-    machine: Machine,
-    common: Common,
-) -> Told:
+def _train(kind: Kind, words: tuple[str, ...], task: Any, run: Run, machine: Machine, common: Common) -> Told:
     from softvq.files import read_json
     from softvq.training.plan import plan, show_plan
     from softvq.training.run import train
 
+    named, fields = recipe_and_fields(words)
+    if kind == "tokenizer" and fields.get("data", "emoji") != "emoji" and "val" not in fields:
+        fields["val"] = "null"  # the recipe's validation images are of another kind than yours
+        print("validating on nothing: give --val FOLDER (or --val emoji-val) to measure as it goes", file=sys.stderr)
     recipe = _recipe(named, kind, fields)
     command = ["softvq", "train", kind, *words, *common.words]
     options = run.options(recipe, named, command, machine)
     if run.dry_run:
-        planned = plan(task(recipe), options)
+        planned = plan(task(recipe, fields), options)
         return Told(planned.to_dict(), show_plan(planned))
-    folder = train(task(recipe), options)
+    folder = train(task(recipe, fields), options)
     about = read_json(folder / "config.json")["about"]
     then: tuple = ("sample", "--model", folder)
     if kind == "tokenizer":
@@ -188,7 +174,7 @@ def recipe_and_fields(words: Sequence[str]) -> tuple[str, dict[str, str]]:
     return named[0], fields
 
 
-def _recipe(named: str, kind: Literal["tokenizer", "generator"], fields: dict[str, str]) -> Any:
+def _recipe(named: str, kind: Kind, fields: dict[str, str]) -> Any:
     """Return the recipe with the fields that were given as options."""
     from dataclasses import fields as fields_of
 

@@ -71,8 +71,10 @@ def compare(
     progress: bool | None = None,
 ) -> Comparison:
     """Return a tokenizer's reconstructions beside the images: a list of files and folders, or all else that
-    `data.open_source` takes. `fit`: how an image becomes the model's square; `num`: so many of them, evenly; `latents`: keep them too. `ImageError`
-    when none can be read."""
+    `data.open_source` takes.
+
+    `fit`: how an image becomes the model's square; `num`: so many of the images, evenly spread; `shown`: in the picture
+    at most; `latents`: keep them too. `ImageError` when none can be read."""
     for name, number in (("batch_size", batch_size), ("shown", shown), ("num", 1 if num is None else num)):
         if number < 1:
             raise ConfigError(f"{name} must be at least 1, not {number}.", setting=name)
