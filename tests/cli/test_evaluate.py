@@ -1,10 +1,6 @@
 """`softvq evaluate` as a user meets it: figures are those of the pieces, whatever the batch, whoever stopped it."""
 
-import io
 import json
-from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,83 +10,32 @@ import torch
 from PIL import Image
 
 from softvq import Tokenizer
-from softvq.cli.evaluate import show
-from softvq.cli.main import main
 from softvq.data.arrays import ArrayFile
-from softvq.data.images import fit, open_image, to_bytes
-from softvq.data.loader import ordered_batches
-from softvq.data.opening import open_source
-from softvq.data.sources import Folder
-from softvq.evaluation import measuring, reconstruction
+from softvq.data.images import to_bytes
+from softvq.evaluation import reconstruction
 from softvq.evaluation.distribution import inception_score, precision_recall
 from softvq.evaluation.frechet import frechet_distance, moments_of
-from softvq.evaluation.parts import Parts
 from softvq.evaluation.reconstruction import score
 from softvq.evaluation.results import Protocol
 from softvq.pipeline import Pipeline
-from softvq.pretrained import inception, lpips
+from softvq.pretrained import lpips
 from softvq.pretrained.features import FeatureNetwork
+from tests.cli.running import softvq
+from tests.evaluation.images import COUNT, SIZE, close, lay, pixels
 
-COUNT, SIZE = 12, 64
+pytestmark = pytest.mark.usefixtures("small")
 DRAWN = ["generation", "-n", 11, "--steps", 2]  # fewer than ten have no Inception Score
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small() -> Iterator[None]:
-    """Parts of five images; and 40 spatial features: those of 2,023 take seconds, tests/pretrained has them."""
-    activations = inception.Inception.activations
-
-    def fewer(self: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        pool, spatial = activations(self, images)
-        return pool, spatial[:, :40]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inception.Inception, "activations", fewer)
-        for module in (measuring, reconstruction):
-            patch.setattr(module, "Parts", partial(Parts, size=5))
-        yield
-
-
-def lay(folder: Path, numbers: range, size: int = 80) -> Path:
-    """Those of the bundled validation images, larger than the model's."""
-    source = open_source("emoji-val")
-    folder.mkdir(parents=True)
-    for number in numbers:
-        fit(open_image(source.read(number * 20)), size).save(folder / f"{number:02}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lay(tmp_path_factory.mktemp("images") / "real", range(COUNT))
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As if a generator had made them."""
-    return lay(tmp_path_factory.mktemp("images") / "other", range(1, 14), SIZE)
-
-
 def run(out: Path, *words: object) -> tuple[int, str, str]:
-    stdout, stderr = io.StringIO(), io.StringIO()
     own = () if "--features" in words else ("--features", "tiny_inception")
-    with redirect_stdout(stdout), redirect_stderr(stderr):
-        code = main([str(word) for word in ("evaluate", *words, *own, "--workers", 0, "--out", out)])
-    return code, stdout.getvalue(), stderr.getvalue()
+    return softvq("evaluate", *words, *own, "--workers", 0, "--out", out)
 
 
 def done(out: Path, *words: object) -> dict[str, Any]:
     code, told, errors = run(out, *words, "--json")
     assert code == 0, errors
     return json.loads(told)
-
-
-@pytest.fixture(scope="module")
-def reference(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reference")
-    done(folder, "reference", "--data", real, "--size", SIZE, "--to", folder / "ref.npz")
-    assert [one.name for one in folder.iterdir()] == ["ref.npz"]
-    return folder / "ref.npz"
 
 
 @pytest.fixture(scope="module")
@@ -101,19 +46,6 @@ def reconstructed(real: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 @pytest.fixture(scope="module")
 def drawn(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return done(tmp_path_factory.mktemp("drawn"), *DRAWN, "--reference", reference)
-
-
-def pixels(folder: Path) -> torch.Tensor:
-    return next(ordered_batches(Folder(folder), size=SIZE, batch_size=100)).images
-
-
-def close(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Every figure to 1e-4; KID, a difference of sums a hundred times as large, to 1e-4 of those; a distance to itself
-    is the square root of what rounding leaves."""
-    assert found.keys() == expected.keys()
-    least = {"kid": 1e-4, "kid_std": 1e-4, "nearest": 1e-6}
-    for name, value in expected.items():
-        assert found[name] == pytest.approx(value, rel=1e-4, abs=least.get(name, 1e-9)), name
 
 
 # Reconstruction
@@ -145,7 +77,7 @@ def test_a_reconstructions_figures_are_those_of_the_pieces(real: Path, reconstru
 
 @pytest.mark.parametrize("batch", [1, 7])
 def test_the_batch_changes_no_figure_of_a_reconstruction(real: Path, reconstructed, tmp_path: Path, batch: int):
-    found = done(tmp_path, "reconstruction", "--data", real, "--batch", batch)
+    found = done(tmp_path, "reconstruction", "--data", real, "--batch-size", batch)
     close(found["scores"], reconstructed["scores"])
     for name in ("codebook_usage", "codebook_perplexity"):
         assert found["scores"][name] == reconstructed["scores"][name]
@@ -212,7 +144,7 @@ def test_a_reference_stands_for_its_images_and_samples_for_theirs(real: Path, ot
     np.savez(tmp_path / "real.npz", images[real])
     np.savez_compressed(tmp_path / "other.npz", images[other], np.arange(len(images[other])))
     for samples, against in ((other, real), (tmp_path / "other.npz", tmp_path / "real.npz")):
-        found = done(tmp_path, "generation", "--samples", samples, "--reference", against, "--batch", 7)
+        found = done(tmp_path, "generation", "--samples", samples, "--reference", against, "--batch-size", 7)
         close(found["scores"], first["scores"])
         assert found["protocol"]["images"] == COUNT + 1
     statistics = {name: array for name, array in np.load(reference).items() if name != "arr_0"}
@@ -250,7 +182,7 @@ def test_samples_of_the_same_names_are_not_each_other(real: Path, tmp_path: Path
     assert found[0]["scores"]["gfid"] != found[1]["scores"]["gfid"]
 
 
-def test_over_seeds_there_is_a_mean_and_a_deviation(reference: Path, tmp_path: Path, drawn, capsys):
+def test_over_seeds_there_is_a_mean_and_a_deviation(reference: Path, tmp_path: Path, drawn):
     found = done(tmp_path, *DRAWN, "--reference", reference, "--seed", 0, 1)
     second = done(tmp_path, *DRAWN, "--reference", reference, "--seed", 1)
     assert found["sampling"]["seed"] == [0, 1]
@@ -260,8 +192,8 @@ def test_over_seeds_there_is_a_mean_and_a_deviation(reference: Path, tmp_path: P
             pair = [first, second["scores"][name]]
             assert found["scores"][name] == pytest.approx(np.mean(pair), rel=1e-6)
             assert found["scores"][f"{name}_over_seeds"] == pytest.approx(np.std(pair, ddof=1), rel=1e-6, abs=1e-9)
-    show(found)
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("gfid"))
+    told = run(tmp_path, *DRAWN, "--reference", reference, "--seed", 0, 1)[1]
+    line = next(line for line in told.splitlines() if line.startswith("gfid"))
     assert line.split() == ["gfid", f"{found['scores']['gfid']:.4f}", "±", f"{found['scores']['gfid_over_seeds']:.4f}"]
 
 
@@ -286,7 +218,7 @@ def test_a_sweep_measures_each_scale_in_each_interval_and_draws_them(reference: 
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_the_batch_changes_no_figure_of_a_generator(reference: Path, tmp_path: Path, drawn, batch: int):
-    found = done(tmp_path, *DRAWN, "--reference", reference, "--batch", batch)
+    found = done(tmp_path, *DRAWN, "--reference", reference, "--batch-size", batch)
     close(found["scores"], drawn["scores"])
     assert found["protocol"] == drawn["protocol"]
 
@@ -304,7 +236,7 @@ def test_a_stopped_generation_goes_on_where_it_was(reference: Path, tmp_path: Pa
         asked.extend(numbers)
         return images(self, request, numbers)
 
-    words = (*DRAWN, "--reference", reference, "--batch", 4)  # of parts of 5: 4 and 1, 4 and 1, 1
+    words = (*DRAWN, "--reference", reference, "--batch-size", 4)  # of parts of 5: 4 and 1, 4 and 1, 1
     with monkeypatch.context() as patch:
         patch.setattr(Pipeline, "images", stopping)
         code, _, errors = run(tmp_path, *words)

@@ -1,0 +1,3 @@
+"""Fixtures of the evaluations' tests."""
+
+from tests.evaluation.images import other, real, small  # noqa: F401
