@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 MODELS = ["--model", "softvq-emoji-64"]
 COMMANDS = {
-    "samples": ["sample", "-n", "48", "--seed", "3", "--npz", "own.npz", "--batch", "20"],
+    "samples": ["sample", "-n", "48", "--seed", "3", "--npz", "own.npz", "--batch-size", "20"],
     "heun": ["sample", "-n", "9", "--sampler", "heun", "--steps", "6", "--npz", "heun.npz"],
     "dopri5": ["sample", "-n", "4", "--sampler", "dopri5", "--npz", "dopri5.npz"],
     "sde": ["sample", "-n", "9", "--sampler", "sde", "--steps", "8", "--npz", "sde.npz", "--labels", "random"],

@@ -31,7 +31,7 @@ from softvq.data.loader import ordered_batches
 from softvq.data.opening import open_source
 from softvq.evaluation.distribution import nearest_distances
 from softvq.evaluation.frechet import frechet_distance, moments_of
-from softvq.figures import enlarge, grid, save_picture
+from softvq.figures import class_grid, enlarge, save_picture
 from softvq.pipeline import Pipeline, Request
 from softvq.pretrained.features import FeatureNetwork
 
@@ -115,11 +115,9 @@ def main() -> None:
             **judged(classifier, found, wanted, known),
         }
         shown = images[: 8 * pipeline.generator.classes]
-        order = torch.arange(len(shown)).view(-1, pipeline.generator.classes).T.flatten()  # a row a class
+        classes = pipeline.class_names(pipeline.labels(request, range(len(shown))))
         stem = recipe.get("name") or Path(name).name
-        save_picture(
-            grid([enlarge(shown[order])], ("",), rows=pipeline.generator.classes), options.out.with_name(f"{stem}.png")
-        )
+        save_picture(class_grid(enlarge(shown), classes), options.out.with_name(f"{stem}.png"))
         print(json.dumps({model: rows[model]}, indent=1), flush=True)
     print(json.dumps({name: row for name, row in rows.items() if "recipe" not in row}, indent=1))
     options.out.write_text(json.dumps(rows, indent=1) + "\n")

@@ -42,15 +42,18 @@ def family(base: C) -> C:
 
 
 def register(cls: C) -> C:
-    """Make a frozen dataclass known by name in the family that it is derived from: `QuantizerConfig`,
-    `GeneratorConfig`, `DiscriminatorConfig`, `OptimizerConfig` or `Source`. The name is the class's without `Config`.
+    """Make a frozen dataclass known by name in the family that it is derived from.
+
+    The families are those of `QuantizerConfig`, `GeneratorConfig`, `DiscriminatorConfig`, `OptimizerConfig` and
+    `Source`. The name is the class's without `Config`.
 
         @softvq.register
         @dataclass(frozen=True)
         class RoundConfig(QuantizerConfig): ...        # `--tokenizer.quantizer Round`
 
-    The same class again (a notebook's cell that is run twice) takes its own place; another class of the same name is
-    refused with a `PluginError`, as is one that is in no family."""
+    A class that is registered again (a notebook's cell that is run twice) takes its own place. Raise `PluginError` for
+    another class of a name that is taken, and for one that is in no family.
+    """
     if not isinstance(cls, type):
         raise PluginError(f"register takes a class, not {cls!r}: write @softvq.register without brackets.")
     name = variant_name(cls)
@@ -81,7 +84,7 @@ def _fields(cls: type) -> set[str]:
 
 
 def _origin(cls: type) -> tuple[str, str]:
-    """Return where a class was written, the same for two imports of one file."""
+    """Return the place where a class was written, equal for two imports of one file."""
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     return cls.__qualname__, str(Path(file).resolve()) if file else cls.__module__
 
@@ -107,8 +110,11 @@ def tagged(config: Any) -> dict[str, Any]:
 
 
 def lookup(table: dict[str, T], name: str, what: str) -> T:
-    """Return what a dictionary of functions holds under a name, those of installed plugins too; `UnknownVariant`
-    lists what there is. `what` says what the names are of: "path"."""
+    """Return the entry of a dictionary of functions under a name, those of installed plugins included.
+
+    Raise `UnknownVariant`, which lists the names there are, when there is none; `what` says what the names are of, such
+    as "path".
+    """
     if name not in table:
         plugins.load_installed()
     if name not in table:
@@ -117,19 +123,21 @@ def lookup(table: dict[str, T], name: str, what: str) -> T:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as JSON-ready values (dict, list, str, int, float, bool, None)."""
+    """Return a dataclass as JSON-ready values (dict, list, str, int, float, bool, None)."""
     hints = typing.get_type_hints(type(config))
     return {field.name: _plain(getattr(config, field.name), hints[field.name]) for field in dataclasses.fields(config)}
 
 
 def later(default: Any) -> Any:
-    """A dataclass field that a later version added: at its default it is no part of `identity`."""
+    """Return a dataclass field that a later version added: at its default it is no part of `identity`."""
     return dataclasses.field(default=default, metadata={"later": True})
 
 
 def identity(config: Any) -> dict[str, Any]:
-    """`to_dict` without the fields that later versions added where they have their defaults: what fingerprints are made
-    of, so that a new field does not make a stranger of an old model."""
+    """Return `to_dict` without the fields that later versions added where they have their defaults.
+
+    Fingerprints are made of this, so that a new field does not make a stranger of an old model.
+    """
     plain = to_dict(config)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -142,7 +150,11 @@ def identity(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
-    """Build `cls` from what `to_dict` gave. Keys with a default may be left out; unknown keys are errors."""
+    """Build `cls` from the values that `to_dict` returned.
+
+    Keys with a default may be left out. Raise `ConfigError` for unknown and missing keys and for values that do not
+    fit.
+    """
     if not isinstance(data, dict):
         raise ConfigError(f"{where} must be an object with the keys of {cls.__name__}, not {_show(data)}.")
     hints = typing.get_type_hints(cls)
@@ -173,7 +185,7 @@ def _with_type(field: dataclasses.Field, hint: Any, value: Any) -> Any:
 
 
 class UnknownField(ConfigError):
-    """A dotted field that is not there: `path`, and the `valid` ones."""
+    """The error of a dotted field that does not exist: its `path`, and the `valid` ones."""
 
     def __init__(self, path: str, valid: list[str]):
         super().__init__(f"there is no field {path!r}{nearest(path, valid)}")
@@ -181,12 +193,14 @@ class UnknownField(ConfigError):
 
 
 def override(config: T, changes: Mapping[str, Any], where: str = "") -> T:
-    """A copy with dotted fields replaced: `{"optimizer.lr": 3e-4}`, or by values given as text: `{"optimizer.lr":
-    "3e-4"}`.
+    """Return a copy with dotted fields replaced.
 
-    Text is read as JSON where it is JSON, else as strings; a field that holds a string keeps the text as it is
-    (but for `null`). A union field also takes just the name of a variant (`quantizer` = `VQ`: that variant with its
-    defaults), and later changes may then set the variant's own fields. Unknown fields raise `UnknownField`.
+    The new values are given as they are, `{"optimizer.lr": 3e-4}`, or as text, `{"optimizer.lr": "3e-4"}`.
+
+    Text is read as JSON where it is JSON, else as strings; a field that holds a string keeps the text as it is (but for
+    `null`). A field of a family also takes just the name of a variant (`quantizer` = `VQ`: that variant with its
+    defaults), and later changes may then set the variant's own fields. Raise `UnknownField` for fields that do not
+    exist.
     """
     where = where or type(config).__name__
     data = to_dict(config)
@@ -220,7 +234,7 @@ def _json_or_text(text: str) -> Any:
 
 
 def _walk(node: dict, prefix: str = "") -> list[str]:
-    """Every dotted name of nested dictionaries."""
+    """Return every dotted name of nested dictionaries."""
     names = []
     for key, value in node.items():
         names.append(prefix + key)
@@ -278,8 +292,10 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
 
 
 def parse(base: type, value: Any, where: str) -> Any:
-    """Build the configuration of a family from what `tagged` gave, or from a name alone; `UnknownVariant` where the
-    name is not registered."""
+    """Build the configuration of a family from the values that `tagged` returned, or from a name alone.
+
+    Raise `UnknownVariant` when the name is not registered.
+    """
     if isinstance(value, str):
         value = {"type": value}
     if not isinstance(value, dict) or "type" not in value:
@@ -327,7 +343,8 @@ def _show(value: Any) -> str:
 def nearest(name: str, valid: list[str], mark: str = "", every: str = "") -> str:
     """Return `; did you mean …?` for close names, else the list of valid ones where it is short.
 
-    `mark` is put before each name (`--`); `every` says where a long list can be read."""
+    `mark` is put before each name (`--`); `every` says where a long list can be read.
+    """
     same_end = [other for other in valid if other.split(".")[-1].casefold() == name.split(".")[-1].casefold()]
     folded = {other.casefold(): other for other in reversed(valid)}
     close = [folded[one] for one in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.6)]

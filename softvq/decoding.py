@@ -1,4 +1,4 @@
-"""Latents on disk back to images: what `encode` wrote, and the files of `softvq reconstruct --save-latents`.
+"""The way from latents on disk back to images, for folders that `encode` wrote and files of `save_latents`.
 
 decode("latents/", "decoded/", images=["tabby.png", 12])
 decode("photo.safetensors", "decoded/")
@@ -28,8 +28,12 @@ _SHOWN = 16  # images of a folder of latents, where none are named
 
 @dataclass(frozen=True)
 class _Stored:
-    """Latents on disk: how many, their images' names (none where they are not known), the tokenizer's name and the
-    fingerprint of its latents, and a reader of those with some numbers, (n, L, D) in float32."""
+    """Latents on disk.
+
+    `count` is their number, `names` are those of their images (none where they are not known), `tokenizer` and
+    `fingerprint` those of the tokenizer that made them, and `read` is a function that returns the latents of some
+    numbers, (n, L, D) in float32.
+    """
 
     count: int
     names: list[str]
@@ -52,11 +56,12 @@ def decode(
 ) -> list[Path]:
     """Decode latents into PNG files in `out`, `000012-tabby.png` by number and name; return the files.
 
-    `latents`: a folder that `encode` wrote, or a file of `save_latents`. `images`: names or numbers, from 0; without
-    any, the first `num` (by default all of a file, 16 of a folder). `tokenizer`: by default the one that made the
-    latents. `progress`: see `softvq.progress`.
+    `latents` is a folder that `encode` wrote, or a file of `save_latents`. `images` are names or numbers, from 0;
+    without any, the first `num` are decoded (by default all of a file, 16 of a folder). `tokenizer` is by default the
+    one that made the latents. `progress` is that of `softvq.progress`.
 
-    `DataError` when there are no such latents or images, `ModelError` when the tokenizer makes other latents."""
+    Raise `DataError` when there are no such latents or images, and `ModelError` when the tokenizer makes other latents.
+    """
     for name, number in (("batch_size", batch_size), ("num", 1 if num is None else num)):
         if number < 1:
             raise ConfigError(f"{name} must be at least 1, not {number}.", setting=name)

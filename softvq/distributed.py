@@ -1,7 +1,7 @@
-"""Rank, world size, reductions and wrapping, and work that is shared out. Everything here works unwrapped in a single
-process.
+"""Rank, world size, reductions and wrapping, and work that is shared out over processes.
 
-Several processes are started by torchrun; each gets an equal share of every batch.
+Everything here works in a single process too, unwrapped. Several processes are started by torchrun; each gets an equal
+share of every batch.
 """
 
 import os
@@ -23,12 +23,12 @@ Parallel = Literal["ddp", "fsdp"]
 
 
 def active() -> bool:
-    """Return if a process group is up."""
+    """Return True when a process group is up."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """This process's number, 0 when alone."""
+    """Return this process's number, 0 when alone."""
     return dist.get_rank() if active() else 0
 
 
@@ -38,7 +38,7 @@ def world_size() -> int:
 
 
 def start(device: torch.device) -> torch.device:
-    """Join the group that torchrun describes, if it started this process; gives this process's own device."""
+    """Join the group that torchrun describes, if it started this process; return this process's own device."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or active():
         return device
     if device.type == "cuda":
@@ -69,11 +69,13 @@ def in_parts(
     title: str = "",
     show: progress.Show = None,
 ) -> None:
-    """Do what is to be done for `count` items in parts of `size`, each in a file of its own, each by one process.
+    """Make files for `count` items in parts of `size`, each part in a file of its own, made by one process.
 
-    `path`: the number of a part's first item → its file. `make(numbers, done)` writes that file, whole or not at all,
-    and tells `done` how many items more are. Parts whose file is there are not made again: a stopped command goes on,
-    and the whole is the same for any number of processes. `show`: see `progress`."""
+    `path` maps the number of a part's first item to its file. `make(numbers, done)` writes that file, whole or not at
+    all, and calls `done` with the number of items finished since the last call. Parts whose file is there are not made
+    again: a stopped command goes on, and the whole is the same for any number of processes. `show` is that of
+    `progress`.
+    """
     firsts = [first for first in range(0, count, size) if not path(first).is_file()]
     barrier()  # all have looked
     mine = [range(first, min(count, first + size)) for first in firsts[rank() :: world_size()]]
@@ -85,7 +87,7 @@ def in_parts(
 
 
 def gathered(value: Any) -> list[Any]:
-    """Each rank's value (anything that pickles), in the order of ranks."""
+    """Return each rank's value (anything that pickles), in the order of ranks."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -94,7 +96,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def wrapped(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module with its gradients averaged over ranks (DDP); itself when alone or without parameters."""
+    """Return the module with its gradients averaged over ranks (DDP); itself when alone or without parameters."""
     if world_size() == 1 or not any(p.requires_grad for p in module.parameters()):
         return module
     ids = [device.index] if device.type == "cuda" else None
@@ -104,7 +106,7 @@ def wrapped(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def unsynchronised(module: nn.Module) -> AbstractContextManager:
-    """A block whose backward passes are not reduced over ranks yet."""
+    """Return a block whose backward passes are not reduced over ranks yet."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
@@ -119,7 +121,10 @@ def shard(module: nn.Module, blocks: list[nn.Module]) -> None:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over ranks; its gradient is the sum of the ranks' gradients. PyTorch's own is deprecated, or private."""
+    """The sum over ranks, whose gradient is the sum of the ranks' gradients.
+
+    PyTorch's own is deprecated, or private.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -131,14 +136,14 @@ class _Sum(torch.autograd.Function):
 
 
 def mean(x: Tensor) -> Tensor:
-    """Mean of a tensor over all ranks, with gradients that reach every rank's tensor."""
+    """Return the mean of a tensor over all ranks, with gradients that reach every rank's tensor."""
     if world_size() == 1:
         return x
     return _Sum.apply(x) / world_size()
 
 
 def maximum(x: Tensor) -> Tensor:
-    """Largest value over all ranks, without gradients."""
+    """Return the largest value over all ranks, without gradients."""
     if world_size() == 1:
         return x
     x = x.detach().clone()
@@ -147,7 +152,7 @@ def maximum(x: Tensor) -> Tensor:
 
 
 def total(x: Tensor) -> Tensor:
-    """Sum over all ranks, without gradients."""
+    """Return the sum over all ranks, without gradients."""
     if world_size() == 1:
         return x
     x = x.detach().clone(memory_format=torch.contiguous_format)
@@ -156,17 +161,17 @@ def total(x: Tensor) -> Tensor:
 
 
 def whole(x: Tensor) -> Tensor:
-    """A tensor that may be sharded over ranks (FSDP2's are), as a plain one on each."""
+    """Return a tensor that may be sharded over ranks (FSDP2's are) as a plain one on each."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
 def local(x: Tensor) -> Tensor:
-    """This rank's part of a tensor that may be sharded."""
+    """Return this rank's part of a tensor that may be sharded."""
     return x.to_local() if hasattr(x, "to_local") else x
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Return if a module's parameters are split over processes."""
+    """Return True when a module's parameters are split over processes."""
     return any(hasattr(p, "full_tensor") for p in module.parameters())
 
 
@@ -178,8 +183,10 @@ def gathered_module(module: nn.Module) -> dict[str, Tensor]:
 
 
 def gathered_optimizers(module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, dict[str, Any]]:
-    """Return what the optimizers of a sharded module keep of each parameter, by its name; whole, on the first process's
-    CPU, nothing on the others."""
+    """Return the optimizers' state of each parameter of a sharded module, by the parameter's name.
+
+    It is whole, on the first process's CPU; the others get nothing.
+    """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)

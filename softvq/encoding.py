@@ -1,4 +1,4 @@
-"""Tokenizing a data set once: the latents of every image and of its mirror, which generators are trained on.
+"""The encoding of a data set, once: the latents of every image and of its mirror, which generators are trained on.
 
     encode("softvq-emoji-64", "photos/", "latents/")
 
@@ -54,15 +54,20 @@ def encode(
     precision: str = "auto",
     progress: bool | None = None,
 ) -> LatentIndex:
-    """Write the latents of all images, as float16 in safetensors shards of `shard` images, with labels, class names and
-    the fingerprints of tokenizer and images in `index.json`; return that index. `data.latents.Latents` reads them.
+    """Write the latents of all images into the folder `out`, and return their index.
 
-    `tokenizer`: loaded, or a name. `images`: all that `data.open_source` takes. `mirrored`: every image's mirror too.
-    `device`: where it encodes (None: where the tokenizer is, else the best there is). `workers`: processes that decode.
-    `progress`: see `softvq.progress`. Shards that are there already are kept; each process makes its own.
+    They are float16 in safetensors shards of `shard` images, with labels; `index.json` has the class names and the
+    fingerprints of tokenizer and images. `data.latents.Latents` reads them.
 
-    `DataError` when `out` holds latents of something else, or no image can be read; `ConfigError` where a tokenizer
-    that was neither saved nor loaded has no name for those who use its latents."""
+    `tokenizer` is loaded, or a name. `images` are anything that `data.open_source` takes. `mirrored` is for every
+    image's mirror too. `device` is the place of the encoding (None: where the tokenizer is, else the best there is),
+    and `workers` the number of processes that decode. `progress` is that of `softvq.progress`. Shards that are there
+    already are kept; each process makes its own.
+
+    Raise `DataError` when `out` holds latents of something else, or no image can be read; `ConfigError` when a
+    tokenizer that was neither saved nor loaded has no name for those who use its latents; `StorageError` when `out`
+    cannot be written or there is no room.
+    """
     device = own_device(device, tokenizer)
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
     if not tokenizer.name:

@@ -1,12 +1,15 @@
-"""What can go wrong, as exceptions whose message is one sentence for the user.
+"""The errors of this library, as exceptions whose message is one sentence for the user.
 
 `except SoftVQError` catches all that this library raises on purpose; anything else is a bug, or Python's own.
 """
 
 
 class SoftVQError(Exception):
-    """The base of all of them. A message is in the library's words; `setting` names the argument that would change the
-    outcome (`out`, `workers`), which the command line adds as its option."""
+    """The base of all errors of this library.
+
+    A message is in the library's words; `setting` names the argument that would change the outcome (`out`, `workers`),
+    which the command line adds as its option.
+    """
 
     def __init__(self, *args: object, setting: str | None = None):
         super().__init__(*args)
@@ -54,7 +57,7 @@ class TrainingError(SoftVQError, RuntimeError):
 
 
 class Interrupted(SoftVQError, RuntimeError):
-    """A run that was asked to stop, after its checkpoint was written. `signal` is the signal's number."""
+    """A run that was asked to stop, after its checkpoint was written; `signal` is the signal's number."""
 
     def __init__(self, number: int, message: str):
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Pictures people look at: grids of images, original | reconstruction | error, and matplotlib's figures."""
+"""Pictures for people: grids of images, original | reconstruction | error, and matplotlib's figures."""
 
 import io
 import textwrap
@@ -24,7 +24,7 @@ _WIDEST = 10  # images of a class in a line
 
 
 def error_map(images: Float[Tensor, "B 3 H W"], targets: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-    """The absolute error averaged over colours, four times enlarged: white is 0, black a quarter of the range."""
+    """Return the absolute error averaged over colours, times four: white is 0, black a quarter of the range."""
     error = (images.clamp(-1, 1) - targets).abs().mean(1, keepdim=True) / 2
     return (1 - 2 * (4 * error).clamp(0, 1)).expand_as(images)
 
@@ -33,14 +33,14 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # b
 
 
 def format_of(path: Path) -> str:
-    """Return Pillow's name of the format that a picture's extension says; `ConfigError` for any other."""
+    """Return Pillow's name of the format that a picture's extension says; raise `ConfigError` for any other."""
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"{path}: a picture is written as {', '.join(FORMATS)}.", setting="out")
     return FORMATS[path.suffix.lower()]
 
 
 def grid(columns: Sequence[UInt8[Tensor, "B 3 H W"]], titles: Sequence[str], rows: int | None = None) -> Image.Image:
-    """Several batches side by side, a column each, in panels of `rows` rows (default: about a square picture)."""
+    """Return batches side by side, a column each, in panels of `rows` rows (default: about a square picture)."""
     B, _, H, W = columns[0].shape
     rows = rows or max(1, round((B * len(columns) * W / H) ** 0.5))
     panels = -(-B // min(rows, B))
@@ -70,11 +70,12 @@ def _fitting(title: str, width: int, font: Any) -> str:
 
 
 def class_grid(images: UInt8[Tensor, "N 3 H W"], classes: Sequence[str]) -> Image.Image:
-    """Return images in rows, a row a class in the order in which the classes come first, each with its class written
-    beside it; a class of more than ten images takes several lines. Where most classes have one image only, they stand
-    line by line in their order, each with its class written above it.
+    """Return images in rows, a row a class in the order in which the classes come first, with the class beside it.
 
-    `classes`: the name of each image's class, empty where it has none."""
+    A class of more than ten images takes several lines. The images stand line by line in their order, each with its
+    class written above it, where most classes have one image only. `classes` are the name of each image's class, empty
+    where it has none.
+    """
     N, _, H, W = images.shape
     names = list(dict.fromkeys(classes))
     if names in ([], [""]):
@@ -118,7 +119,7 @@ def _picture(image: UInt8[Tensor, "3 H W"]) -> Image.Image:
 
 
 def enlarge(images: UInt8[Tensor, "B 3 H W"], side: int = 128) -> UInt8[Tensor, "B 3 h w"]:
-    """Small images by a whole factor of pixel repetition, so that a person sees them; large ones as they are."""
+    """Return small images enlarged by a whole factor of pixel repetition, for people to see; large ones as they are."""
     factor = max(1, side // max(images.shape[2:]))
     return torch.repeat_interleave(torch.repeat_interleave(images, factor, dim=2), factor, dim=3)
 
@@ -130,13 +131,13 @@ def comparison(images: Float[Tensor, "B 3 H W"], outputs: Float[Tensor, "B 3 H W
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write an image file atomically; the extension says the format."""
+    """Write an image file atomically; its extension says the format."""
     with atomic(path) as temporary:
         picture.save(temporary, format=format_of(path), **({"quality": 95} if format_of(path) != "PNG" else {}))
 
 
 def pyplot() -> Any:
-    """Return matplotlib's pyplot, drawing to files; `SoftVQError` where it is not installed."""
+    """Return matplotlib's pyplot, drawing to files; raise `SoftVQError` when it is not installed."""
     try:
         import matplotlib
     except ImportError:

@@ -3,7 +3,7 @@
     with atomic(path) as temporary: ...      # a file beside `path`, which takes its place when the block ends well
     write_json(path, data); write_tensors(path, tensors)
 
-New files have the modes that the umask gives; what would not fit on the disk is refused before it is written.
+New files have the modes that the umask gives; files that would not fit on the disk are refused before they are written.
 """
 
 import hashlib
@@ -32,8 +32,11 @@ _MARGIN = 2**20  # bytes that are left free
 
 @contextmanager
 def atomic(path: Path, size: int = 0) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well, and is removed when it does not.
-    `size`: the bytes that it will have, where they are known; `StorageError` when there is no room for them."""
+    """Open a block with a temporary file that takes the place of `path` when the block ends well.
+
+    It lies beside `path`, and is removed when the block does not end well. `size` is the number of bytes that it will
+    have, where it is known. Raise `StorageError` when there is no room for them, or the file cannot be made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     need_room(path, size)
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}")
@@ -52,7 +55,10 @@ def atomic(path: Path, size: int = 0) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path, size: int = 0) -> Iterator[Path]:
-    """A temporary folder in the same way: what was at `path` before is replaced by the new one as a whole."""
+    """Open a block with a temporary folder that replaces the one at `path` as a whole when the block ends well.
+
+    `size` is as in `atomic`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     need_room(path, size)
     temporary = path.with_name(f".writing-{path.name}")
@@ -67,10 +73,11 @@ def atomic_folder(path: Path, size: int = 0) -> Iterator[Path]:
 
 
 def check_writable(path: Path, size: int = 0, *, folder: bool = False) -> None:
-    """Raise `StorageError` when no file could be written at `path` (with `folder`: no folder could be made there), or
-    `size` bytes do not fit: said before long work, whose result is to be written there.
+    """Raise `StorageError` when no file could be written at `path`, or `size` bytes do not fit.
 
-    Nothing is left behind: a file is tried out in the nearest folder that exists."""
+    With `folder` it is a folder that could not be made there. This is called before long work whose result is to be
+    written there. Nothing is left behind: a file is tried out in the nearest folder that exists.
+    """
     if path.exists() and path.is_dir() != folder:
         raise StorageError(
             f"{path} is {'a file' if folder else 'a folder'}; name {'a folder' if folder else 'a file'}."
@@ -90,7 +97,7 @@ def check_writable(path: Path, size: int = 0, *, folder: bool = False) -> None:
 
 
 def need_room(path: Path, size: int) -> None:
-    """`StorageError` when `size` bytes do not fit on the disk where `path` is to be."""
+    """Raise `StorageError` when `size` bytes do not fit on the disk where `path` is to be."""
     folder = path.parent
     while not folder.exists():
         folder = folder.parent
@@ -104,7 +111,7 @@ def _megabytes(size: int) -> str:
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
-    """Return the number of bytes of tensors, in memory and about as many in a file."""
+    """Return the number of bytes of tensors in memory, which is about that in a file."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
@@ -120,12 +127,12 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def json_text(data: Mapping[str, Any]) -> str:
-    """A JSON object as it is written to files."""
+    """Return a JSON object as it is written to files."""
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
+    """Return the JSON object in a file; raise `ModelError` when it cannot be read."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -138,9 +145,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_data(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, or in a YAML file (`.yaml`, `.yml`); `ConfigError` when it is none.
+    """Return the object in a JSON file, or in a YAML file (`.yaml`, `.yml`); raise `ConfigError` when there is none.
 
-    YAML is read as version 1.2 has it: `1e-4` is a number; `no`, `on`, `010` and `12:30` are text."""
+    YAML is read as version 1.2 has it: `1e-4` is a number; `no`, `on`, `010` and `12:30` are text.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         is_json = path.suffix.lower() == ".json"
@@ -155,7 +163,7 @@ def read_data(path: Path) -> dict[str, Any]:
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of these pairs; `ValueError` where a name stands there twice."""
+    """Return an object of these pairs; raise `ValueError` when a name stands there twice."""
     _check_once([name for name, _ in pairs])
     return dict(pairs)
 
@@ -171,7 +179,7 @@ def yaml_text(data: Mapping[str, Any]) -> str:
 
 
 class _Yaml:
-    """YAML 1.2's plain values, which PyYAML has otherwise."""
+    """A reader and writer of YAML with the plain values of version 1.2, which PyYAML has otherwise."""
 
     RESOLVERS = (
         ("tag:yaml.org,2002:null", r"~|null|", ["~", "n", ""]),
@@ -205,14 +213,14 @@ class _Yaml:
         self.yaml, self.loader, self.dumper = yaml, Loader, Dumper
 
     def load(self, text: str) -> Any:
-        """Return what a text holds; `ValueError` when it is no YAML."""
+        """Return the content of a text; raise `ValueError` when it is no YAML."""
         try:
             return self.yaml.load(text, self.loader)
         except self.yaml.YAMLError as error:
             raise ValueError(str(error).replace("\n", " ")) from error
 
     def dump(self, data: Any) -> str:
-        """Return a text that holds this."""
+        """Return a text that holds this object."""
         return self.yaml.dump(data, Dumper=self.dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -233,7 +241,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file's tensors on the CPU."""
+    """Return a safetensors file's tensors on the CPU; raise `ModelError` when it is missing or damaged."""
     if not path.is_file():
         raise ModelError(f"{path} does not exist.")
     try:
@@ -245,18 +253,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _stored_as(path: Path) -> str:
-    """Return which file to delete, where the path is a link to it, as in the hub's cache."""
+    """Return the file to delete, in brackets, where the path is a link to it, as in the hub's cache."""
     return f" (the file is {path.resolve()})" if path.is_symlink() else ""
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The text that a safetensors file carries beside its tensors."""
+    """Return the text that a safetensors file carries beside its tensors, by name."""
     with safe_open(path, framework="pt") as file:
         return file.metadata() or {}
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, its kind where it has none."""
+    """Return the first line of an error's message, its kind where it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

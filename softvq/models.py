@@ -1,4 +1,4 @@
-"""Models by name: a tokenizer, a generator, or whichever the name is of."""
+"""Models by name: a tokenizer, a generator, or the one of both that the name belongs to."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def load_tokenizer(name: str | Path, cache_dir: str | Path | None = None) -> Any
 
 
 def open_model(name: str) -> AnyTokenizer | Generator:
-    """Return a tokenizer or a generator, whichever the name is of."""
+    """Return a tokenizer or a generator, the one that the name belongs to."""
     if name.startswith(PREFIX):
         return load_tokenizer(name)
     kind = kind_of(name)
@@ -37,7 +37,10 @@ def open_model(name: str) -> AnyTokenizer | Generator:
 
 
 def _near(name: str, model: str) -> str | Path:
-    """Return the folder that a generator remembers by a relative path: from here, else from where the generator is."""
+    """Return the path of a folder that a generator remembers by a relative path.
+
+    It is looked for from here, else from the place of the generator. The name itself is returned when there is none.
+    """
     if Path(name).is_absolute() or Path(name).exists():
         return name
     return next((above / name for above in Path(model).resolve().parents if (above / name).is_dir()), name)
@@ -49,8 +52,11 @@ def tokenizer_of(
     tokenizer: str | Path | AnyTokenizer | None = None,
     cache_dir: str | Path | None = None,
 ) -> AnyTokenizer:
-    """Return the tokenizer that is given, or the one that the generator (called `model`) was trained with; `ModelError`
-    when it makes other latents, `ConfigError` when it does not fit or is not known."""
+    """Return the tokenizer that is given, or the one that the generator was trained with.
+
+    `model` is the name of the generator in messages, and the place from which a relative path is looked for. Raise
+    `ModelError` when the tokenizer makes other latents, `ConfigError` when it does not fit or is not known.
+    """
     trained_with = generator.about.get("tokenizer", {})
     name = tokenizer or trained_with.get("name")
     if name is None:
@@ -82,15 +88,18 @@ def tokenizer_of(
 
 
 def own_device(device: str | torch.device | None, model: Any = None) -> torch.device:
-    """Return this process's device: the one asked for, else where a model is that is loaded already, else the best
-    there is. Joins the group of processes that torchrun has started."""
+    """Return this process's device.
+
+    It is the one given, else the one where a model is that is loaded already, else the best there is. The process joins
+    the group that torchrun has started.
+    """
     if device is None and hasattr(model, "device"):
         device = model.device
     return distributed.start(pick_device("auto" if device is None else device))
 
 
 class Coder:
-    """A tokenizer where it is, in a precision: images in, latents out and back, on the CPU in float32."""
+    """A tokenizer in a precision: images in, latents out and back, on the CPU in float32."""
 
     def __init__(self, tokenizer: AnyTokenizer, precision: str = "auto"):
         self.tokenizer = tokenizer

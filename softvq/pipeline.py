@@ -50,7 +50,9 @@ Progress = bool | None | Callable[[Sequence], Iterable]
 class Request:
     """The images that are wanted, and all that they are a function of besides the models; made by `Pipeline.request`.
 
-    `classes`: numbers, taken in turn; without any, all in turn (`labels` balanced) or random by seed and number."""
+    `classes` are numbers, taken in turn; without any, all are taken in turn (`labels` balanced) or at random by seed
+    and number.
+    """
 
     num: int
     seed: int
@@ -62,7 +64,7 @@ class Request:
 
 
 class Pipeline:
-    """A generator and a tokenizer (diffusers' too). `name`: what the generator is called in what is written."""
+    """A generator and a tokenizer (diffusers' too); `name` is that of the generator in what is written."""
 
     def __init__(self, generator: Generator, tokenizer: AnyTokenizer, name: str = ""):
         shape = (tokenizer.config.tokens, tokenizer.config.latent_dim)
@@ -86,15 +88,18 @@ class Pipeline:
         torch_dtype: torch.dtype | None = None,
         average: bool = True,
     ) -> "Pipeline":
-        """Return the pipeline of a generator (see `Generator.from_pretrained`) and of the tokenizer that it was trained
-        with, or another one that makes the same latents: by name or folder, or loaded. `ModelError` when it is another
-        tokenizer, `ConfigError` when it is not known or does not fit."""
+        """Return the pipeline of a generator and its tokenizer.
+
+        The generator is found as in `Generator.from_pretrained`. The tokenizer is the one that it was trained with, or
+        another one that makes the same latents, given by name or folder, or loaded. Raise `ModelError` when it makes
+        other latents, `ConfigError` when it is not known or does not fit.
+        """
         generator = Generator.from_pretrained(name_or_folder, revision=revision, cache_dir=cache_dir, average=average)
         found = tokenizer_of(generator, str(name_or_folder), tokenizer, cache_dir)
         return cls(generator, found, str(name_or_folder)).to(device, torch_dtype)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
-        """Move both models; return the pipeline."""
+        """Move both models to a device and a type; return the pipeline."""
         device = None if device is None else pick_device(device)
         for model in (self.generator, self.tokenizer):
             model.to(device=device, dtype=dtype)
@@ -112,8 +117,10 @@ class Pipeline:
 
     @property
     def classes(self) -> list[str]:
-        """The names of the generator's classes by number: stored with it, or ImageNet's for one of 1,000; none where it
-        knows no classes."""
+        """The names of the generator's classes by number.
+
+        They are those stored with it, or ImageNet's for one of 1,000; there are none where it knows no classes.
+        """
         names, count = self.generator.about.get("classes"), self.generator.classes
         if names and count:
             return list(names)
@@ -122,8 +129,11 @@ class Pipeline:
         return [str(number) for number in range(count)]
 
     def class_number(self, name: str | int) -> int:
-        """Return the number of a class given by number, by name, or by one of the words of its name (`tench` of `tench,
-        Tinca tinca`); `ConfigError` names the nearest."""
+        """Return the number of a class given by number, by name, or by one of the words of its name.
+
+        `tench` is a word of `tench, Tinca tinca`. Raise `ConfigError` that names the nearest when there is no such
+        class.
+        """
         names, wanted = self.classes, str(name).casefold()
         if wanted.isdecimal() and int(wanted) < len(names):
             return int(wanted)
@@ -135,7 +145,7 @@ class Pipeline:
         raise ConfigError(f"there is no class {name!r}{hint}", setting="class")
 
     def _chosen(self, classes: Any) -> tuple[int, ...]:
-        """Return the numbers of the classes asked for: one or several, as names, numbers, an array or a tensor."""
+        """Return the numbers of the requested classes: one or several, as names, numbers, an array or a tensor."""
         if classes is None:
             return ()
         given = classes.tolist() if hasattr(classes, "tolist") else classes
@@ -146,7 +156,7 @@ class Pipeline:
 
     @property
     def sampling(self) -> Sampling:
-        """The model's own settings: those that its recipe has stored with it, else its kind's."""
+        """The model's own settings: those that its recipe has stored with it, else those of its kind."""
         if "sampling" in self.generator.about:
             return from_dict(Sampling, self.generator.about["sampling"], "about.sampling")
         return self.generator.default_sampling
@@ -166,11 +176,13 @@ class Pipeline:
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
         sampling: Sampling | None = None,
     ) -> Request:
-        """Return what is asked for, checked: `ConfigError` says what cannot be.
+        """Return a request for images, checked; raise `ConfigError` when it cannot be met.
 
-        `classes`: names or numbers, taken in turn; without any, all classes (see `labels`). `num`: how many images; by
-        default one a class that is asked for, else 16. `guidance`: the scale, 1 for none; `interval`: the times in
-        which there is guidance, 0 data … 1 noise. What is left out is as in `sampling`, by default the model's own."""
+        `classes` are names or numbers, taken in turn; without any, all classes (see `labels`). `num` is the number of
+        images; by default one for each class given, else 16. `guidance` is the scale, 1 for none; `interval` has the
+        times in which there is guidance, 0 data … 1 noise. Settings that are left out are as in `sampling`, by default
+        the model's own.
+        """
         chosen = self._chosen(classes)
         num = (len(chosen) or 16) if num is None else num
         for setting, number in (("num", num), ("batch_size", batch_size), ("steps", steps or 1), ("seed", seed)):
@@ -210,8 +222,11 @@ class Pipeline:
     def __call__(
         self, classes: Classes = None, num: int | None = None, *, progress: Progress = None, **settings: Any
     ) -> list[Image.Image]:
-        """Return new images as PIL images. `settings`: seed, steps, guidance, interval, sampler, labels, batch_size,
-        precision, as `request` explains them."""
+        """Return new images as PIL images.
+
+        The `settings` are seed, steps, guidance, interval, sampler, labels, batch_size and precision, as `request`
+        explains them.
+        """
         images = self.tensors(classes, num, progress=progress, **settings)
         return [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in images]
 
@@ -280,8 +295,10 @@ class Pipeline:
         progress: Progress = None,
         **settings: Any,
     ) -> Path:
-        """Write new images as one picture, and the settings and labels beside it as JSON; `request` explains all
-        settings. Of several processes the first does it."""
+        """Write new images as one picture, and the settings and labels beside it as JSON; return its path.
+
+        The settings are those of `request`. With several processes the first one writes.
+        """
         request, path = self._asked(classes, num, settings), Path(path)
         if request.num > _MOST_SHOWN:
             raise ConfigError(
@@ -304,7 +321,7 @@ class Pipeline:
         return [names[label] if names else "" for label in labels]
 
     def _told(self, request: Request) -> dict[str, Any]:
-        """Return what is written beside images: the settings, and with what they were made."""
+        """Return the record written beside images: the settings, and the versions of the software."""
         return {**self.settings(request), "softvq": __version__, "torch": torch.__version__}
 
     def write_images(
@@ -316,11 +333,11 @@ class Pipeline:
         progress: Progress = None,
         **settings: Any,
     ) -> Path:
-        """Write new images as single PNG files, `000012-flags.png` by number and class, and the settings beside them as
-        `settings.json`; `request` explains all settings.
+        """Write new images as single PNG files, `000012-flags.png` by number and class; return the folder.
 
-        Each process writes its share, and a stopped call goes on where it was; a folder with images of other settings
-        is a `DataError`."""
+        The settings are written beside them as `settings.json`; they are those of `request`. Each process writes its
+        share, and a stopped call goes on where it was. Raise `DataError` when the folder has images of other settings.
+        """
         request, folder = self._asked(classes, num, settings), Path(folder)
         files.check_writable(folder, folder=True)
         told, beside = self._told(request), folder / "settings.json"
@@ -355,8 +372,9 @@ class Pipeline:
     ) -> Path:
         """Write new images as `arr_0` (N, H, W, 3) and their labels as `arr_1`, and the settings beside it as JSON.
 
-        Parts are written as they are made, each process its share, and a stopped call goes on where it was; parts of an
-        array with other settings are a `DataError`."""
+        Parts are written as they are made, each process its share, and a stopped call goes on where it was. Raise
+        `DataError` when the file, or parts of it, are there with other settings.
+        """
         request, path = self._asked(classes, num, settings), Path(path)
         if path.suffix.lower() != ".npz":
             raise ConfigError(f"{path}: an array is written as .npz.", setting="npz")
@@ -398,7 +416,7 @@ class Pipeline:
 
 
 def _is_array_of(path: Path, told: dict[str, Any], count: int) -> bool:
-    """Return if an array that is there was made with these settings, and is as long."""
+    """Return True when an array that is there was made with these settings, and is as long."""
     beside = path.with_suffix(".json")
     return beside.is_file() and _is_same(beside, told) and ArrayFile(path).shape[0] == count
 
@@ -423,12 +441,12 @@ def _batches(request: Request, numbers: range) -> Iterable[range]:
 
 
 def _bar(progress: Progress, title: str) -> Callable[[Sequence], Iterable] | None:
-    """Return what the steps of a batch go through."""
+    """Return the function that the steps of a batch go through, which shows progress."""
     if callable(progress):
         return progress
     return lambda steps: progresses.through(steps, "step", title, show=progress, kept=False)
 
 
 def _show(progress: Progress) -> bool | None:
-    """Return whether there is a bar where no steps are seen."""
+    """Return True when there is to be a bar where no steps are seen, otherwise the setting itself."""
     return True if callable(progress) else progress

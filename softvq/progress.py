@@ -31,7 +31,7 @@ _SETTINGS = _Settings()
 
 @contextmanager
 def quietly(quiet: bool = True) -> Iterator[None]:
-    """Show no progress at all in this block, whatever a function's `progress` says."""
+    """Open a block in which no progress is shown at all, whatever a function's `progress` says."""
     before, _SETTINGS.quiet = _SETTINGS.quiet, quiet or _SETTINGS.quiet
     try:
         yield
@@ -45,7 +45,7 @@ def is_quiet() -> bool:
 
 
 def on_terminal() -> bool:
-    """Return True where a line can be drawn over: on a terminal, or in a notebook."""
+    """Return True on a terminal or in a notebook, where a line can be drawn over."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
@@ -53,9 +53,11 @@ def on_terminal() -> bool:
 def bar(
     total: int, unit: str, title: str = "", *, show: Show = None, kept: bool = True
 ) -> Iterator[Callable[[int], object]]:
-    """Show how far work of `total` units is: yields a function that is told how many more are done.
+    """Open a block that shows how far work of `total` units is.
 
-    `kept`: a bar stays on the terminal when the work ends."""
+    The block gets a function to call with the number of units done since its last call. With `kept` a bar stays on the
+    terminal when the work ends.
+    """
     if show is False or is_quiet() or not total:
         yield lambda count: None
     elif show or on_terminal():
@@ -66,7 +68,7 @@ def bar(
 
 
 def _lines(total: int, unit: str, title: str) -> Callable[[int], None]:
-    """Return a function that counts and, every ten seconds, says where the work stands."""
+    """Return a function that counts and prints, every ten seconds, where the work stands."""
     done, begun, last = 0, time.monotonic(), time.monotonic()
 
     def add(count: int) -> None:
@@ -99,7 +101,7 @@ def through(items: Sequence[T], unit: str, title: str = "", *, show: Show = None
 
 @contextmanager
 def waiting(title: str, *, show: Show = None) -> Iterator[None]:
-    """Say what is being done where that takes longer than two seconds and cannot be counted."""
+    """Open a block whose `title` is shown when it takes longer than two seconds, for work that cannot be counted."""
     over = threading.Event()
 
     def tell() -> None:

@@ -25,8 +25,11 @@ from softvq.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """The mean and deviation of each channel, the number of images that they are of, why others were left out, and the
-    folder of the model that they are stored in."""
+    """The fitted mean and deviation of each channel of a tokenizer's latents.
+
+    `images` is the number of images that they are of, `unreadable` holds those that were left out, with the reason, and
+    `model` is the folder of the model that they are stored in.
+    """
 
     mean: Float[Tensor, " D"]
     std: Float[Tensor, " D"]
@@ -47,10 +50,11 @@ def fit_latent_statistics(
 ) -> LatentStatistics:
     """Fit a tokenizer's latent statistics on up to `num` images, at random but always the same, and store them.
 
-    `model`: a folder, a bundled or a hub name; `images`: all that `data.open_source` takes; `out`: the folder of the
-    model with the new statistics, by default the model's own.
+    `model` is a folder, a bundled or a hub name; `images` are anything that `data.open_source` takes; `out` is the
+    folder of the model with the new statistics, by default the model's own.
 
-    `ConfigError` when there is nowhere to store them, `DataError` when a channel never changes."""
+    Raise `ConfigError` when there is nowhere to store them, and `DataError` when a channel never changes.
+    """
     if num < 2 or batch_size < 1:
         raise ConfigError(f"num must be at least 2 and batch_size at least 1, not {num} and {batch_size}.")
     if out is None and not _is_ours(Path(model)):

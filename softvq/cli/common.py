@@ -1,4 +1,4 @@
-"""What the commands share: options that mean the same everywhere, and what a command has to say when it is done.
+"""The options that mean the same in every command, and the outcome that a command returns.
 
 Imports nothing heavy, so that `--help` answers at once.
 """
@@ -62,7 +62,7 @@ class Common:
 @Parameter(name="*", group=MACHINE)
 @dataclass(frozen=True)
 class Machine:
-    """Where networks run."""
+    """The device and the precision of networks."""
 
     device: Annotated[str, option("auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps.")] = "auto"
     precision: Annotated[Precision, option("auto: bfloat16 for training where the machine gains from it.")] = "auto"
@@ -83,7 +83,7 @@ Pretrained = Annotated[tuple[str, ...], option("NAME=FILE: weights of a network;
 @Parameter(name="*", group=MEASURING)
 @dataclass(frozen=True)
 class Working:
-    """How images are worked through, and where the result goes."""
+    """The settings of work through images, and the folder of its result."""
 
     batch_size: BatchSize = 64
     workers: Workers = 2
@@ -100,7 +100,7 @@ class Working:
 @Parameter(name="*", group=MEASURING)
 @dataclass(frozen=True)
 class Measuring(Working):
-    """How images are measured, and where the result goes."""
+    """The settings of measuring images, and the folder of the result."""
 
     features: Annotated[str | None, option("The feature network (default: inception-2015-12-05).")] = None
     resize: Annotated[Resizing | None, option("To its size: as FID is defined, or as clean-fid does.")] = None

@@ -138,8 +138,7 @@ def misunderstood(error: CycloptsError) -> str:
 
 
 def sentence(error: Exception) -> str:
-    """Return an error's message, with the option that changes the outcome, where there is one; for the operating
-    system's errors the file and the reason."""
+    """Return an error's message and the option that changes the outcome; the file and reason of the system's errors."""
     if isinstance(error, SoftVQError):
         if error.setting is None:
             return str(error)

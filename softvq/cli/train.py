@@ -27,7 +27,7 @@ Words = Annotated[
 @Parameter(name="*", group=RUN)
 @dataclass(frozen=True)
 class Run:
-    """Where and how a run is made: nothing that changes its result, but for the precision."""
+    """The options of a run: none changes its result, but for the precision and torch.compile."""
 
     out: Annotated[Path | None, option("The run's folder (default: runs/RECIPE).")] = None
     resume: Annotated[bool, option("Refuse to start anew where there is no run to go on with.")] = False

@@ -1,4 +1,4 @@
-"""Images beside what a tokenizer makes of them: a picture, and PSNR and SSIM image by image."""
+"""Images beside a tokenizer's reconstructions of them: a picture, and PSNR and SSIM image by image."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,10 +25,13 @@ from softvq.models import Coder
 
 @dataclass(frozen=True)
 class Comparison:
-    """Images beside their reconstructions: `rows` with `image`, `psnr` and `ssim` of each; the first of them as a
-    `picture`, original | reconstruction | error; `latents` where they were asked for; why others were left out; and a
-    `warning` where the
-    model does not know such images."""
+    """Images beside their reconstructions.
+
+    `rows` have `image`, `psnr` and `ssim` of each; `picture` shows the first of them, original | reconstruction |
+    error; `latents` are there where they were requested; `unreadable` holds the images left out, with the reason; and
+    `warning` is a sentence where the model does not know such images. `latent_floats` is the number of numbers that an
+    image becomes, and `compression` how many times fewer these are than its colour values.
+    """
 
     rows: list[dict[str, Any]]
     picture: Image.Image
@@ -42,7 +45,7 @@ class Comparison:
 
     @property
     def means(self) -> dict[str, float]:
-        """Mean PSNR and SSIM."""
+        """The mean PSNR and SSIM over images."""
         return {name: sum(row[name] for row in self.rows) / len(self.rows) for name in ("psnr", "ssim")}
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,11 +73,13 @@ def compare(
     latents: bool = False,
     progress: bool | None = None,
 ) -> Comparison:
-    """Return a tokenizer's reconstructions beside the images: a list of files and folders, or all else that
-    `data.open_source` takes.
+    """Return a tokenizer's reconstructions beside the images.
 
-    `fit`: how an image becomes the model's square; `num`: so many of the images, evenly spread; `shown`: in the picture
-    at most; `latents`: keep them too. `ImageError` when none can be read."""
+    `images` are a list of files and folders, or anything else that `data.open_source` takes. `fit` says how an image
+    becomes the model's square; `num` is the number of images, spread evenly over all (None: all of them); `shown` is
+    the largest number of them in the picture; with `latents` they are kept too. Raise `ImageError` when none can be
+    read.
+    """
     for name, number in (("batch_size", batch_size), ("shown", shown), ("num", 1 if num is None else num)):
         if number < 1:
             raise ConfigError(f"{name} must be at least 1, not {number}.", setting=name)
@@ -115,8 +120,11 @@ def compare(
 
 
 def _files(images: Any) -> Any:
-    """Return a list of files with the images in folders instead of the folders, and the name of a data set, alone in a
-    list, as it is; anything else as it is."""
+    """Return a list of files, with the images in folders instead of the folders.
+
+    The name of a data set, alone in a list, is returned without the list, and anything that is no list of names as it
+    is.
+    """
     if not isinstance(images, list | tuple) or not all(isinstance(one, str | Path) for one in images):
         return images
     if len(images) == 1 and not Path(images[0]).is_file():
@@ -141,7 +149,10 @@ def _readable(
 
 
 def outside_of_domain(about: dict[str, Any], rows: list[dict[str, Any]]) -> str | None:
-    """Return a sentence when images come back worse than the first percentile of what the model was trained to know."""
+    """Return a warning when images come back worse than the first percentile of the model's validation images.
+
+    It is None when none does, or the model does not say what that percentile is.
+    """
     floor = about.get("figures", {}).get("psnr_floor")
     worse = [row for row in rows if floor is not None and row["psnr"] < floor]
     if not worse:
@@ -155,16 +166,21 @@ def outside_of_domain(about: dict[str, Any], rows: list[dict[str, Any]]) -> str 
 
 
 def yardsticks(size: int, floats: int) -> list[dict[str, Any]]:
-    """Return the figures that ship with the package, on the bundled validation images, of PCA and of box-downsampling
-    to as many numbers an image; none where they were not measured at this size."""
+    """Return the figures of PCA and of box-downsampling to as many numbers an image, on the bundled validation images.
+
+    They ship with the package; there are none where they were not measured at this size.
+    """
     rows = read_json(EMOJI.parent / "yardsticks.json")["rows"]
     return [row for row in rows if (row["size"], row["floats"]) == (size, floats)]
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """The bundled validation images: `rows`, the scores of a tokenizer and of plain methods with as many numbers; some
-    images beside their reconstructions as a `picture`."""
+    """The bundled validation images and a tokenizer's reconstructions of them.
+
+    `rows` are the scores of the tokenizer and of plain methods with as many numbers; `picture` shows some of the images
+    beside their reconstructions.
+    """
 
     rows: list[dict[str, Any]]
     picture: Image.Image
@@ -189,8 +205,10 @@ class Demonstration:
 
 
 def demonstrate(coder: Coder, name: str, shown: int = 32) -> Demonstration:
-    """Reconstruct the bundled validation images with a tokenizer called `name`, and compare it with PCA and with
-    box-downsampling."""
+    """Reconstruct the bundled validation images with a tokenizer called `name`; return its scores and others.
+
+    The others are those of PCA and of box-downsampling to as many numbers an image.
+    """
     source, size = open_source("emoji-val"), coder.tokenizer.config.image_size
     with progresses.bar(len(source.names), "image", "reconstructing") as done:
 

@@ -1,16 +1,14 @@
-"""What tokenizers and generators cost: multiply-accumulates as the paper counts them, time and memory, beside the
-paper's.
+"""The cost of tokenizers and generators beside the paper's: multiply-accumulates, time and memory.
 
     result = cost(["sit-xl-64", "softvq-l-64"], timed=False)      # rows of Tables 1 to 3: see ROWS
     result = cost(models=["emoji-sit"])                           # models that are there
 
 The protocol: random weights (cost does not depend on them); `batch_size` images at a time on one device; an image takes
 `steps` evaluations of a SiT or DiT, with `guidance` each of a doubled batch; the time of an evaluation is the fastest
-of
-`repeats` after one that warms up, and images/s = batch / (steps × evaluation + decoding). A MAR takes `steps` unmasking
-steps (at most its tokens), each an evaluation with the mean number of known tokens, and 100 of its head a token.
-Multiply-accumulates are those of linear and convolutional layers, one image, one evaluation, no guidance, as the paper
-counts (its Gflops). Memory is what tensors hold at once in one evaluation, weights included.
+of `repeats` after one that warms up, and images/s = batch / (steps × evaluation + decoding). A MAR takes `steps`
+unmasking steps (at most its tokens), each an evaluation with the mean number of known tokens, and 100 of its head a
+token. Multiply-accumulates are those of linear and convolutional layers, one image, one evaluation, no guidance, as the
+paper counts (its Gflops). Memory is what tensors hold at once in one evaluation, weights included.
 """
 
 import time
@@ -51,7 +49,7 @@ _KL = {
 
 @dataclass(frozen=True)
 class CostRow:
-    """A generator and what decodes its latents (None: nothing is known of it), or a tokenizer alone."""
+    """A generator and the tokenizer that decodes its latents (None: nothing is known of it), or a tokenizer alone."""
 
     table: str
     about: str
@@ -83,7 +81,7 @@ def _kl(image_size: int) -> Callable[[], nn.Module]:
 
 
 def _rows() -> dict[str, CostRow]:
-    """The rows of Tables 1 and 2, and the tokenizers."""
+    """Return the rows of Tables 1 and 2, and the tokenizers."""
     made: dict[str, tuple[Callable[[], Generator], Callable[[], nn.Module] | None]] = {
         "mar-h-kl": (_mar(256, 16), None)
     }
@@ -109,8 +107,11 @@ ROWS = _rows()
 
 @dataclass(frozen=True)
 class CostSettings:
-    """The settings that cost is measured with: see above. `batch_size` None: 64, on a CPU 1; `timed`: else parameters
-    and multiply-accumulates alone."""
+    """The settings that cost is measured with: see the module's protocol.
+
+    With `batch_size` None it is 64, on a CPU 1. Without `timed`, parameters and multiply-accumulates alone are
+    measured.
+    """
 
     steps: int = 50
     guidance: float = 1.75
@@ -126,8 +127,11 @@ class CostSettings:
 
 
 def cost(rows: Sequence[str] = (), *, models: Sequence[str] = (), **settings: Any) -> Result:
-    """Return what networks cost: of `rows` by name (default: all of `ROWS`), or of `models` that are there, by name.
-    `settings`: see `CostSettings`."""
+    """Return the cost of networks.
+
+    They are those of `rows` by name (default: all of `ROWS`), or of `models` that exist, by name. `settings` are the
+    fields of `CostSettings`.
+    """
     given = CostSettings(**settings)
     if rows and models:
         raise ConfigError("rows or models are measured, not both at once.", setting="model")
@@ -151,7 +155,7 @@ def cost(rows: Sequence[str] = (), *, models: Sequence[str] = (), **settings: An
 
 
 def _rows_of(names: Sequence[str]) -> dict[str, CostRow]:
-    """Return the rows of models that are there."""
+    """Return the rows of models that exist."""
     rows = {}
     for name in names:
         model = open_model(name)
@@ -166,7 +170,7 @@ def _rows_of(names: Sequence[str]) -> dict[str, CostRow]:
 
 @dataclass(frozen=True)
 class _Timing:
-    """A stopwatch and its settings: where and how often calls are timed."""
+    """A stopwatch and its settings: the device, precision and batch that calls are timed with."""
 
     device: torch.device
     precision: str
@@ -185,7 +189,7 @@ class _Timing:
 
 
 def _measured(name: str, row: CostRow, at: _Timing) -> dict[str, Any]:
-    """Return a row's figures; what is not known is None."""
+    """Return a row's figures; those that are not known are None."""
     paper = COSTS.get(name) if row is ROWS.get(name) else None
     found: dict[str, Any] = {
         "table": row.table,
@@ -259,8 +263,10 @@ def _parameters(model: nn.Module) -> float:
 
 @torch.no_grad()
 def macs(model: nn.Module, call: Callable[[], Any]) -> dict[str, int]:
-    """Multiply-accumulates of every linear and convolutional layer while `call` runs, by the layer's name; attention's
-    own products are not among them. Works on the meta device, where nothing is computed."""
+    """Return the multiply-accumulates of every linear and convolutional layer while `call` runs, by the layer's name.
+
+    Attention's own products are not among them. It works on tensors without contents too, where nothing is computed.
+    """
     counts: Counter[str] = Counter()
 
     def hook(name: str) -> Callable:
@@ -283,7 +289,7 @@ def macs(model: nn.Module, call: Callable[[], Any]) -> dict[str, int]:
 
 
 def grouped(counts: dict[str, int]) -> dict[str, int]:
-    """Return the same by kind of layer: numbers of blocks taken out of the names."""
+    """Return multiply-accumulates by kind of layer: numbers of blocks are taken out of the names."""
     found: Counter[str] = Counter()
     for name, count in counts.items():
         found[".".join(part for part in name.split(".") if not part.isdecimal())] += count
@@ -292,7 +298,7 @@ def grouped(counts: dict[str, int]) -> dict[str, int]:
 
 @torch.no_grad()
 def timed(call: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
-    """Seconds of a call: the fastest of `repeats`, after one that warms up."""
+    """Return the seconds of a call: the fastest of `repeats`, after one that warms up."""
     found = []
     for _ in range(1 + repeats):
         _wait(device)
@@ -305,7 +311,7 @@ def timed(call: Callable[[], Any], device: torch.device, repeats: int = 3) -> fl
 
 @torch.no_grad()
 def call_memory(model: nn.Module, call: Callable[[], Any]) -> int:
-    """The largest number of bytes that tensors hold at once while a call runs, the model's own included."""
+    """Return the largest number of bytes that tensors hold at once while a call runs, the model's own included."""
     memory = Memory()
     with memory:
         memory.hold([*model.parameters(), *model.buffers()])
@@ -334,7 +340,7 @@ _COLUMNS = {  # of a row of the table: heading and digits
 
 
 def cost_table(result: Result) -> str:
-    """Return the costs of a result as a table for people, beside the paper's, and how they were measured."""
+    """Return the costs of a result as a table for people, beside the paper's, with the conditions measured under."""
     rows, p = result.more["rows"], result.protocol
     shown = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows.values())]
     cells = [["", *(_COLUMNS[key][0] for key in shown)]]

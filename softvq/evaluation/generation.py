@@ -1,4 +1,4 @@
-"""How good generated images are: every figure of the paper's tables.
+"""Measurements of how good generated images are: every figure of the paper's tables.
 
 result = evaluate_generation("emoji-sit", num=900, scales=(1, 2, 3.5))
 result = evaluate_generation("samples.npz", "VIRTUAL_imagenet256_labeled.npz")
@@ -55,17 +55,20 @@ def evaluate_generation(
     size: int | None = None,
     **settings: Any,
 ) -> Result:
-    """Return gFID (or FD, in the features of another network than Inception's) and its relatives, and what people see.
+    """Return gFID and its relatives for generated images, and what people see of them (`evaluation.appearance`).
 
-    `images`: a `Pipeline`, or images that are there: an `.npz` file or all that `data.open_source` takes. They must be
-    square and of one size, or are made so: `fit` (crop, resize, pad) to `size` pixels, by default those of an `.npz`
-    reference, else the shorter side of the first image.
-    `reference`: real images, or an `.npz` of them or of their statistics; by default what a generator has learned.
-    `checksum`: of the reference; another is refused.
+    In the features of another network than Inception's, gFID is called FD.
 
-    Of a pipeline: `num` images (default: 50,000, of the bundled ones 900) with each of `seeds`: figures are means, with
-    their deviation; with guidance `scales` those are measured too, in each of `intervals` of time, and drawn as a
-    curve. `sampling`: what `Pipeline.request` takes. `settings`: see `Settings`."""
+    `images` are a `Pipeline`, or images that exist already: an `.npz` file or anything that `data.open_source` takes.
+    The latter must be square and of one size, or are made so: by `fit` (crop, resize, pad) to `size` pixels, by default
+    those of an `.npz` reference, else the shorter side of the first image. `reference` are real images, or an `.npz` of
+    them or of their statistics; by default the images that a generator has learned. `checksum` is the reference's;
+    another is refused.
+
+    A pipeline makes `num` images (default: 50,000, for the bundled ones 900) with each of `seeds`: figures are means,
+    with their deviation. With guidance `scales`, those are measured too, in each of `intervals` of time, and drawn as a
+    curve. `sampling` holds settings of `Pipeline.request`. `settings` are the fields of `Settings`.
+    """
     given = Settings(**settings)
     if isinstance(images, Pipeline):
         asked = _asked(
@@ -87,9 +90,11 @@ def evaluate_generation(
 
 
 def frechet(images: Any, other: Any, *, size: int | None = None, **settings: Any) -> Result:
-    """Return the Fréchet distance between two sets of images: `scores["fd"]`, or `"fid"` in Inception's features. Each
-    is an `.npz` file or all that `data.open_source` takes, cut to `size` pixels (default: the first's are of one size,
-    and the second's are cut to it). `settings`: see `Settings`."""
+    """Return the Fréchet distance between two sets of images: `scores["fd"]`, or `"fid"` in Inception's features.
+
+    Each set is an `.npz` file or anything that `data.open_source` takes, cut to `size` pixels (default: the first's are
+    of one size, and the second's are cut to it). `settings` are the fields of `Settings`.
+    """
     given = Settings(**settings)
     first = open_images(images, size, given.batch_size, given.workers)
     look_for(other)
@@ -227,7 +232,7 @@ def _of_images(
 
 
 def _check_count(measuring: Measuring, count: int) -> None:
-    """Raise `MetricError`, before any image is made, where there will be too few for the Inception Score."""
+    """Raise `MetricError`, before any image is made, when there will be too few for the Inception Score."""
     if measuring.is_fid and count < SPLITS:
         raise MetricError(
             f"the Inception Score is of {SPLITS} parts and needs as many images, not {count}.", setting="num"
@@ -258,11 +263,14 @@ def _result(
 def generation_scores(
     samples: Parts, reference: Reference, logits: Logits = None, size: int = 0, periods: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """`fd`, the Fréchet distance (FID with Inception), `spatial_fd` (sFID), `inception_score`, `kid`, `precision`,
-    `recall`, `nearest` (the median distance to the nearest reference image), and what people see
-    (`evaluation.appearance`, of images of `size` px at these `periods`); what cannot be had is left out.
+    """Return the figures of generated images, by name; those that cannot be had are left out.
 
-    `logits`: pooled features → class logits, of Inception. `reliable`: more images than features on both sides.
+    They are `fd`, the Fréchet distance (FID with Inception), `spatial_fd` (sFID), `inception_score`, `kid`,
+    `precision`, `recall`, `nearest` (the median distance to the nearest reference image), and what people see
+    (`evaluation.appearance`, of images of `size` px at these `periods`). `reliable` is True when there are more images
+    than features on both sides.
+
+    `logits` maps pooled features to class logits, with Inception.
     """
     own = moments(samples, "pool")
     features = samples.all("pool")
@@ -284,7 +292,7 @@ def generation_scores(
 
 
 def spread(scores: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean of each figure over seeds, and its standard deviation (of a sample) where there are several."""
+    """Return the mean of each figure over seeds, and its standard deviation (of a sample) where there are several."""
     result: dict[str, Any] = {}
     for name, value in scores[0].items():
         values = [one[name] for one in scores]
@@ -298,7 +306,7 @@ def spread(scores: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def drawn_sweep(sweep: list[dict[str, Any]], count: int) -> Image.Image:
-    """Fréchet distance over guidance scale, a curve an interval."""
+    """Return a figure of the Fréchet distance over guidance scale, with a curve for each interval."""
     name = "gfid" if "gfid" in sweep[0]["scores"] else "gfd"
     figure, axes = pyplot().subplots(figsize=(5, 3.5), layout="constrained")
     for interval in dict.fromkeys(tuple(cell["interval"]) for cell in sweep):

@@ -39,8 +39,9 @@ class Images(ABC):
 class DataImages(Images):
     """The images of a data set, each made a square of `size` as `fit` says (None: all are of one size already).
 
-    `DataError` when images that are to be kept as they are have several sizes or are not square: all are looked at
-    before any is worked on."""
+    Raise `DataError` when images that are to be kept as they are have several sizes or are not square: all are looked
+    at before any is worked on.
+    """
 
     def __init__(self, data: Any, size: int | None, batch_size: int = 64, workers: int = 0, fit: Fit = "crop"):
         self.source: Source = listing(data)

@@ -1,8 +1,9 @@
-"""What a latent space looks like: statistics of its channels, of what the quantizer changes, and of its codewords; UMAP
-(Fig. 4).
+"""Measurements of a latent space: its channels, the quantizer's change, and codewords; and UMAP (Fig. 4).
 
     result = latent_space("softvq-emoji-64", "emoji")
     result.pictures["umap"].save("umap.png")
+
+Needs pip install 'softvq[plots]'.
 """
 
 import warnings
@@ -39,8 +40,9 @@ def latent_space(
 ) -> Result:
     """Return statistics and pictures of a tokenizer's latents: `channels`, `codebooks` where it has some, and `umap`.
 
-    Of `num` images, evenly over those of the first so many `classes`. `images`: all that `data.open_source` takes;
-    `seed`: of UMAP; `settings`: see `Working`."""
+    They are those of `num` images, spread evenly over the images of the first so many `classes`. `images` are anything
+    that `data.open_source` takes; `seed` is UMAP's; `settings` are the fields of `Working`.
+    """
     given = Working(**settings)
     if min(num, classes) < 1:
         raise ConfigError("num and classes must be at least 1.")
@@ -85,7 +87,7 @@ def latent_space(
 
 @dataclass(frozen=True)
 class _Seen:
-    """ẑ, z, labels and codeword counts of the images that are looked at."""
+    """The ẑ, z, labels and codeword counts of the images that are measured."""
 
     encoded: Tensor
     latents: Tensor
@@ -118,8 +120,11 @@ def _seen(tokenizer: AnyTokenizer, batches: Any, total: int, precision: str) -> 
 
 
 class CodebookCounts:
-    """Counts how often each codeword of each codebook was a token's most likely one, and the tokens' posterior
-    entropy, of all images that go through a quantizer while the block lasts."""
+    """A block that counts how often each codeword of each codebook was a token's most likely one.
+
+    It also sums the tokens' posterior entropy. Both are of all images that go through a quantizer while the block
+    lasts.
+    """
 
     def __init__(self, quantizer: Quantizer | None):
         self.counts: dict[int, Tensor] = {}
@@ -147,14 +152,17 @@ class CodebookCounts:
         self.entropy.append(torch.tensor([float(result.statistics["entropy"]) * tokens, tokens], dtype=torch.float64))
 
     def tensors(self) -> dict[str, Tensor]:
-        """`counts` (1, codebooks, K) and `entropy` (1, 2): its sum over tokens, and how many; {} without codebooks."""
+        """Return `counts` (1, codebooks, K) and `entropy` (1, 2); {} without codebooks.
+
+        The latter is the sum of the entropy over tokens, and their number.
+        """
         if not self.counts:
             return {}
         return {"counts": torch.stack(list(self.counts.values()))[None], "entropy": sum(self.entropy)[None]}
 
 
 def channel_statistics(latents: Float[Tensor, "N L D"]) -> dict[str, Float[Tensor, " D"]]:
-    """Return of each channel over images and tokens: `mean`, `std`, `kurtosis` (3 for a Gaussian), in float64."""
+    """Return the `mean`, `std` and `kurtosis` (3 for a Gaussian) of each channel over images and tokens, in float64."""
     flat = latents.flatten(0, 1).double()
     mean, std = flat.mean(0), flat.std(0)
     scaled = (flat - mean) / std.clamp_min(torch.finfo(torch.float64).tiny)
@@ -162,8 +170,11 @@ def channel_statistics(latents: Float[Tensor, "N L D"]) -> dict[str, Float[Tenso
 
 
 def change(encoded: Float[Tensor, "N L D"], latents: Float[Tensor, "N L D"]) -> dict[str, float]:
-    """Return what the quantizer does to ẑ: `cosine`, the mean over tokens of that of ẑ and z; `unexplained`, the share
-    of ẑ's variance that the best multiple of z leaves (the soft mixture is shorter than what it is made of)."""
+    """Return figures of the quantizer's change of ẑ: `cosine` and `unexplained`.
+
+    `cosine` is the mean over tokens of that of ẑ and z; `unexplained` is the share of ẑ's variance that the best
+    multiple of z leaves (the soft mixture is shorter than what it is made of).
+    """
     a, b = encoded.flatten(0, 1).double(), latents.flatten(0, 1).double()
     a, b = a - a.mean(0), b - b.mean(0)
     explained = (a * b).sum().square() / (a.square().sum() * b.square().sum())
@@ -171,7 +182,7 @@ def change(encoded: Float[Tensor, "N L D"], latents: Float[Tensor, "N L D"]) -> 
 
 
 def nearest_cosines(codebook: Float[Tensor, "K D"]) -> Float[Tensor, " K"]:
-    """Each codeword's cosine with the most similar other one."""
+    """Return each codeword's cosine with the most similar other one."""
     words = F.normalize(codebook.detach().float().cpu(), dim=1)
     if len(words) < 2:
         raise MetricError("a codebook of one word has no distances.")
@@ -185,10 +196,12 @@ def nearest_cosines(codebook: Float[Tensor, "K D"]) -> Float[Tensor, " K"]:
 
 
 def codebook_scores(counts: Int[Tensor, "G K"], entropy: Float[Tensor, "2"]) -> dict[str, float]:
-    """Return the scores of how often each codeword was a token's most likely one, and (sum of the tokens' H(q), their
-    number):
-    `codebook_usage`, the share of codewords that ever were; `codebook_perplexity`, exp of the entropy of how often
-    (1…K), a mean over codebooks; `posterior_entropy`, the mean H(q) in nats."""
+    """Return scores of how the codewords are used.
+
+    `counts` say how often each codeword was a token's most likely one, `entropy` is the sum of the tokens' H(q) and
+    their number. `codebook_usage` is the share of codewords that ever were; `codebook_perplexity` is exp of the entropy
+    of how often (1…K), a mean over codebooks; `posterior_entropy` is the mean H(q) in nats.
+    """
     shares = counts / counts.sum(1, keepdim=True)
     perplexity = torch.special.entr(shares.double()).sum(1).exp()
     return {
@@ -199,7 +212,7 @@ def codebook_scores(counts: Int[Tensor, "G K"], entropy: Float[Tensor, "2"]) -> 
 
 
 def umap_learn() -> Any:
-    """umap-learn's class, where it is installed."""
+    """Return umap-learn's class; raise `MetricError` when it is not installed."""
     try:
         from umap import UMAP
     except ImportError:
@@ -208,7 +221,7 @@ def umap_learn() -> Any:
 
 
 def umap(vectors: Float[Tensor, "N F"], seed: int = 0) -> Float[Tensor, "N 2"]:
-    """Two dimensions that keep neighbours (McInnes et al. 2018), with umap-learn's own settings and a seed."""
+    """Return two dimensions that keep neighbours (McInnes et al. 2018), with umap-learn's own settings and a seed."""
     make = umap_learn()
     if len(vectors) < 16:
         raise MetricError(f"UMAP needs at least 16 images, not {len(vectors)}.")
@@ -228,7 +241,7 @@ def drawn_channels(statistics: dict[str, Tensor]) -> Image.Image:
 
 
 def drawn_codebooks(counts: Int[Tensor, "G K"], nearest: list[Tensor]) -> Image.Image:
-    """Return how often codewords are the likeliest, and how near they are to each other, as a figure."""
+    """Return a figure of how often codewords are the likeliest, and of how near they are to each other."""
     figure, (usage, distances) = pyplot().subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for number, (row, cosines) in enumerate(zip(counts, nearest, strict=True)):
         share = row.sort(descending=True).values.double() / row.sum()
@@ -242,7 +255,7 @@ def drawn_codebooks(counts: Int[Tensor, "G K"], nearest: list[Tensor]) -> Image.
 
 
 def drawn_umap(seen: "_Seen", classes: list[str], seed: int) -> Image.Image:
-    """Return images as points: UMAP of ẑ and of z."""
+    """Return a figure of images as points, by UMAP of ẑ and of z."""
     panels = {"ẑ: what the encoder gives": seen.encoded, "z: what the decoder gets": seen.latents}
     figure, axes = pyplot().subplots(
         1, len(panels), figsize=(5 * len(panels), 4.4), layout="constrained", squeeze=False

@@ -1,10 +1,11 @@
-"""How much of an image's class a representation holds: linear probing (Appendix C.3, Fig. 3), and k-NN as a quick look.
+"""Measurements of how much of an image's class a representation holds, by linear probing and k-NN.
 
     result = probe("softvq-emoji-64", "emoji", "emoji-val")
     result.scores["probe_top1"], result.scores["knn_top1"]
 
-The paper gives a batch norm without parameters and a linear layer, 90 epochs, batches of 16,384, LAMB and a cosine from
-0.003. It does not give augmentation, decay and start: none, none, and weights of deviation 0.01 are taken here.
+Linear probing is that of Appendix C.3 and Fig. 3; k-NN is a quick look. The paper gives a batch norm without parameters
+and a linear layer, 90 epochs, batches of 16,384, LAMB and a cosine from 0.003. It does not give augmentation, decay and
+start: none, none, and weights of deviation 0.01 are taken here.
 """
 
 import math
@@ -36,7 +37,10 @@ _IMAGENET_STEPS = 78  # an epoch, with batches of 16,384
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """`batch_size` None: 16,384, or less of a small set, so that an epoch has as many steps as one of ImageNet."""
+    """The settings of the training of a linear probe.
+
+    With `batch_size` None it is 16,384, or less of a small set, so that an epoch has as many steps as one of ImageNet.
+    """
 
     epochs: int = 90
     batch_size: int | None = None
@@ -48,6 +52,7 @@ class ProbeConfig:
             raise ConfigError("epochs must be at least 1, batch_size at least 2, and lr positive.")
 
     def batch_of(self, images: int) -> int:
+        """Return the batch size for a set of so many images."""
         return self.batch_size or min(16_384, max(16, round(images / _IMAGENET_STEPS)))
 
 
@@ -75,13 +80,15 @@ def probe(
     quick: bool = False,
     **settings: Any,
 ) -> Result:
-    """Return the accuracy of a linear layer, and of the nearest neighbours, on a tokenizer's latents or a generator's
-    features of them.
+    """Return the accuracy of a linear layer, and of the nearest neighbours, on a representation of images.
 
-    `train`, `val`: labelled images (all that `data.open_source` takes), or folders of latents. `tokenizer`: a
-    generator's, by default the one that it was trained with. `layer`, `time`: of a generator, after how many blocks
-    (default 20, or 5/7 of a smaller one's), and how noisy, 0 data … 1 noise. `pool`: of tokens, `flatten` (latents) or
-    `mean` (features). `quick`: the neighbours alone. `settings`: see `Working`."""
+    The representation is a tokenizer's latents or a generator's features of them. `train` and `val` are labelled images
+    (anything that `data.open_source` takes), or folders of latents. `tokenizer` is a generator's, by default the one
+    that it was trained with. `layer` and `time` are for a generator: after how many blocks its features are taken
+    (default 20, or 5/7 of a smaller one's), and how noisy the latents are, 0 data … 1 noise. `pool` says how tokens
+    become one vector: `flatten` (the default for latents) or `mean` (for features). With `quick` the neighbours alone
+    are measured. `settings` are the fields of `Working`.
+    """
     given, config = Working(**settings), config or ProbeConfig()
     if not 0 <= time <= 1:
         raise ConfigError(f"time must be from 0 (data) to 1 (noise), not {time}.", setting="time")
@@ -126,8 +133,11 @@ def _bar(epochs: range) -> Iterable:
 
 @dataclass(frozen=True)
 class _Side:
-    """A labelled data set: how many images, their classes' names, what they are, if they are latents already, and
-    batches of (inputs, labels, numbers, unreadable)."""
+    """A labelled data set.
+
+    It has a name, the number of images, their classes' names, and the identity of the data; `encoded` is True when they
+    are latents already; `read` yields batches of (inputs, labels, numbers, unreadable).
+    """
 
     name: str
     count: int
@@ -189,7 +199,10 @@ class _Probed:
         return short_name(*models, data, self.pool, self.layer, self.time, settings)
 
     def side(self, data: Any) -> _Side:
-        """Return labelled images, or latents that were made with this tokenizer."""
+        """Return labelled images, or latents that were made with this tokenizer.
+
+        Raise `DataError` for latents of another tokenizer.
+        """
         batch_size, workers = self.given.batch_size, self.given.workers
         if isinstance(data, str | Path) and (Path(data) / INDEX).is_file():
             cache = Latents(data)
@@ -253,8 +266,11 @@ def linear_probe(
     config: ProbeConfig | None = None,
     through: Callable[[range], Iterable] | None = None,
 ) -> dict[str, float]:
-    """Accuracy (in [0, 1]) on `val` of a linear layer on `train`: `probe_top1`, `probe_top5`, and `probe_balanced`, the
-    mean over classes. Computed where the features are, in float32."""
+    """Return the accuracy (in [0, 1]) on `val` of a linear layer that is trained on `train`.
+
+    It is given as `probe_top1`, `probe_top5` (with more than five classes), and `probe_balanced`, the mean over
+    classes. All is computed where the features are, in float32.
+    """
     config = config or ProbeConfig()
     _check(train, val, classes)
     generator = torch.Generator().manual_seed(config.seed)
@@ -288,8 +304,10 @@ def linear_probe(
 def nearest_neighbours(
     train: Labelled, val: Labelled, classes: int, neighbours: int = 20, temperature: float = 0.07
 ) -> dict[str, float]:
-    """`knn_top1`, `knn_balanced`: votes of the nearest training images by cosine, weighted with exp(cosine / 0.07)
-    (Wu et al. 2018), of features whose mean is taken off."""
+    """Return the accuracy of the nearest training images' votes as `knn_top1` and `knn_balanced`.
+
+    Votes are weighted with exp(cosine / 0.07) (Wu et al. 2018), of features whose mean is taken off.
+    """
     _check(train, val, classes)
     mean = train.features.float().mean(0)
     known = F.normalize(train.features.float() - mean, dim=1)
@@ -304,7 +322,7 @@ def nearest_neighbours(
 
 
 def accuracies(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> dict[str, float]:
-    """`top1`, `top5` (where there are more than five classes), and `balanced`: the mean over classes of top 1."""
+    """Return `top1`, `top5` (with more than five classes), and `balanced`, the mean over classes of top 1."""
     right = logits.argmax(1) == labels
     found = {
         "top1": float(right.double().mean()),

@@ -68,14 +68,18 @@ def twins(name: str) -> list[str]:
 
 
 def generator_for(tokenizer: str) -> str:
-    """Return the name of a recipe of a generator for a tokenizer's latents: the paper's, else a small one, which takes
-    latents of any shape."""
+    """Return the name of a recipe of a generator for a tokenizer's latents.
+
+    It is one of the paper, else a small one, which takes latents of any shape.
+    """
     return next((name for name, recipe in GENERATORS.items() if recipe.tokenizer == tokenizer), "emoji-sit")
 
 
 def listing() -> dict[str, dict[str, dict[str, Any]]]:
-    """Return what `softvq recipes` lists: of all `tokenizers` and `generators` by name, what they are about, their
-    command, the published figures and the twins."""
+    """Return the list that `softvq recipes` shows, of all `tokenizers` and `generators` by name.
+
+    Each has its description, command, published figures and, for tokenizers, its twins.
+    """
     tokenizers = {
         name: {**_told(recipe), "published_rfid": recipe.published and recipe.published.rfid, "twins": twins(name)}
         for name, recipe in RECIPES.items()

@@ -21,11 +21,14 @@ Recipe = TokenizerRecipe | GeneratorRecipe
 
 
 def open_recipe(name: str | Path, kind: Kind | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """Return a recipe by name; of a file (`.yaml` or `.json`, what `recipe_text` gave); or the one that a model was
-    trained with, by its folder or its `config.json`. A recipe's name comes before a folder of that name. `changes`:
-    other values for its fields, `{"optimizer.lr": 3e-4}`.
+    """Return a recipe by name, from a file, or from a model that was trained with it.
 
-    `ConfigError` when there is none, or it is of the other `kind`."""
+    A file is `.yaml` or `.json`, as `recipe_text` returned it, or a model's `config.json`; a model is given by its
+    folder. A recipe's name comes before a folder of that name. `changes` are other values for its fields,
+    `{"optimizer.lr": 3e-4}`.
+
+    Raise `ConfigError` when there is none, or it is of the other `kind`.
+    """
     recipe = _parsed(_data(Path(name)), str(name), kind) if is_file(name) else _by_name(str(name), kind)
     own = "tokenizer" if isinstance(recipe, TokenizerRecipe) else "generator"
     if kind not in (None, own):
@@ -34,12 +37,12 @@ def open_recipe(name: str | Path, kind: Kind | None = None, changes: Mapping[str
 
 
 def is_file(name: str | Path) -> bool:
-    """Return if a recipe is given as a file."""
+    """Return True when a recipe is given as a file."""
     return str(name).lower().endswith((".yaml", ".yml", ".json"))
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """Return a recipe as YAML, every field of it: what `open_recipe` reads."""
+    """Return a recipe as YAML, every field of it, for `open_recipe` to read."""
     return yaml_text(to_dict(recipe))
 
 

@@ -11,7 +11,7 @@ from softvq import distributed
 from softvq.data.loader import ordered_batches, spread
 from softvq.data.sources import Source
 from softvq.evaluation.reconstruction import Features, Perceptual, Scores, first_percentile, score
-from softvq.figures import comparison, enlarge, grid, save_picture
+from softvq.figures import class_grid, comparison, enlarge, save_picture
 from softvq.generators.base import Generator
 from softvq.models import AnyTokenizer
 from softvq.pipeline import Pipeline
@@ -94,7 +94,8 @@ def sample_hook(
         pipeline = Pipeline(model, tokenizer)
         shown = pipeline.tensors(num=SHOWN, sampling=model.quick_sampling, precision="float32", progress=False)
         path = options.out / "samples" / f"step-{state.step:07d}.png"
-        picture = grid([enlarge(shown)], ("samples",), rows=4)
+        labels = pipeline.labels(pipeline.request(num=SHOWN), range(SHOWN))
+        picture = class_grid(enlarge(shown), pipeline.class_names(labels))
         if distributed.rank() == 0:
             save_picture(picture, path)
         log.picture(state.step, "samples", np.asarray(picture))

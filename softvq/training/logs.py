@@ -1,4 +1,4 @@
-"""What a run shows and writes while it goes: a progress bar or plain lines, JSONL, TensorBoard."""
+"""The log of a run: a progress bar or plain lines, JSONL, TensorBoard, and Weights & Biases."""
 
 import json
 import secrets
@@ -17,10 +17,12 @@ SLOW_LOADER = 0.3  # share of the time spent waiting for images from which on th
 
 
 class Log:
-    """`log.jsonl` and `tensorboard/` in the run's folder, and a bar on the terminal (plain lines elsewhere); with
-    `project`, Weights & Biases too, with the run's `description` as its configuration.
+    """The log of a run, on the terminal and in the run's folder.
 
-    On resume, lines of steps after `start_step` are dropped: the log is that of one uninterrupted run. Of several
+    The folder has `log.jsonl` and `tensorboard/`; the terminal has a bar (plain lines elsewhere). With `project` there
+    is Weights & Biases too, with the run's `description` as its configuration.
+
+    On resume, lines of steps after `start_step` are dropped: the log is that of one uninterrupted run. With several
     ranks only the first writes.
     """
 
@@ -56,11 +58,15 @@ class Log:
                 temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def advance(self) -> None:
+        """Advance the bar by one step."""
         self.bar.update()
 
     def values(self, step: int, values: dict[str, float], speed: dict[str, float] | None = None) -> None:
-        """Numbers of one step. `speed` is how fast the steps since the last call were: for people and TensorBoard, not
-        for the JSONL, which is the same for the same run on any machine."""
+        """Log the numbers of one step.
+
+        `speed` has that of the steps since the last call: it is for people and TensorBoard, not for the JSONL, which is
+        the same for the same run on any machine.
+        """
         if not self.writes:
             return
         self.event(step, values)
@@ -82,13 +88,13 @@ class Log:
             self.say(f"{waiting:.0%} of the time is spent waiting for images to be decoded: more workers may help")
 
     def event(self, step: int, values: dict[str, Any]) -> None:
-        """A line in the JSONL alone."""
+        """Write a line in the JSONL alone."""
         if self.writes:
             self.file.write(json.dumps({"step": step, **values}) + "\n")
             self.file.flush()
 
     def picture(self, step: int, name: str, image: Any) -> None:
-        """An image (height × width × 3, 8-bit) in TensorBoard."""
+        """Log an image (height × width × 3, 8-bit) in TensorBoard, and at Weights & Biases."""
         if self.writes:
             self.board.add_image(name, image, step, dataformats="HWC")
         if self.wandb is not None:
@@ -97,11 +103,12 @@ class Log:
             self.wandb.log({name: wandb.Image(image)}, step=step)
 
     def say(self, message: str) -> None:
-        """A line for the person at the terminal."""
+        """Show a line to the person at the terminal."""
         if self.writes and not progress.is_quiet():
             self.bar.write(message, file=sys.stderr) if self.terminal else print(message, file=sys.stderr, flush=True)
 
     def close(self) -> None:
+        """Close the bar, the files, and the run at Weights & Biases."""
         self.bar.close()
         if self.writes:
             self.file.close()
@@ -111,7 +118,7 @@ class Log:
 
 
 def _wandb_run(project: str, folder: Path, description: dict[str, Any] | None):
-    """The run at Weights & Biases that goes with this folder: a resumed run goes on in the same one."""
+    """Return the run at Weights & Biases that goes with this folder: a resumed run goes on in the same one."""
     try:
         import wandb
     except ImportError:

@@ -1,5 +1,7 @@
-"""What a run will cost, before it is begun: two steps on tensors without contents, whose operations and memory are
-counted. Nothing is downloaded, and no memory is taken."""
+"""A plan of what a run will cost, before it is begun, by two steps on tensors without contents.
+
+The steps' operations and memory are counted. Nothing is downloaded, and no memory is taken.
+"""
 
 import copy
 from dataclasses import asdict, dataclass, is_dataclass, replace
@@ -19,9 +21,13 @@ from softvq.training.task import Task
 
 @dataclass(frozen=True)
 class Plan:
-    """`flops` are floating-point operations of a whole step (a multiply-accumulate is two), over all devices.
-    `memory` is the largest number of bytes that tensors hold at once on each of 1 and of 8 devices (DDP), without what
-    kernels and the allocator add; `fixed` is how much of it does not depend on the batch."""
+    """The cost of a run that is not made.
+
+    `flops` are floating-point operations of a whole step (a multiply-accumulate is two), over all devices. `memory` is
+    the largest number of bytes that tensors hold at once on each of 1 and of 8 devices (DDP), without what kernels and
+    the allocator add; `fixed` is the part of it that does not depend on the batch. `checkpoint` is the number of bytes
+    of a checkpoint.
+    """
 
     recipe: str
     parameters: dict[str, int]
@@ -37,14 +43,17 @@ class Plan:
     why_unknown: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, and how many epochs the run has, JSON-ready."""
+        """Return the fields, and the number of epochs where that of the images is known, JSON-ready."""
         epochs = {} if not self.images else {"epochs": self.steps * self.batch_size / self.images}
         return {**asdict(self), **epochs}
 
 
 def plan(task: Task, options: RunOptions | None = None) -> Plan:
-    """Count a run that is not made. A run on several devices gives each an equal share of the batch. `ConfigError`
-    where the task's step cannot be counted without numbers."""
+    """Return the plan of a run that is not made.
+
+    A run on several devices gives each an equal share of the batch. Raise `ConfigError` when the task's step cannot be
+    counted without numbers.
+    """
     task, batch_size = copy.copy(task), task.recipe.batch_size
     task.options = replace(options or RunOptions("nowhere"), parallel="ddp").settled()
     try:
@@ -113,7 +122,7 @@ def _step(task: Task, players: Players, batch: Any) -> None:
 
 
 def _parameters(task: Task, players: Players) -> dict[str, int]:
-    """Return how many parameters each network has, by what it is called."""
+    """Return the number of parameters of each network, by the network's name."""
     found: dict[str, nn.Module] = {}
     for name, player in players.items():
         if player.is_frozen:
@@ -126,7 +135,7 @@ def _parameters(task: Task, players: Players) -> dict[str, int]:
 
 
 def show_plan(plan: Plan) -> str:
-    """The plan for people."""
+    """Return the plan as text for people."""
     lines = [f"{plan.recipe}: {plan.steps:,} steps of {plan.batch_size} images; nothing was started."]
     rows = [(f"parameters, {name}", f"{count / 1e6:,.1f} M") for name, count in plan.parameters.items()]
     if plan.tokens is not None:
