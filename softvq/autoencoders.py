@@ -164,8 +164,8 @@ class FoldedAutoencoder(nn.Module):
 def _encoded(model: nn.Module, kind: str, images: Tensor) -> Tensor:
     if kind == "AutoencoderRAE":  # which takes and gives [0, 1]
         return model.encode((images + 1) / 2).latent
-    found = model.encode(images)
-    return found.latent_dist.mean if kind == "AutoencoderKL" else found.latent
+    encoding = model.encode(images)
+    return encoding.latent_dist.mean if kind == "AutoencoderKL" else encoding.latent
 
 
 def _side(theirs: Any, kind: str, grid: int) -> int:

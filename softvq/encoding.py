@@ -20,7 +20,7 @@ from softvq.data.latents import INDEX, NAMES, LatentIndex, shard_path
 from softvq.data.loader import Batch, NoneReadable, ordered_batches
 from softvq.data.opening import listing
 from softvq.data.sources import Source
-from softvq.errors import ConfigError, DataError
+from softvq.errors import ConfigError, DataError, counted
 from softvq.files import check_writable, write_json, write_tensors
 from softvq.models import AnyTokenizer, load_tokenizer, own_device
 from softvq.runtime import autocast, pick_precision
@@ -172,7 +172,9 @@ def _index(out: Path, source: Source, encoding: Encoding, shards: int) -> Latent
             counts.append(file.get_slice("labels").get_shape()[0])
             bad |= json.loads(file.metadata()["bad"])
     if not sum(counts):
-        raise DataError(f"none of the {len(source.names)} images can be read; the first: {next(iter(bad.values()))}")
+        raise DataError(
+            f"none of the {counted(len(source.names), 'image')} can be read; the first: {next(iter(bad.values()))}"
+        )
     e = encoding
     classes = source.classes
     return LatentIndex(

@@ -70,3 +70,8 @@ class LogError(SoftVQError, RuntimeError):
 
 class StorageError(SoftVQError, OSError):
     """A file that cannot be written: no room for it, or no permission."""
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, for a sentence, in the singular or the plural: `1 image`, `1,024 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

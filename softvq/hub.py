@@ -31,8 +31,8 @@ def find(name_or_folder: str | Path, revision: str | None = None, cache_dir: str
         if revision is not None:
             raise ModelError(f"{name!r} is on this machine and has no revisions; {revision!r} is for a hub name.")
         return local
-    if found := re.fullmatch(_HUB_NAME, name):
-        owner_name, named = found.groups()
+    if match := re.fullmatch(_HUB_NAME, name):
+        owner_name, named = match.groups()
         if named and revision and named != revision:
             raise ModelError(f"{name!r} names another revision than {revision!r}; give one of them.")
         return download(owner_name, (CONFIG, WEIGHTS), "their folder", revision=named or revision, cache_dir=cache_dir)

@@ -346,7 +346,7 @@ class Trunk(nn.Module):
         if behind is not None:
             tokens = torch.cat([tokens, behind], dim=1)
         tokens = self.norm_pre(tokens)
-        found = [tokens] if 0 in after else []
+        intermediates = [tokens] if 0 in after else []
         if self.config.block == "eva02":
             dim = self.config.width // self.config.heads
             rotary = (Rotary.of_grid(grid, dim, self.config.prefix, tokens.device),)
@@ -358,8 +358,8 @@ class Trunk(nn.Module):
             else:
                 tokens = block(tokens, *rotary)
             if number in after:
-                found.append(tokens)
-        return [*found, tokens]
+                intermediates.append(tokens)
+        return [*intermediates, tokens]
 
     def _with_prefix(self, patches: Tensor, positions: Tensor) -> Tensor:
         cls_token = self.cls_token.expand(len(patches), -1, -1)

@@ -63,7 +63,7 @@ def tokenizer_of(
         raise ConfigError(f"{model} does not say which tokenizer it was trained with; name it.", setting="tokenizer")
     called = name if isinstance(name, str | Path) else "the tokenizer given"
     try:
-        found = load_tokenizer(name if tokenizer else _near(name, model), cache_dir) if called is name else name
+        candidate = load_tokenizer(name if tokenizer else _near(name, model), cache_dir) if called is name else name
     except ModelError as error:
         if tokenizer is not None or error.setting is not None:
             raise
@@ -72,19 +72,19 @@ def tokenizer_of(
             "if it is somewhere else, name it.",
             setting="tokenizer",
         ) from error
-    shape = (found.config.tokens, found.config.latent_dim)
+    shape = (candidate.config.tokens, candidate.config.latent_dim)
     if shape != generator.shape:
         raise ConfigError(
             f"{called} has latents of {shape[0]} × {shape[1]}, but {model} makes {generator.shape}.",
             setting="tokenizer",
         )
     expected = trained_with.get("fingerprint")
-    if expected is not None and not found.makes(expected):
+    if expected is not None and not candidate.makes(expected):
         raise ModelError(
-            f"{model} was trained with another tokenizer ({expected}) than {called} ({found.latent_fingerprint}); "
+            f"{model} was trained with another tokenizer ({expected}) than {called} ({candidate.latent_fingerprint}); "
             "its latents would be decoded to noise."
         )
-    return found
+    return candidate
 
 
 def own_device(device: str | torch.device | None, model: Any = None) -> torch.device:

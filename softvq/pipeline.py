@@ -95,8 +95,8 @@ class Pipeline:
         other latents, `ConfigError` when it is not known or does not fit.
         """
         generator = Generator.from_pretrained(name_or_folder, revision=revision, cache_dir=cache_dir, average=average)
-        found = tokenizer_of(generator, str(name_or_folder), tokenizer, cache_dir)
-        return cls(generator, found, str(name_or_folder)).to(device, torch_dtype)
+        chosen_tokenizer = tokenizer_of(generator, str(name_or_folder), tokenizer, cache_dir)
+        return cls(generator, chosen_tokenizer, str(name_or_folder)).to(device, torch_dtype)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
         """Move both models to a device and a type; return the pipeline."""
@@ -242,8 +242,8 @@ class Pipeline:
     ) -> Float[Tensor, "N T C"]:
         """Return the latents of new images, float32 on the CPU; `request` explains all settings."""
         request = self._asked(classes, num, settings)
-        found = [self._latents(request, numbers, progress).cpu() for numbers in _batches(request, range(request.num))]
-        return torch.cat(found)
+        latents = [self._latents(request, numbers, progress).cpu() for numbers in _batches(request, range(request.num))]
+        return torch.cat(latents)
 
     def labels(self, request: Request, numbers: Iterable[int]) -> list[int]:
         """Return the class of each image by its number."""
@@ -340,14 +340,14 @@ class Pipeline:
         """
         request, folder = self._asked(classes, num, settings), Path(folder)
         files.check_writable(folder, folder=True)
-        told, beside = self._told(request), folder / "settings.json"
-        if beside.is_file() and not _is_same(beside, told):
+        record, beside = self._told(request), folder / "settings.json"
+        if beside.is_file() and not _is_same(beside, record):
             raise DataError(f"{folder} holds images of other settings; use another folder.", setting="out")
         labels = self.labels(request, range(request.num))
         stems = [f"{number:06d}{_slug(name)}" for number, name in enumerate(self.class_names(labels))]
         distributed.barrier()
         if distributed.rank() == 0:
-            files.write_json(beside, {**told, "labels": labels})
+            files.write_json(beside, {**record, "labels": labels})
 
         def last(first: int) -> Path:  # a part is whole when its last image is there
             return folder / f"{stems[min(first + PART, request.num) - 1]}.png"
@@ -380,10 +380,10 @@ class Pipeline:
             raise ConfigError(f"{path}: an array is written as .npz.", setting="npz")
         side = self.image_size
         files.check_writable(path, 2 * 3 * request.num * side * side)  # its parts, and then the whole
-        parts, told = path.with_name(path.name + ".parts"), self.settings(request)
-        begun, wanted = parts / "settings.json", {**told, "count": request.num}
+        parts, full_settings = path.with_name(path.name + ".parts"), self.settings(request)
+        begun, wanted = parts / "settings.json", {**full_settings, "count": request.num}
         if path.exists():
-            if _is_array_of(path, told, request.num):
+            if _is_array_of(path, full_settings, request.num):
                 return path
             raise DataError(f"{path} is there already, with other settings; remove it, or use another.", setting="npz")
         parts.mkdir(parents=True, exist_ok=True)
@@ -415,16 +415,16 @@ class Pipeline:
         return path
 
 
-def _is_array_of(path: Path, told: dict[str, Any], count: int) -> bool:
+def _is_array_of(path: Path, settings: dict[str, Any], count: int) -> bool:
     """Return True when an array that is there was made with these settings, and is as long."""
     beside = path.with_suffix(".json")
-    return beside.is_file() and _is_same(beside, told) and ArrayFile(path).shape[0] == count
+    return beside.is_file() and _is_same(beside, settings) and ArrayFile(path).shape[0] == count
 
 
-def _is_same(beside: Path, told: dict[str, Any]) -> bool:
+def _is_same(beside: Path, record: dict[str, Any]) -> bool:
     """Return True when the settings in a file are these, whatever version of the software wrote them."""
     before, now = (
-        {**one, **_VERSIONS, "labels": None} for one in (files.read_json(beside), json.loads(json.dumps(told)))
+        {**one, **_VERSIONS, "labels": None} for one in (files.read_json(beside), json.loads(json.dumps(record)))
     )
     return before == now
 

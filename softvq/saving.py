@@ -272,8 +272,8 @@ def kind_of(name_or_folder: str | Path, revision: str | None = None) -> str | No
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return a run's complete checkpoints in its folder `checkpoints`, oldest first."""
-    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    folders = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
 
 
 def _checkpoint(run: Path, kind: str, part: str) -> SavedModel:
@@ -282,12 +282,12 @@ def _checkpoint(run: Path, kind: str, part: str) -> SavedModel:
     `part` is `model-average` for the averaged ones, or `model` for the trained ones.
     """
     described_in = next((run / name for name in (UNFINISHED, f"model/{CONFIG}") if (run / name).is_file()), None)
-    found = checkpoints(run / "checkpoints")
-    if described_in is None or not found:
+    folders = checkpoints(run / "checkpoints")
+    if described_in is None or not folders:
         raise ModelError(f"{run} is no run's folder with checkpoints.")
     config, about = _content(read_json(described_in), described_in, kind)
     reasons = []
-    for folder in reversed(found):
+    for folder in reversed(folders):
         step, file = int(folder.name.split("-")[1]), folder / f"{part}.safetensors"
         if not file.exists():  # a run whose model has no average
             file = folder / "model.safetensors"
@@ -431,14 +431,14 @@ def recorded_plugins(config: Any) -> dict[str, Any]:
     These are the plugins that were loaded, and the files of the classes in its configuration. It is empty when there
     are none.
     """
-    found = plugins.described()
+    record = plugins.described()
     for cls in _classes(config):
         file = getattr(sys.modules.get(cls.__module__), "__file__", None)
         package = cls.__module__.partition(".")[0]
-        known = package == "softvq" or any(re.match(rf"{re.escape(package)}\b(?!\.py)", name) for name in found)
+        known = package == "softvq" or any(re.match(rf"{re.escape(package)}\b(?!\.py)", name) for name in record)
         if not known and file is not None:
-            found.setdefault(Path(file).name, plugins.checksum(Path(file)))
-    return {"plugins": found} if found else {}
+            record.setdefault(Path(file).name, plugins.checksum(Path(file)))
+    return {"plugins": record} if record else {}
 
 
 def _classes(value: Any) -> Iterator[type]:

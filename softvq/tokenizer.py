@@ -281,8 +281,8 @@ class Tokenizer(Saved):
         """
         alone = not isinstance(images, list | tuple) and getattr(images, "ndim", 0) != 4
         decoded = self.decode(self.encode(self.prepare(images, fit)))
-        found = [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in to_bytes(decoded.float().cpu())]
-        return found[0] if alone else found
+        pictures = [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in to_bytes(decoded.float().cpu())]
+        return pictures[0] if alone else pictures
 
     def _fitted(self, image: Any, how: Fit) -> Float[Tensor, "3 S S"]:
         size = self.config.image_size

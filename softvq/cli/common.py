@@ -131,11 +131,6 @@ def try_next(*words: object, common: Common) -> str:
     return f"try: {shlex.join(['softvq', *map(str, words), *common.words])}"
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, in the singular or the plural: `1 image`, `1,024 images`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def written(result: Any, folder: Path) -> Told:
     """Write an evaluation's result and its pictures into a folder; return them with its figures."""
     whole = result.write(folder)

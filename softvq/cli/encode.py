@@ -11,10 +11,10 @@ from softvq.cli.common import (
     TokenizerName,
     Told,
     Workers,
-    counted,
     option,
     try_next,
 )
+from softvq.errors import counted
 
 
 def encode(

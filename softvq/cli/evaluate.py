@@ -16,11 +16,11 @@ from softvq.cli.common import (
     TokenizerName,
     Told,
     Usage,
-    counted,
     option,
     written,
 )
 from softvq.cli.sample import Sampling
+from softvq.errors import counted
 
 Floats = Annotated[tuple[float, ...], Parameter(consume_multiple=True)]
 Integers = Annotated[tuple[int, ...], Parameter(consume_multiple=True)]

@@ -107,8 +107,8 @@ def _run(command: Any, args: tuple, kwargs: dict[str, Any], common: Common) -> N
     for file in common.plugin:
         plugins.load(file)
     with _notices(), progress.quietly(common.quiet):
-        told = command(*args, **kwargs)
-    if not isinstance(told, Told):  # --help and --version have printed
+        outcome = command(*args, **kwargs)
+    if not isinstance(outcome, Told):  # --help and --version have printed
         return
     first = True
     if "torch" in sys.modules:
@@ -117,7 +117,7 @@ def _run(command: Any, args: tuple, kwargs: dict[str, Any], common: Common) -> N
         first = distributed.rank() == 0
         distributed.stop()
     if first:
-        print(json.dumps(told.result, indent=2, ensure_ascii=False, default=str) if common.json else told.text)
+        print(json.dumps(outcome.result, indent=2, ensure_ascii=False, default=str) if common.json else outcome.text)
 
 
 def misunderstood(error: CycloptsError) -> str:

@@ -31,10 +31,10 @@ def recipes(
         recipe = open_recipe(name)
         return Told(configs.to_dict(recipe), recipe_text(recipe).rstrip())
     listed = known.listing()
-    first = [(one, _figure(told["published_rfid"]), told["about"]) for one, told in listed["tokenizers"].items()]
+    first = [(one, _figure(row["published_rfid"]), row["about"]) for one, row in listed["tokenizers"].items()]
     second = [
-        (one, *map(_figure, told["published_gfid"] or (None, None)), told["about"])
-        for one, told in listed["generators"].items()
+        (one, *map(_figure, row["published_gfid"] or (None, None)), row["about"])
+        for one, row in listed["generators"].items()
     ]
     text = f"""{table([("recipe", "rFID", "about"), *first], left=3)}
 

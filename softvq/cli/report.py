@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.common import Common, Told, counted, option
+from softvq.cli.common import Common, Told, option
+from softvq.errors import counted
 
 
 def report(

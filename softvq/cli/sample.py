@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from softvq.cli.common import BUNDLED_GENERATOR, BatchSize, Common, Interval, Machine, Num, Told, Usage, counted, option
+from softvq.cli.common import BUNDLED_GENERATOR, BatchSize, Common, Interval, Machine, Num, Told, Usage, option
+from softvq.errors import counted
 
 _NUM, _FEW = 16, 16  # images by default; classes that each get as many
 
@@ -98,8 +99,8 @@ def sample(
     from softvq import distributed
     from softvq.files import read_json
 
-    told = read_json(beside) if distributed.rank() == 0 else {}
-    settings = {key: value for key, value in told.items() if key != "labels"}
+    record = read_json(beside) if distributed.rank() == 0 else {}
+    settings = {key: value for key, value in record.items() if key != "labels"}
     return Told({"images": str(path), **settings}, f"{counted(asked['num'], 'image')} in {path}")
 
 

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.common import BatchSize, Common, Machine, Num, Told, counted, option
+from softvq.cli.common import BatchSize, Common, Machine, Num, Told, option
+from softvq.errors import counted
 
 
 def statistics(

@@ -88,27 +88,27 @@ class ArrayFile:
             file.seek(file.tell() + first * size)
             for at in range(first, last, batch_size):
                 count = min(last, at + batch_size) - at
-                found = np.frombuffer(file.read(count * size), dtype=np.uint8)
-                if len(found) != count * size:
+                pixels = np.frombuffer(file.read(count * size), dtype=np.uint8)
+                if len(pixels) != count * size:
                     raise DataError(f"{self.path} is cut off inside arr_0.")
-                yield torch.from_numpy(found.copy()).view(count, height, width, 3).permute(0, 3, 1, 2)
+                yield torch.from_numpy(pixels.copy()).view(count, height, width, 3).permute(0, 3, 1, 2)
 
     def statistics(self) -> dict[str, np.ndarray]:
         """Return the `STATISTICS` that the file has, in float64; `DataError` when they fit no features."""
         try:
             with np.load(self.path, allow_pickle=False) as file:
-                found = {name: np.asarray(file[name], dtype=np.float64) for name in STATISTICS if name in self.names}
+                arrays = {name: np.asarray(file[name], dtype=np.float64) for name in STATISTICS if name in self.names}
         except _DAMAGED as error:
             raise DataError(f"{self.path} is damaged ({error}).") from error
         except (ValueError, TypeError) as error:
             raise DataError(f"{self.path} holds no plain numbers ({error}).") from error
         for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
-            if (mean in found) != (covariance in found):
+            if (mean in arrays) != (covariance in arrays):
                 raise DataError(f"{self.path} has only one of {mean} and {covariance}.")
-            if mean in found and (found[mean].ndim != 1 or found[covariance].shape != 2 * found[mean].shape):
-                shapes = f"{found[mean].shape} and {found[covariance].shape}"
+            if mean in arrays and (arrays[mean].ndim != 1 or arrays[covariance].shape != 2 * arrays[mean].shape):
+                shapes = f"{arrays[mean].shape} and {arrays[covariance].shape}"
                 raise DataError(f"{self.path}: {mean} and {covariance} have shapes {shapes}, which do not fit.")
-        return found
+        return arrays
 
     @property
     def protocol(self) -> dict:
@@ -117,12 +117,12 @@ class ArrayFile:
             return {}
         try:
             with np.load(self.path, allow_pickle=False) as file:
-                told = json.loads(str(file[PROTOCOL]))
+                settings = json.loads(str(file[PROTOCOL]))
         except (ValueError, *_DAMAGED) as error:
             raise DataError(f"{self.path}: {PROTOCOL} cannot be read ({error}).") from error
-        if not isinstance(told, dict):
+        if not isinstance(settings, dict):
             raise DataError(f"{self.path}: {PROTOCOL} must be a JSON object.")
-        return told
+        return settings
 
     @contextmanager
     def _open(self, name: str):

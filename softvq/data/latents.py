@@ -56,10 +56,10 @@ class LatentIndex:
         """Return the index of a folder; raise `DataError` when there is none, or none of this format."""
         path = folder / INDEX
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found.pop("format") != FORMAT:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            if fields.pop("format") != FORMAT:
                 raise KeyError("format")
-            return cls(**found)
+            return cls(**fields)
         except FileNotFoundError:
             raise DataError(
                 f"{str(folder)!r} holds no latents ({INDEX} is missing); make them with softvq encode."
@@ -131,8 +131,12 @@ class Latents:
     @cached_property
     def names(self) -> list[str]:
         """The images' names in order; empty where an earlier version wrote the cache, which left them out."""
-        told = [file.metadata() or {} for file in self._files]
-        return [name for one in told for name in json.loads(one[NAMES])] if all(NAMES in one for one in told) else []
+        metadata = [file.metadata() or {} for file in self._files]
+        return (
+            [name for one in metadata for name in json.loads(one[NAMES])]
+            if all(NAMES in one for one in metadata)
+            else []
+        )
 
     def read(self, index: int, mirror: int) -> Float[Tensor, "T C"]:
         """Return the latents of an image, float32; `mirror` 1 is the mirrored image."""

@@ -18,7 +18,7 @@ from softvq import plugins
 from softvq.data.images import Augment, fit, to_tensor
 from softvq.data.order import Reader, SampleOrder, check_batch, positions_of
 from softvq.data.sources import Source
-from softvq.errors import DataError, ImageError
+from softvq.errors import DataError, ImageError, counted
 from softvq.randomness import Stream, rng
 
 
@@ -61,7 +61,7 @@ class NoneReadable(DataError):
         self.bad = bad
 
     def __str__(self) -> str:
-        return f"none of the {len(self.bad)} images can be read; the first: {next(iter(self.bad.values()))}"
+        return f"none of the {counted(len(self.bad), 'image')} can be read; the first: {next(iter(self.bad.values()))}"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset
 
 from softvq.data.images import as_image
 from softvq.data.sources import Source
-from softvq.errors import DataError, ImageError
+from softvq.errors import DataError, ImageError, counted
 from softvq.files import first_line
 
 
@@ -60,7 +60,7 @@ class Objects(Source):
         return len(self.items)
 
     def __str__(self) -> str:
-        return f"{len(self):,} images ({type(self.items).__name__})"
+        return f"{counted(len(self), 'image')} ({type(self.items).__name__})"
 
     @cached_property
     def names(self) -> list[str]:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from softvq import progress
 from softvq.config import parse, variants
 from softvq.data.objects import Objects
 from softvq.data.sources import EMOJI, Folder, HubDataset, Shards, Source, TarFile
@@ -27,17 +28,17 @@ def expand(pattern: str) -> list[Path]:
 
     Raise `DataError` when one of a range is missing, or nothing matches.
     """
-    found = []
+    paths = []
     for one in braces(pattern):
         if any(mark in one for mark in "*?["):
-            found += sorted(map(Path, glob.glob(os.path.expanduser(one))))
+            paths += sorted(map(Path, glob.glob(os.path.expanduser(one))))
         elif not (path := Path(one).expanduser()).is_file():
             raise DataError(f"there is no file {one!r}.")
         else:
-            found.append(path)
-    if not found:
+            paths.append(path)
+    if not paths:
         raise DataError(f"no file matches {pattern!r}.")
-    return found
+    return paths
 
 
 def open_source(data: Any) -> Source:
@@ -54,7 +55,10 @@ def open_source(data: Any) -> Source:
         return data
     if isinstance(data, Path):
         data = str(data)
-    return _named(data) if isinstance(data, str) else Objects(data)
+    if not isinstance(data, str):
+        return Objects(data)
+    with progress.waiting(f"listing {data}"):
+        return _named(data)
 
 
 def listing(data: Any, images: int | None = None) -> Source:

@@ -18,7 +18,7 @@ from PIL import Image
 from softvq.config import family, register
 from softvq.data.images import EXTENSIONS, image_size, open_image
 from softvq.data.order import Order, Reader, SampleOrder
-from softvq.errors import DataError, ImageError
+from softvq.errors import DataError, ImageError, counted
 
 EMOJI = Path(__file__).parent.parent / "assets" / "emoji"
 
@@ -59,7 +59,7 @@ class Source(ABC):
         return len(self.names)
 
     def __str__(self) -> str:
-        return f"{len(self):,} images ({type(self).__name__})"
+        return f"{counted(len(self), 'image')} ({type(self).__name__})"
 
     @property
     def identity(self) -> dict[str, object]:
@@ -128,15 +128,15 @@ class Folder(_ByFolder):
     @cached_property
     def names(self) -> list[str]:
         """The paths of the images relative to `root`, sorted; hidden files and folders are left out."""
-        found, seen = [], set()
+        paths, seen = [], set()
         for folder, folders, files in os.walk(self.root, followlinks=True):
             if (real := os.path.realpath(folder)) in seen:  # a link back up
                 folders.clear()
                 continue
             seen.add(real)
             folders[:] = sorted(name for name in folders if name[0] != ".")
-            found += [os.path.join(folder, f) for f in files if f.lower().endswith(EXTENSIONS) and f[0] != "."]
-        return sorted(os.path.relpath(path, self.root) for path in found)
+            paths += [os.path.join(folder, f) for f in files if f.lower().endswith(EXTENSIONS) and f[0] != "."]
+        return sorted(os.path.relpath(path, self.root) for path in paths)
 
     def read(self, index: int) -> bytes:
         """Return the bytes of an image's file; `OSError` when it cannot be read."""
@@ -200,10 +200,10 @@ class Shards(Source):
 
     @cached_property
     def _entries(self) -> list[tuple[Path, Entry]]:
-        found = [(path, entry) for path in self.paths for entry in shard_entries(path, path.name)]
-        if not found:
+        entries = [(path, entry) for path in self.paths for entry in shard_entries(path, path.name)]
+        if not entries:
             raise DataError(f"the {len(self.paths)} tar shards from {self.paths[0]} on hold no images.")
-        return found
+        return entries
 
     @cached_property
     def names(self) -> list[str]:
@@ -219,8 +219,8 @@ class Shards(Source):
     def labels(self) -> list[int]:
         """The class number of each image."""
         numbers = {label: number for number, label in enumerate(self.classes)}
-        found = [entry.label for _, entry in self._entries]
-        return [int(label) if label not in numbers else numbers[label] for label in found]  # "007" is class 7
+        labels = [entry.label for _, entry in self._entries]
+        return [int(label) if label not in numbers else numbers[label] for label in labels]  # "007" is class 7
 
     def read(self, index: int) -> bytes:
         """Return the bytes of an image, from its place in its shard."""
@@ -232,13 +232,13 @@ def shard_entries(path: Path, shard: str) -> list[Entry]:
     """Return the images of a tar shard that is called `shard`, and their classes."""
     entries = tar_entries(path)
     marks = {name[:-4]: (offset, size) for name, offset, size in entries if name.endswith(".cls")}
-    found = []
+    images = []
     for name, offset, size in entries:
         if name.lower().endswith(EXTENSIONS):
             mark = marks.get(name.rsplit(".", 1)[0])
             label = read_at(path, *mark).decode(errors="replace").strip() if mark else _class_of(name)
-            found.append(Entry(f"{shard}/{name}", offset, size, label))
-    return found
+            images.append(Entry(f"{shard}/{name}", offset, size, label))
+    return images
 
 
 @register

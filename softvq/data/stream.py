@@ -263,11 +263,11 @@ def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
 
 def braces(pattern: str) -> list[str]:
     """Return a pattern with a range, `train-{000..127}.tar`, written out; any other pattern as it is."""
-    if not (found := re.search(r"\{(\d+)\.\.(\d+)\}", pattern)):
+    if not (match := re.search(r"\{(\d+)\.\.(\d+)\}", pattern)):
         return [pattern]
-    first, last = found.groups()
+    first, last = match.groups()
     numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-    return [one for n in numbers for one in braces(pattern[: found.start()] + n + pattern[found.end() :])]
+    return [one for n in numbers for one in braces(pattern[: match.start()] + n + pattern[match.end() :])]
 
 
 def open_stream(pattern: str) -> ShardStream:

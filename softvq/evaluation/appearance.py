@@ -51,13 +51,13 @@ def blockiness(rows: Mapping[str, Tensor], size: int, periods: Sequence[int]) ->
 
     It is 1 where borders are no different. Periods between whose borders nothing differs are left out.
     """
-    total, found = float(rows["difference"].sum()), {}
+    total, ratios = float(rows["difference"].sum()), {}
     for place, period in enumerate(periods):
         border, count = float(rows["borders"][:, place].sum()), (size - 1) // period
         elsewhere = (total - border) / (size - 1 - count)
         if elsewhere > 0:
-            found[period] = border / count / elsewhere
-    return found
+            ratios[period] = border / count / elsewhere
+    return ratios
 
 
 def appearance_scores(
@@ -71,12 +71,12 @@ def appearance_scores(
     without them.
     """
     scores: dict[str, Any] = {}
-    if found := blockiness(rows, size, periods):
-        worst = max(found, key=lambda period: found[period])
-        scores["blockiness"] = found[worst]
+    if ratios := blockiness(rows, size, periods):
+        worst = max(ratios, key=lambda period: ratios[period])
+        scores["blockiness"] = ratios[worst]
         if real is not None and worst in (theirs := blockiness(real, size, periods)):
             scores["blockiness_real"] = theirs[worst]
-        scores |= {f"blockiness_{period}": value for period, value in found.items()}
+        scores |= {f"blockiness_{period}": value for period, value in ratios.items()}
     if real is not None and (energy := float(real["gradient_energy"].mean())) > 0:
         scores["gradient_energy"] = float(rows["gradient_energy"].mean()) / energy
     return {**scores, "nearly_blank": float((rows["ink"] < _LEAST_INK).double().mean())}

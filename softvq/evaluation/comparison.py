@@ -15,7 +15,7 @@ from softvq.data.loader import Batch, NoneReadable, ordered_batches, spread
 from softvq.data.objects import Objects
 from softvq.data.opening import BUNDLED, open_source
 from softvq.data.sources import EMOJI, Folder, Source
-from softvq.errors import ConfigError, ImageError
+from softvq.errors import ConfigError, ImageError, counted
 from softvq.evaluation.metrics import CONVENTION
 from softvq.evaluation.reconstruction import measured, score
 from softvq.figures import comparison, table
@@ -51,8 +51,8 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return all but the picture and the latents, JSON-ready."""
         settings = {name: getattr(self, name) for name in ("latent_floats", "compression", "fit", "size")}
-        told = {"images": self.rows, **self.means, **settings, "convention": CONVENTION, "skipped": self.unreadable}
-        return {**told, "warning": self.warning} if self.warning else told
+        content = {"images": self.rows, **self.means, **settings, "convention": CONVENTION, "skipped": self.unreadable}
+        return {**content, "warning": self.warning} if self.warning else content
 
     def __str__(self) -> str:
         """Return the figures of each image as a table."""
@@ -94,8 +94,8 @@ def compare(
         for batch in _readable(source, coder.tokenizer.config.image_size, batch_size, fit, bad, chosen):
             codes = coder.encode(batch.images)
             output = coder.decode(codes)
-            found = measured(batch.images, output)
-            values = zip(batch.names, found["psnr"].tolist(), found["ssim"].tolist(), strict=True)
+            scores = measured(batch.images, output)
+            values = zip(batch.names, scores["psnr"].tolist(), scores["ssim"].tolist(), strict=True)
             rows += [{"image": name, "psnr": p, "ssim": s} for name, p, s in values]
             kept += [codes] if latents else []
             if (room := shown - sum(len(x) for x, _ in pairs)) > 0:
@@ -103,7 +103,9 @@ def compare(
             done(len(batch) + len(batch.bad))
     if not rows:
         alone = len(bad) == 1
-        raise ImageError(next(iter(bad.values())) if alone else f"none of the {len(bad)} images can be read.")
+        raise ImageError(
+            next(iter(bad.values())) if alone else f"none of the {counted(len(bad), 'image')} can be read."
+        )
     picture = comparison(*(torch.cat(part) for part in zip(*pairs, strict=True)))
     warning = outside_of_domain(coder.tokenizer.about, rows)
     return Comparison(
@@ -131,10 +133,10 @@ def _files(images: Any) -> Any:
         named = str(images[0])
         if named in BUNDLED or named.startswith("hf:") or named.lower().endswith((".tar", ".parquet")):
             return named
-    found: list[str] = []
+    paths: list[str] = []
     for path in map(Path, images):
-        found += [str(path / name) for name in Folder(path).names] if path.is_dir() else [str(path)]
-    return Objects(found)
+        paths += [str(path / name) for name in Folder(path).names] if path.is_dir() else [str(path)]
+    return Objects(paths)
 
 
 def _readable(
@@ -190,8 +192,8 @@ class Demonstration:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all but the picture, JSON-ready."""
-        told = {name: getattr(self, name) for name in ("size", "latent_floats", "compression", "rows")}
-        return {**told, "convention": CONVENTION, "torch": torch.__version__}
+        fields = {name: getattr(self, name) for name in ("size", "latent_floats", "compression", "rows")}
+        return {**fields, "convention": CONVENTION, "torch": torch.__version__}
 
     def __str__(self) -> str:
         """Return the scores as a table."""

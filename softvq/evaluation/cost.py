@@ -142,16 +142,16 @@ def cost(rows: Sequence[str] = (), *, models: Sequence[str] = (), **settings: An
     precision = pick_precision(given.precision, device, training=False)
     at = _Timing(device, precision, given.batch_size or (1 if device.type == "cpu" else 64), given)
     wanted = _rows_of(models) if models else {name: ROWS[name] for name in rows or ROWS}
-    found = {}
+    costs = {}
     for name in progress.through(list(wanted), "row", "measuring"):
-        found[name] = _measured(name, wanted[name], at)
+        costs[name] = _measured(name, wanted[name], at)
     threads = f"{device.type}, {torch.get_num_threads()} threads"
     protocol = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
         **{"torch": torch.__version__, "precision": precision, "batch": at.batch_size},
         **{"steps": given.steps, "guidance": given.guidance, "repeats": given.repeats, "timed": given.timed},
     }
-    return Result("cost", f"cost-{short_name(protocol, list(found))}", {}, protocol, more={"rows": found})
+    return Result("cost", f"cost-{short_name(protocol, list(costs))}", {}, protocol, more={"rows": costs})
 
 
 def _rows_of(names: Sequence[str]) -> dict[str, CostRow]:
@@ -191,45 +191,45 @@ class _Timing:
 def _measured(name: str, row: CostRow, at: _Timing) -> dict[str, Any]:
     """Return a row's figures; those that are not known are None."""
     paper = COSTS.get(name) if row is ROWS.get(name) else None
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "table": row.table,
         "about": row.about,
         "published_gmacs": paper and paper.gmacs,
         "published_images_per_second": paper and paper.images_per_second,
     }
-    found |= _decoding(row, at)
+    figures |= _decoding(row, at)
     if row.generator is not None:
-        found |= _generating(row, at)
-    if at.given.timed and found.get("seconds") is not None:
+        figures |= _generating(row, at)
+    if at.given.timed and figures.get("seconds") is not None:
         batch = at.batch_size
-        found["images_per_second"] = batch / (found.pop("seconds") + (found["decode_ms"] or 0) * batch / 1000)
-    return found
+        figures["images_per_second"] = batch / (figures.pop("seconds") + (figures["decode_ms"] or 0) * batch / 1000)
+    return figures
 
 
 def _decoding(row: CostRow, at: _Timing) -> dict[str, Any]:
-    found: dict[str, Any] = {"decode_gmacs": None, "decode_ms": None}
+    figures: dict[str, Any] = {"decode_gmacs": None, "decode_ms": None}
     if row.tokenizer is None:
-        return found
+        return figures
     try:
         with without_contents():
             model = row.tokenizer().eval()
             images, latents = _inputs(model, 1)
             encode, decode = macs(model, lambda: model.encode(images)), macs(model, lambda: model.decode(latents))
     except ImportError:  # a row of diffusers, which is not installed
-        return found
-    found["decode_gmacs"] = sum(decode.values()) / 1e9
+        return figures
+    figures["decode_gmacs"] = sum(decode.values()) / 1e9
     if row.generator is None:
-        found |= {"parameters": _parameters(model), "gmacs": sum(encode.values()) / 1e9}
+        figures |= {"parameters": _parameters(model), "gmacs": sum(encode.values()) / 1e9}
     if not at.given.timed:
-        return found
+        return figures
     model = row.tokenizer().to(at.device).eval()
     images, latents = (x.to(at.device) for x in _inputs(model, at.batch_size))
-    found["decode_ms"] = at.milliseconds(lambda: model.decode(latents))
+    figures["decode_ms"] = at.milliseconds(lambda: model.decode(latents))
     if row.generator is None:
-        found["evaluation_ms"] = at.milliseconds(lambda: model.encode(images))
-        found["memory_gb"] = at.gigabytes(model, lambda: model.decode(model.encode(images)))
-        found["images_per_second"] = 1000 / (found["evaluation_ms"] + found["decode_ms"])
-    return found
+        figures["evaluation_ms"] = at.milliseconds(lambda: model.encode(images))
+        figures["memory_gb"] = at.gigabytes(model, lambda: model.decode(model.encode(images)))
+        figures["images_per_second"] = 1000 / (figures["evaluation_ms"] + figures["decode_ms"])
+    return figures
 
 
 def _inputs(model: nn.Module, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -241,20 +241,20 @@ def _generating(row: CostRow, at: _Timing) -> dict[str, Any]:
     with without_contents():
         model = row.generator().eval()
         counts = macs(model, model.one_evaluation())
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "parameters": _parameters(model),
         "gmacs": sum(counts.values()) / 1e9,
         "by_layer": {name: count / 1e9 for name, count in grouped(counts).items()},
     }
     if not at.given.timed:
-        return found
+        return figures
     model = row.generator().to(at.device).eval()
     parts = model.parts(at.batch_size, at.given.steps, at.given.guidance != 1)
     seconds = {name: at.milliseconds(part.call) * at.batch_size / 1000 for name, part in parts.items()}
-    found["memory_gb"] = at.gigabytes(model, parts["evaluation"].call)
-    found |= {f"{name}_ms": value * 1000 / at.batch_size for name, value in seconds.items()}
-    found["seconds"] = sum(part.times * seconds[name] for name, part in parts.items())
-    return found
+    figures["memory_gb"] = at.gigabytes(model, parts["evaluation"].call)
+    figures |= {f"{name}_ms": value * 1000 / at.batch_size for name, value in seconds.items()}
+    figures["seconds"] = sum(part.times * seconds[name] for name, part in parts.items())
+    return figures
 
 
 def _parameters(model: nn.Module) -> float:
@@ -290,23 +290,23 @@ def macs(model: nn.Module, call: Callable[[], Any]) -> dict[str, int]:
 
 def grouped(counts: dict[str, int]) -> dict[str, int]:
     """Return multiply-accumulates by kind of layer: numbers of blocks are taken out of the names."""
-    found: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
     for name, count in counts.items():
-        found[".".join(part for part in name.split(".") if not part.isdecimal())] += count
-    return dict(found)
+        totals[".".join(part for part in name.split(".") if not part.isdecimal())] += count
+    return dict(totals)
 
 
 @torch.no_grad()
 def timed(call: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
     """Return the seconds of a call: the fastest of `repeats`, after one that warms up."""
-    found = []
+    seconds = []
     for _ in range(1 + repeats):
         _wait(device)
         begun = time.perf_counter()
         call()
         _wait(device)
-        found.append(time.perf_counter() - begun)
-    return min(found[1:])
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds[1:])
 
 
 @torch.no_grad()
@@ -347,5 +347,5 @@ def cost_table(result: Result) -> str:
     for name, row in rows.items():
         values = ((row.get(key), _COLUMNS[key][1]) for key in shown)
         cells.append([name, *("" if value is None else f"{value:.{digits}f}" for value, digits in values)])
-    told = f"{p['device']}, PyTorch {p['torch']}, {p['precision']}, batch {p['batch']}, {p['steps']} steps, "
-    return f"{table(cells)}\n\n{told}guidance {p['guidance']:g}"
+    conditions = f"{p['device']}, PyTorch {p['torch']}, {p['precision']}, batch {p['batch']}, {p['steps']} steps, "
+    return f"{table(cells)}\n\n{conditions}guidance {p['guidance']:g}"

@@ -47,13 +47,13 @@ def kernel_distance(
     if size < 2:
         raise MetricError(f"KID needs at least 2 images of each side, not {size}.")
     rng = np.random.RandomState(_SEED)
-    found = []
+    distances = []
     for _ in range(subsets):
         x = samples[rng.choice(len(samples), size, replace=False)].double()
         y = reference[rng.choice(len(reference), size, replace=False)].double()
         within = sum(float(k.sum() - k.diagonal().sum()) for k in (_cubic(x, x), _cubic(y, y))) / (size * (size - 1))
-        found.append(within - 2 * float(_cubic(x, y).mean()))
-    return float(np.mean(found)), float(np.std(found))
+        distances.append(within - 2 * float(_cubic(x, y).mean()))
+    return float(np.mean(distances)), float(np.std(distances))
 
 
 def _cubic(x: Tensor, y: Tensor) -> Tensor:
@@ -91,13 +91,13 @@ def _centred(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
 def _reach(points: Tensor, neighbours: int) -> Float[Tensor, " N"]:
     """Return the squared distance of each point to its k-th nearest neighbour among the others."""
-    found = []
+    reaches = []
     for first in range(0, len(points), _BLOCK):
         squares = _squares(points[first : first + _BLOCK], points)
         own = torch.arange(len(squares))
         squares[own, first + own] = torch.inf
-        found.append(squares.kthvalue(neighbours, dim=1).values)
-    return torch.cat(found)
+        reaches.append(squares.kthvalue(neighbours, dim=1).values)
+    return torch.cat(reaches)
 
 
 def _within(points: Tensor, centres: Tensor, reach: Tensor) -> Bool[Tensor, " N"]:

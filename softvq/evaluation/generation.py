@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from softvq import progress
 from softvq.data.arrays import ArrayFile
 from softvq.data.images import Fit
 from softvq.errors import ConfigError, MetricError, SoftVQError
@@ -177,18 +178,20 @@ def _of_pipeline(
         real, compared = reference_of(measuring, reference, size, checksum)
 
         def measured(called: str, sampling: Sampling) -> dict[str, Any]:
-            found = []
+            seed_scores = []
             for seed in seeds:
                 drawn = DrawnImages(pipeline, replace(request, seed=seed, sampling=sampling))
                 parts = measuring.parts(drawn, f"{name}/{called}-seed{seed}")
-                found.append(generation_scores(parts, real, measuring.network.logits, size, measuring.periods(size)))
-            return measuring.named(spread(found), "g")
+                seed_scores.append(
+                    generation_scores(parts, real, measuring.network.logits, size, measuring.periods(size))
+                )
+            return measuring.named(spread(seed_scores), "g")
 
         scores, sweep = measured("own", request.sampling), []
         for cell in cells:
             g = cell.guidance
-            found = measured(f"scale{g.scale!r}-{g.interval[0]!r}-{g.interval[1]!r}", cell)
-            sweep.append({"guidance": g.scale, "interval": list(g.interval), "scores": found})
+            cell_scores = measured(f"scale{g.scale!r}-{g.interval[0]!r}-{g.interval[1]!r}", cell)
+            sweep.append({"guidance": g.scale, "interval": list(g.interval), "scores": cell_scores})
         more = {
             "tokenizer": pipeline.generator.about.get("tokenizer", {}).get("name"),
             "sampling": {**pipeline.settings(request), "seed": list(seeds)},
@@ -225,10 +228,10 @@ def _of_images(
         name = f"generation-{Path(named).stem}-{stem}"
         parts = measuring.parts(images, name)
         periods = measuring.periods(images.size)
-        found = generation_scores(parts, real, measuring.network.logits, images.size, periods)
+        scores = generation_scores(parts, real, measuring.network.logits, images.size, periods)
         protocol = measuring.protocol(images.count - len(parts.bad), images.size, images.crop, compared)
         model = {"name": named, "fingerprint": _checksum(images, parts)}
-        return _result(name, model, measuring, protocol, measuring.named(found, "g"), {}, {}, parts.folder)
+        return _result(name, model, measuring, protocol, measuring.named(scores, "g"), {}, {}, parts.folder)
 
 
 def _check_count(measuring: Measuring, count: int) -> None:
@@ -260,6 +263,7 @@ def _result(
     return Result("generation", name, model, protocol, scores, more, tuple(notes), unreadable, pictures, parts)
 
 
+@progress.waiting("computing distances, precision and recall")
 def generation_scores(
     samples: Parts, reference: Reference, logits: Logits = None, size: int = 0, periods: Sequence[int] = ()
 ) -> dict[str, Any]:
@@ -278,9 +282,9 @@ def generation_scores(
     spatial = moments(samples, "spatial")
     if spatial is not None and reference.spatial is not None:
         scores["spatial_fd"] = frechet_distance(spatial, reference.spatial)
-    found = logits(features) if logits is not None else None
-    if found is not None:
-        scores["inception_score"], scores["inception_score_std"] = inception_score(found)
+    class_logits = logits(features) if logits is not None else None
+    if class_logits is not None:
+        scores["inception_score"], scores["inception_score_std"] = inception_score(class_logits)
     if reference.features is not None:
         scores["kid"], scores["kid_std"] = kernel_distance(features, reference.features)
         scores["precision"], scores["recall"] = precision_recall(features, reference.features)

@@ -104,18 +104,18 @@ def _seen(tokenizer: AnyTokenizer, batches: Any, total: int, precision: str) -> 
     with counts, progress.bar(total, "image", "encoding", show=show) as done:
         for batch in batches:
             with autocast(tokenizer.device, precision):
-                found = tokenizer(batch.images.to(tokenizer.device))
-            encoded.append(found.encoded.float().cpu())
-            latents.append(found.quantized.latent.float().cpu())
+                reconstruction = tokenizer(batch.images.to(tokenizer.device))
+            encoded.append(reconstruction.encoded.float().cpu())
+            latents.append(reconstruction.quantized.latent.float().cpu())
             labels.append(batch.labels)
             done(len(batch))
-    told = counts.tensors()
+    usage = counts.tensors()
     return _Seen(
         torch.cat(encoded),
         torch.cat(latents),
         torch.cat(labels),
-        told["counts"][0] if told else None,
-        told["entropy"][0] if told else None,
+        usage["counts"][0] if usage else None,
+        usage["entropy"][0] if usage else None,
     )
 
 
@@ -146,8 +146,8 @@ class CodebookCounts:
         if result.indices is None or "entropy" not in result.statistics:  # a quantizer of one's own, without them
             return
         size = len(module.codebook)
-        found = torch.bincount(result.indices.flatten().cpu(), minlength=size)
-        self.counts[number] = self.counts.get(number, torch.zeros(size, dtype=torch.int64)) + found
+        uses = torch.bincount(result.indices.flatten().cpu(), minlength=size)
+        self.counts[number] = self.counts.get(number, torch.zeros(size, dtype=torch.int64)) + uses
         tokens = result.indices.numel()
         self.entropy.append(torch.tensor([float(result.statistics["entropy"]) * tokens, tokens], dtype=torch.float64))
 
@@ -227,8 +227,8 @@ def umap(vectors: Float[Tensor, "N F"], seed: int = 0) -> Float[Tensor, "N 2"]:
         raise MetricError(f"UMAP needs at least 16 images, not {len(vectors)}.")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="n_jobs value")  # what a seed costs
-        found = make(random_state=seed).fit_transform(vectors.float().numpy())
-    return torch.from_numpy(found)
+        embedding = make(random_state=seed).fit_transform(vectors.float().numpy())
+    return torch.from_numpy(embedding)
 
 
 def drawn_channels(statistics: dict[str, Tensor]) -> Image.Image:

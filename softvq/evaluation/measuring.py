@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from softvq import distributed
-from softvq.errors import ConfigError, MetricError
+from softvq.errors import ConfigError, MetricError, counted
 from softvq.evaluation.appearance import appearance, periods_for
 from softvq.evaluation.distribution import MOST, NEIGHBOURS
 from softvq.evaluation.images import Images
@@ -128,7 +128,7 @@ class Measuring:
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Return the features of 8-bit images by name, on the CPU."""
         with autocast(self.device, self.precision):
-            return {name: found.cpu() for name, found in self.network(images.to(self.device)).items()}
+            return {name: tensor.cpu() for name, tensor in self.network(images.to(self.device)).items()}
 
     def stem(self, *what: Any) -> str:
         """Return a short name of all that a result is a function of, this network's settings included."""
@@ -142,14 +142,14 @@ class Measuring:
         parts = Parts(self.folder / f"{name}.parts", images.count)
 
         def make(numbers: range, done: Callable[[int], object]) -> Part:
-            found: list[dict[str, Tensor]] = []
+            rows: list[dict[str, Tensor]] = []
             bad: dict[str, str] = {}
             digest = hashlib.sha256()
             for batch in images.batches(numbers, bad):
-                found.append({**self.features(batch), **appearance(batch, self.periods(images.size))})
+                rows.append({**self.features(batch), **appearance(batch, self.periods(images.size))})
                 digest.update(batch.contiguous().numpy())
                 done(len(batch))
-            return Part(concatenated(found), bad, digest.hexdigest())
+            return Part(concatenated(rows), bad, digest.hexdigest())
 
         parts.fill(make, images.title)
         if len(bad := parts.bad) == images.count:
@@ -159,8 +159,8 @@ class Measuring:
 
     def protocol(self, images: int, size: int, crop: str, compared: Compared) -> dict[str, Any]:
         """Return the protocol of figures of these images: the conditions that figures must share to be compared."""
-        told = self.network.protocol
-        network = (told["features"], told["weights"], told["resizing"])
+        protocol = self.network.protocol
+        network = (protocol["features"], protocol["weights"], protocol["resizing"])
         return Protocol(images, size, crop, *network, *compared, self.precision).to_dict()
 
     def named(self, scores: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -193,7 +193,9 @@ def none_readable(images: Images, parts: Parts) -> MetricError:
     """Return the error that none of the images can be read, and remove the parts, so that the next call tries again."""
     reason = next(iter(parts.bad.values()))
     parts.remove()
-    return MetricError(f"none of the {images.count} images of {images.title} can be read; the first: {reason}")
+    return MetricError(
+        f"none of the {counted(images.count, 'image')} of {images.title} can be read; the first: {reason}"
+    )
 
 
 def _renamed(name: str, names: dict[str, str]) -> str:

@@ -52,8 +52,8 @@ class Parts:
 
         def write(numbers: range, done: Callable[[int], object]) -> None:
             part = make(numbers, done)
-            told = {"bad": json.dumps(dict(part.bad)), "checksum": part.checksum}
-            files.write_tensors(self._path(numbers.start), part.tensors, told)
+            metadata = {"bad": json.dumps(dict(part.bad)), "checksum": part.checksum}
+            files.write_tensors(self._path(numbers.start), part.tensors, metadata)
 
         distributed.in_parts(self.count, self.size, self._path, write, title)
 
@@ -70,8 +70,8 @@ class Parts:
 
     def all(self, name: str) -> Tensor | None:
         """Return the tensor of this name for all images, None where there is none."""
-        found = list(self.each(name))
-        return torch.cat(found) if found else None
+        tensors = list(self.each(name))
+        return torch.cat(tensors) if tensors else None
 
     @property
     def bad(self) -> dict[str, str]:

@@ -23,7 +23,7 @@ from softvq import distributed, progress
 from softvq.data.latents import INDEX, Latents
 from softvq.data.loader import NoneReadable, ordered_batches
 from softvq.data.opening import listing
-from softvq.errors import ConfigError, DataError, MetricError
+from softvq.errors import ConfigError, DataError, MetricError, counted
 from softvq.evaluation.measuring import Working, concatenated, evaluating, workplace
 from softvq.evaluation.parts import Part, Parts
 from softvq.evaluation.results import Result, described, short_name
@@ -104,9 +104,9 @@ def probe(
         raise MetricError(
             f"probing needs at least two classes, and {sides[0].name} has {len(classes[0])}: one sub-folder a class."
         )
-    told = (config.epochs, config.batch_size, config.lr, config.seed, quick)
+    conditions = (config.epochs, config.batch_size, config.lr, config.seed, quick)
     data = [(side.identity, side.encoded) for side in sides]
-    name = f"probe-{Path(probed.description['name']).name}-{probed.stem(data, told)}"
+    name = f"probe-{Path(probed.description['name']).name}-{probed.stem(data, conditions)}"
     with workplace(given.folder) as folder, evaluating(*probed.models):
         labelled = [
             probed.labelled(side, folder / name / part) for side, part in zip(sides, ("train", "val"), strict=True)
@@ -248,7 +248,7 @@ class _Probed:
         parts.fill(make, side.name)
         if (features := parts.all("features")) is None:
             parts.remove()  # the next call looks again
-            raise MetricError(f"none of the {side.count} images of {side.name} can be read.")
+            raise MetricError(f"none of the {counted(side.count, 'image')} of {side.name} can be read.")
         return Labelled(features, parts.all("labels"))
 
     def _vectors(self, inputs: Tensor, numbers: list[int], encoded: bool) -> Tensor:
@@ -301,6 +301,7 @@ def linear_probe(
     return {f"probe_{name}": value for name, value in accuracies(logits, val.labels).items()}
 
 
+@progress.waiting("looking for nearest neighbours")
 def nearest_neighbours(
     train: Labelled, val: Labelled, classes: int, neighbours: int = 20, temperature: float = 0.07
 ) -> dict[str, float]:
@@ -313,24 +314,24 @@ def nearest_neighbours(
     known = F.normalize(train.features.float() - mean, dim=1)
     votes = []
     for part in val.features.split(512):
-        found = F.normalize(part.float() - mean, dim=1) @ known.T
-        cosine, index = found.topk(min(neighbours, len(known)), dim=1)
+        similarity = F.normalize(part.float() - mean, dim=1) @ known.T
+        cosine, index = similarity.topk(min(neighbours, len(known)), dim=1)
         vote = torch.zeros(len(part), classes, device=part.device)
         votes.append(vote.scatter_add_(1, train.labels[index], (cosine / temperature).exp()))
-    found = accuracies(torch.cat(votes), val.labels)
-    return {"knn_top1": found["top1"], "knn_balanced": found["balanced"]}
+    scores = accuracies(torch.cat(votes), val.labels)
+    return {"knn_top1": scores["top1"], "knn_balanced": scores["balanced"]}
 
 
 def accuracies(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> dict[str, float]:
     """Return `top1`, `top5` (with more than five classes), and `balanced`, the mean over classes of top 1."""
     right = logits.argmax(1) == labels
-    found = {
+    scores = {
         "top1": float(right.double().mean()),
         "balanced": float(torch.stack([right[labels == c].double().mean() for c in labels.unique()]).mean()),
     }
     if logits.shape[1] > 5:
-        found["top5"] = float((logits.topk(5, dim=1).indices == labels[:, None]).any(1).double().mean())
-    return found
+        scores["top5"] = float((logits.topk(5, dim=1).indices == labels[:, None]).any(1).double().mean())
+    return scores
 
 
 def _check(train: Labelled, val: Labelled, classes: int) -> None:

@@ -92,9 +92,9 @@ def measured(
         rows["lpips"] = perceptual(output.float().clamp(-1, 1), images).double().cpu()
     for side, pixels in (("made", output), ("real", images)) if features is not None or periods is not None else ():
         seen = to_bytes(pixels)
-        found = {} if features is None else {name: tensor.cpu() for name, tensor in features(seen).items()}
-        found |= {} if periods is None else appearance(seen.cpu(), periods)
-        rows |= {f"{side}/{name}": tensor for name, tensor in found.items()}
+        columns = {} if features is None else {name: tensor.cpu() for name, tensor in features(seen).items()}
+        columns |= {} if periods is None else appearance(seen.cpu(), periods)
+        rows |= {f"{side}/{name}": tensor for name, tensor in columns.items()}
     return rows
 
 
@@ -188,34 +188,36 @@ def evaluate_reconstruction(
     with workplace(given.folder) as folder:
         more = (perceptual_networks.NAME,) if lpips else ()
         measuring = Measuring(given, folder, device, bundled, patch_of(tokenizer), more)
-        judge = None
+        perceptual = None
         if lpips:
             file = (given.pretrained or {}).get(perceptual_networks.NAME)
-            judge = perceptual_networks.LPIPS.load(perceptual_networks.NAME, file).to(device)
+            perceptual = perceptual_networks.LPIPS.load(perceptual_networks.NAME, file).to(device)
         with evaluating(tokenizer.to(device)):
-            return _evaluated(tokenizer, data, measuring, judge)
+            return _evaluated(tokenizer, data, measuring, perceptual)
 
 
-def _evaluated(tokenizer: AnyTokenizer, data: DataImages, measuring: Measuring, judge: Perceptual | None) -> Result:
+def _evaluated(
+    tokenizer: AnyTokenizer, data: DataImages, measuring: Measuring, perceptual: Perceptual | None
+) -> Result:
     model = described(tokenizer)
     known = {"name": model["name"], "fingerprint": model["fingerprint"]}
-    stem = measuring.stem(known, data.title, data.checksum, judge is not None)
+    stem = measuring.stem(known, data.title, data.checksum, perceptual is not None)
     name = f"reconstruction-{Path(model['name']).name}-{stem}"
     parts = Parts(measuring.folder / f"{name}.parts", data.count)
-    parts.fill(lambda numbers, done: _part(tokenizer, measuring, data, numbers, done, judge), data.title)
+    parts.fill(lambda numbers, done: _part(tokenizer, measuring, data, numbers, done, perceptual), data.title)
     tally = Tally()
     for rows in parts:
         tally.add(rows)
     if not (count := len(tally.values["psnr"])):
         raise none_readable(data, parts)
-    found = tally.scores(data.size, measuring.periods(data.size))
-    distances = {"fd": found.fd, **({} if found.spatial_fd is None else {"spatial_fd": found.spatial_fd})}
-    means = {name: getattr(found, name) for name in ("psnr", "ssim", "lpips")}
+    figures = tally.scores(data.size, measuring.periods(data.size))
+    distances = {"fd": figures.fd, **({} if figures.spatial_fd is None else {"spatial_fd": figures.spatial_fd})}
+    means = {name: getattr(figures, name) for name in ("psnr", "ssim", "lpips")}
     means = {name: float(torch.tensor(values, dtype=torch.float64).mean()) for name, values in means.items() if values}
-    scores = {**measuring.named(distances, "r"), **means, **found.appearance}
+    scores = {**measuring.named(distances, "r"), **means, **figures.appearance}
     if (counts := parts.all("counts")) is not None:
         scores |= codebook_scores(counts.sum(0), parts.all("entropy").sum(0))
-    scores["reliable"] = found.reliable
+    scores["reliable"] = figures.reliable
     return Result(
         "reconstruction",
         name,
@@ -236,7 +238,7 @@ def _part(
     data: DataImages,
     numbers: range,
     done: Callable[[int], object],
-    judge: Perceptual | None,
+    perceptual: Perceptual | None,
 ) -> Part:
     rows: list[dict[str, Tensor]] = []
     bad: dict[str, str] = {}
@@ -248,6 +250,6 @@ def _part(
             with autocast(measuring.device, measuring.precision):
                 output = tokenizer(batch).images.float().clamp(-1, 1)
             features, periods = measuring.features, measuring.periods(data.size)
-            rows.append(measured(batch, output, perceptual=judge, features=features, periods=periods))
+            rows.append(measured(batch, output, perceptual=perceptual, features=features, periods=periods))
             done(len(batch))
     return Part({**concatenated(rows), **counts.tensors()}, bad, digest.hexdigest())

@@ -108,20 +108,20 @@ def _reference(measuring: Measuring, given: Any, size: int) -> tuple[Reference, 
 
 
 def _stored(measuring: Measuring, file: ArrayFile, size: int) -> tuple[Reference, Compared]:
-    own, told = {**measuring.network.protocol, "size": size}, file.protocol
-    if differing := [key for key in own if key in told and told[key] != own[key]]:
+    own, protocol = {**measuring.network.protocol, "size": size}, file.protocol
+    if differing := [key for key in own if key in protocol and protocol[key] != own[key]]:
         key = differing[0]
-        raise DataError(f"the reference {file.path} was made with {key} {told[key]!r}, not {own[key]!r}.")
-    found = {name: torch.from_numpy(array) for name, array in file.statistics().items()}
-    features, seen, count = None, None, told.get("images")
+        raise DataError(f"the reference {file.path} was made with {key} {protocol[key]!r}, not {own[key]!r}.")
+    statistics = {name: torch.from_numpy(array) for name, array in file.statistics().items()}
+    features, seen, count = None, None, protocol.get("images")
     if "arr_0" in file.names:
         images = open_images(file.path, size, measuring.settings.batch_size)
         parts = measuring.parts(images, f"reference-{measuring.stem(str(file.path), images.checksum)}")
         features = parts.all("pool")
         features, seen = features[chosen(len(features))], appearance_of(parts)
         parts.remove()
-    spatial = Moments(found["mu_s"], found["sigma_s"], count) if "mu_s" in found else None
-    reference = Reference(Moments(found["mu"], found["sigma"], count), spatial, features, seen)
+    spatial = Moments(statistics["mu_s"], statistics["sigma_s"], count) if "mu_s" in statistics else None
+    reference = Reference(Moments(statistics["mu"], statistics["sigma"], count), spatial, features, seen)
     return reference, (str(file.path), file.checksum, count)
 
 
@@ -140,19 +140,19 @@ def write_reference(images: Any, path: str | Path, size: int = 256, **settings: 
         data = DataImages(images, size, given.batch_size, given.workers)
         stem = measuring.stem(data.title, data.checksum, data.size, data.crop)
         parts = measuring.parts(data, f"reference-{stem}")
-        found, bad = Reference.of_parts(parts), parts.bad
-        told = {**measuring.network.protocol, "size": data.size, "images": found.pool.count, "data": data.title}
-        told["precision"] = measuring.precision
+        reference, bad = Reference.of_parts(parts), parts.bad
+        record = {**measuring.network.protocol, "size": data.size, "images": reference.pool.count, "data": data.title}
+        record["precision"] = measuring.precision
         if distributed.rank() == 0:
-            _write(path, found, data, bad, told)
+            _write(path, reference, data, bad, record)
         parts.remove()
-    return {"reference": str(path), **told, "unreadable": bad}
+    return {"reference": str(path), **record, "unreadable": bad}
 
 
-def _write(path: Path, found: Reference, data: DataImages, bad: dict[str, str], told: dict[str, Any]) -> None:
-    arrays = {"mu": found.pool.mean, "sigma": found.pool.covariance}
-    if found.spatial is not None:
-        arrays |= {"mu_s": found.spatial.mean, "sigma_s": found.spatial.covariance}
+def _write(path: Path, reference: Reference, data: DataImages, bad: dict[str, str], record: dict[str, Any]) -> None:
+    arrays = {"mu": reference.pool.mean, "sigma": reference.pool.covariance}
+    if reference.spatial is not None:
+        arrays |= {"mu_s": reference.spatial.mean, "sigma_s": reference.spatial.covariance}
     readable = [n for n, name in enumerate(data.source.names) if name not in bad]
     kept = [readable[n] for n in chosen(len(readable), MOST)]
     batches = ordered_batches(
@@ -161,4 +161,4 @@ def _write(path: Path, found: Reference, data: DataImages, bad: dict[str, str], 
     pixels = (to_bytes(batch.images).permute(0, 2, 3, 1).numpy() for batch in batches)
     numbers = {name: arrays[name].numpy() for name in STATISTICS if name in arrays}
     shape = (len(kept), data.size, data.size)
-    write_arrays(path, shape, pixels, **numbers, protocol=np.array(json.dumps(told)))
+    write_arrays(path, shape, pixels, **numbers, protocol=np.array(json.dumps(record)))

@@ -12,13 +12,13 @@ from typing import Any
 from urllib.parse import quote
 
 from softvq import files
-from softvq.errors import MetricError, ModelError, SoftVQError
+from softvq.errors import MetricError, ModelError, SoftVQError, counted
 from softvq.evaluation.results import EVALUATION, Protocol
 from softvq.figures import pyplot, rendered, save_picture
 from softvq.pretrained.inception import NAME
 from softvq.published import GENERATION, GENERATORS, PROBE, TOKENIZERS
 
-Found = dict[str, Any]  # a result's file, read
+Stored = dict[str, Any]  # a result's file, read
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def report(folder: str | Path = "evaluations", out: str | Path | None = None) ->
     folder = Path(folder)
     results, odd = _read(folder)
     if not results:
-        reason = f" {len(odd)} files were left out; the first: {odd[0]}" if odd else ""
+        reason = f" {counted(len(odd), 'file')} left out; the first: {odd[0]}" if odd else ""
         raise MetricError(f"{folder} holds no results of evaluations.{reason}")
     out = folder / "report.md" if out is None else Path(out)
     lines = ["# Measured results", "", *(f"Left out: {reason}" for reason in odd), *([""] if odd else [])]
@@ -51,11 +51,11 @@ def report(folder: str | Path = "evaluations", out: str | Path | None = None) ->
     return Report(out, len(results), tuple(figures), tuple(odd))
 
 
-def _read(folder: Path) -> tuple[list[Found], list[str]]:
+def _read(folder: Path) -> tuple[list[Stored], list[str]]:
     """Return the results in the order of their files, and the reasons why other files could not be read."""
     if not folder.is_dir():
         raise MetricError(f"there is no folder {folder}.")
-    found, odd = [], []
+    results, odd = [], []
     for path in sorted(folder.rglob("*.json")):
         try:
             result = files.read_json(path)
@@ -67,8 +67,8 @@ def _read(folder: Path) -> tuple[list[Found], list[str]]:
         elif flaw := _flaw(result):
             odd.append(f"{path}: {flaw}")
         else:
-            found.append({**result, "file": path})
-    return found, odd
+            results.append({**result, "file": path})
+    return results, odd
 
 
 _OF_PROTOCOL = {  # what is shown of it; the other kinds' are `Protocol`s
@@ -78,7 +78,7 @@ _OF_PROTOCOL = {  # what is shown of it; the other kinds' are `Protocol`s
 }
 
 
-def _flaw(result: Found) -> str | None:
+def _flaw(result: Stored) -> str | None:
     """Return the reason why a result cannot be shown; None if it can."""
     kind = result.get("kind")
     if kind not in list(_SECTIONS):
@@ -103,9 +103,9 @@ def _flaw(result: Found) -> str | None:
     return None
 
 
-def _groups(results: list[Found]) -> list[tuple[Any, list[Found]]]:
+def _groups(results: list[Stored]) -> list[tuple[Any, list[Stored]]]:
     """Return the results in groups that can be compared, each with its protocol."""
-    groups: list[tuple[Any, list[Found]]] = []
+    groups: list[tuple[Any, list[Stored]]] = []
     for result in results:
         protocol = Protocol.from_dict(result["protocol"])
         for known, group in groups:
@@ -150,21 +150,21 @@ def _number(value: float | None, digits: int, spread: float | None = None) -> st
     return f"{value:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
 
 
-def _scores(results: list[Found], name: str, digits: int) -> list[str | None]:
+def _scores(results: list[Stored], name: str, digits: int) -> list[str | None]:
     return [_number(r["scores"].get(name), digits, r["scores"].get(f"{name}_over_seeds")) for r in results]
 
 
-def _names(results: list[Found]) -> list[str]:
+def _names(results: list[Stored]) -> list[str]:
     return [f"`{Path(str(r['model']['name'])).name}`" for r in results]
 
 
-def _recipe(result: Found) -> str:
+def _recipe(result: Stored) -> str:
     """Return the name of the recipe that the model was made with; for the authors' releases, it is the model's name."""
     model = result["model"]
     return model.get("recipe") or Path(str(model["name"])).name.replace("_", "-")
 
 
-def _reconstruction(results: list[Found], out: Path, figures: list[Path]) -> list[str]:
+def _reconstruction(results: list[Stored], out: Path, figures: list[Path]) -> list[str]:
     lines = ["## Reconstruction (Tables 1 to 5)", ""]
     for protocol, group in _groups(results):
         published = [TOKENIZERS.get(_recipe(r)) for r in group]
@@ -190,7 +190,7 @@ def _reconstruction(results: list[Found], out: Path, figures: list[Path]) -> lis
     return lines
 
 
-def _appearance(group: list[Found]) -> dict[str, list[str | None]]:
+def _appearance(group: list[Stored]) -> dict[str, list[str | None]]:
     """Return the columns of `evaluation.appearance`: borders of patches, sharpness and blank pictures."""
     blank = [r["scores"].get("nearly_blank") for r in group]
     return {
@@ -201,7 +201,7 @@ def _appearance(group: list[Found]) -> dict[str, list[str | None]]:
     }
 
 
-def _generation(results: list[Found], out: Path, figures: list[Path]) -> list[str]:
+def _generation(results: list[Stored], out: Path, figures: list[Path]) -> list[str]:
     lines = ["## Generation (Tables 1 to 4 and 6 to 8)", ""]
     for protocol, group in _groups(results):
         printed = [_printed(r) for r in group]
@@ -229,16 +229,16 @@ def _generation(results: list[Found], out: Path, figures: list[Path]) -> list[st
     return lines
 
 
-def _steps(result: Found) -> int | None:
+def _steps(result: Stored) -> int | None:
     return result["model"].get("steps")
 
 
-def _sampler(result: Found) -> str | None:
+def _sampler(result: Stored) -> str | None:
     sampling = result.get("sampling")
     return sampling and f"{sampling['sampler']}, {sampling['steps']} steps"
 
 
-def _printed(result: Found) -> Any:
+def _printed(result: Stored) -> Any:
     """Return the paper's row for this recipe and these steps: without guidance, or at the paper's scale."""
     if "sampling" not in result:
         return None
@@ -255,7 +255,7 @@ def _printed(result: Found) -> Any:
     return rows[1] if same else None
 
 
-def _pictures(result: Found, out: Path) -> list[str]:
+def _pictures(result: Stored, out: Path) -> list[str]:
     """Return links to a result's pictures, wherever the folder has been moved to."""
     pictures = [result["file"].with_name(Path(name).name) for name in result.get("pictures", [])]
     links = [f"![{picture.stem}]({_link(picture, out)})" for picture in pictures if picture.is_file()]
@@ -266,8 +266,8 @@ def _link(picture: Path, out: Path) -> str:
     return quote(Path(os.path.relpath(picture, out.parent)).as_posix())
 
 
-def _probe(results: list[Found], out: Path, figures: list[Path]) -> list[str]:
-    told = [r["protocol"] for r in results]
+def _probe(results: list[Stored], out: Path, figures: list[Path]) -> list[str]:
+    protocols = [r["protocol"] for r in results]
     scores = {
         title: [_number(r["scores"].get(name) and 100 * r["scores"][name], 2) for r in results]
         for title, name in (("top 1 %", "probe_top1"), ("top 5 %", "probe_top5"), ("balanced %", "probe_balanced"))
@@ -276,11 +276,11 @@ def _probe(results: list[Found], out: Path, figures: list[Path]) -> list[str]:
     lines += _table(
         {
             "model": _names(results),
-            "data": [p["data"] for p in told],
-            "images": [p["images"] for p in told],
-            "layer": [p.get("layer") for p in told],
-            "time": [p.get("time") for p in told],
-            "pool": [p["pool"] for p in told],
+            "data": [p["data"] for p in protocols],
+            "images": [p["images"] for p in protocols],
+            "layer": [p.get("layer") for p in protocols],
+            "time": [p.get("time") for p in protocols],
+            "pool": [p["pool"] for p in protocols],
             "top 1 %, paper": [_number(PROBE.get(_recipe(r)), 2) for r in results],
             **scores,
             "k-NN %": [_number(r["scores"].get("knn_top1") and 100 * r["scores"]["knn_top1"], 2) for r in results],
@@ -291,12 +291,12 @@ def _probe(results: list[Found], out: Path, figures: list[Path]) -> list[str]:
     return [*lines, *_bars(bars, "top-1 accuracy of a linear probe", path, figures)]
 
 
-def _probed(result: Found) -> str:
+def _probed(result: Stored) -> str:
     layer = result["protocol"].get("layer")
     return Path(str(result["model"]["name"])).name + ("" if layer is None else f", layer {layer}")
 
 
-def _cost(results: list[Found], out: Path, figures: list[Path]) -> list[str]:
+def _cost(results: list[Stored], out: Path, figures: list[Path]) -> list[str]:
     lines = ["## Cost (Tables 1 and 2)", ""]
     for number, result in enumerate(results):
         p, rows = result["protocol"], list(result["rows"].values())
@@ -342,7 +342,7 @@ def _bars(values: list[tuple[str, float | None]], title: str, path: Path, figure
     return [f"![{title}]({_link(path, path)})", ""]
 
 
-def _latents(results: list[Found], out: Path, figures: list[Path]) -> list[str]:
+def _latents(results: list[Stored], out: Path, figures: list[Path]) -> list[str]:
     lines = ["## Latent space (Fig. 4)", ""]
     lines += _table(
         {

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from softvq import __version__, distributed, files
-from softvq.errors import MetricError
+from softvq.errors import MetricError, counted
 from softvq.figures import save_picture
 
 EVALUATION = "evaluation"  # what a result's file says it is
@@ -58,12 +58,12 @@ class Protocol:
 
         The name of the reference does not matter, its checksum does.
         """
-        found = []
+        reasons = []
         for name in (one.name for one in fields(self) if one.name != "reference"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
-                found.append(f"{name.replace('_', ' ')} {mine} and {theirs}")
-        return found
+                reasons.append(f"{name.replace('_', ' ')} {mine} and {theirs}")
+        return reasons
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all but the pictures, JSON-ready."""
-        told = {"softvq": EVALUATION, "kind": self.kind, "version": __version__, "date": _today()}
+        header = {"softvq": EVALUATION, "kind": self.kind, "version": __version__, "date": _today()}
         whole = {
-            **told,
+            **header,
             **({"model": self.model} if self.model else {}),
             "protocol": self.protocol,
             **({"scores": self.scores} if self.scores or self.kind != "cost" else {}),
@@ -114,14 +114,13 @@ class Result:
             lines.append(f"{name:24} {shown}" + (f" ± {deviation:.4f}" if deviation is not None else ""))
         p = self.protocol
         if "reference" in p:
-            lines.append(
-                f"\n{p['images']:,} images of {p['size']} px against {p['reference']} ({p['reference_checksum']})"
-            )
+            against = f"{p['reference']} ({p['reference_checksum']})"
+            lines.append(f"\n{counted(p['images'], 'image')} of {p['size']} px against {against}")
             lines.append(f"features: {p['features']} ({p['weights']}), {p['resizing']}, {p['precision']}")
         lines += [f"note: {note}." for note in self.notes]
         if self.unreadable:
             reason = next(iter(self.unreadable.values()))
-            lines.append(f"{len(self.unreadable):,} unreadable images left out; the first: {reason}")
+            lines.append(f"{counted(len(self.unreadable), 'unreadable image')} left out; the first: {reason}")
         return "\n".join(lines)
 
     def write(self, folder: str | Path) -> dict[str, Any]:
@@ -149,8 +148,8 @@ def _today() -> Any:
 
 def short_name(*what: Any) -> str:
     """Return 8 hex digits of all that a result is a function of, so that the same call finds its parts again."""
-    told = json.dumps([__version__, *what], sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()[:8]
+    text = json.dumps([__version__, *what], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def described(model: Any) -> dict[str, Any]:

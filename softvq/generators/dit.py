@@ -11,7 +11,7 @@ from softvq.generators.base import GeneratorConfig, Sampling, check_share
 from softvq.generators.denoising import Denoiser, Sampler, Task
 from softvq.generators.transformer import TransformerConfig
 from softvq.transports import samplers
-from softvq.transports.diffusion import LEAST, STEPS, BetasName, Diffusion
+from softvq.transports.diffusion import LEAST_LAMBDA, STEPS, BetasName, Diffusion
 from softvq.transports.guidance import Field, Guidance
 
 _FEW = 32  # tokens, for which the paper guides more strongly than for 64
@@ -54,8 +54,8 @@ def _respaced(task: Task) -> Diffusion:
 
 def _dpm(x: Tensor, task: Task, noise=None) -> Tensor:
     diffusion = task.model.diffusion
-    count = min(task.sampling.steps, STEPS, diffusion.longest(LEAST))
-    denoise, alpha, sigma = samplers.chain_denoiser(task.field, diffusion.respaced(count, LEAST))
+    count = min(task.sampling.steps, STEPS, diffusion.longest(LEAST_LAMBDA))
+    denoise, alpha, sigma = samplers.chain_denoiser(task.field, diffusion.respaced(count, LEAST_LAMBDA))
     return samplers.dpm_solver(denoise, x, alpha, sigma, noise, task.progress)
 
 
@@ -96,9 +96,9 @@ class DiT(Denoiser):
         `mse` and `bound` (bits a number) add up to `loss`.
         """
         point = self.diffusion.mix(latents, noise, step)
-        found, logits = self(point, step, labels).chunk(2, dim=-1)
-        mse = (found - noise).square().flatten(1).mean(1)
-        bound = self.diffusion.bound(latents, point, found, logits, step)
+        estimate, logits = self(point, step, labels).chunk(2, dim=-1)
+        mse = (estimate - noise).square().flatten(1).mean(1)
+        bound = self.diffusion.bound(latents, point, estimate, logits, step)
         return {"loss": mse + bound, "mse": mse, "bound": bound}
 
     def _noised(self, latents: Tensor, noise: Tensor, time: Float[Tensor, " B"]) -> tuple[Tensor, Tensor]:

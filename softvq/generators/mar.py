@@ -19,7 +19,7 @@ from softvq.generators.base import Generator, GeneratorConfig, Noise, Part, Prog
 from softvq.generators.transformer import FinalLayer, TimeEmbedder, start_at_zero
 from softvq.layers import Block, Dropout, ViTConfig, modulated
 from softvq.transports import samplers
-from softvq.transports.diffusion import LEAST, STEPS, Diffusion
+from softvq.transports.diffusion import LEAST_LAMBDA, STEPS, Diffusion
 from softvq.transports.guidance import Guidance, guided
 
 _MEAN, _STD, _LEAST = 1.0, 0.25, 0.7  # of the mask ratio: a normal, truncated to [0.7, 1]
@@ -230,9 +230,9 @@ class MAR(Generator):
         noise = draws["noise"][rows, :, columns].transpose(0, 1).flatten(0, 1).to(latents)
         step = (draws["time"][rows, :, columns].T.flatten() * STEPS).long()
         point = self.diffusion.mix(target, noise, step)
-        found, logits = self.head(point, step, z).float().chunk(2, dim=-1)
-        mse = (found - noise).square().mean(1)
-        bound = self.diffusion.bound(target, point, found, logits, step)
+        estimate, logits = self.head(point, step, z).float().chunk(2, dim=-1)
+        mse = (estimate - noise).square().mean(1)
+        bound = self.diffusion.bound(target, point, estimate, logits, step)
         means = {name: x.view(R, len(latents), -1).mean((0, 2)) for name, x in (("mse", mse), ("bound", bound))}
         return {"loss": means["mse"] + means["bound"], **means}
 
@@ -335,7 +335,7 @@ class MAR(Generator):
             return self.head(x.to(condition.dtype), t, condition).float()
 
         field = guided(network, z, other, Guidance(scale), self.shape[1])
-        chain = self.diffusion.respaced(min(self.config.head_steps, self.diffusion.longest(LEAST)), LEAST)
+        chain = self.diffusion.respaced(min(self.config.head_steps, self.diffusion.longest(LEAST_LAMBDA)), LEAST_LAMBDA)
         mine = chosen.cpu()
         start = noise()[mine].to(z.device, dtype)
         return samplers.ddpm(field, start, chain, lambda number: noise()[mine]).float()

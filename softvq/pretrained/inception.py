@@ -273,10 +273,10 @@ def _downloaded() -> Path:
 def _unpickled(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise ModelError(f"there is no file {file}.")
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
-    if found != SHA256:
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if digest != SHA256:
         raise ModelError(
-            f"{file} is not the published file of Inception's weights: its SHA-256 begins {found[:16]}, not "
+            f"{file} is not the published file of Inception's weights: its SHA-256 begins {digest[:16]}, not "
             f"{SHA256[:16]}."
         )
     return torch.load(file, weights_only=True, map_location="cpu")

@@ -68,12 +68,12 @@ class Lite(nn.Module):
     def activations(self, x: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B C h w"]]:
         """Return the activations after each block in `after`, in order; gradients reach the images."""
         x = F.relu6(self.net._bn0(self.net._conv_stem(x)))
-        found = []
+        activations = []
         for number, block in enumerate(self.net._blocks[: max(self.after) + 1]):
             x = block(x)
             if number in self.after:
-                found.append(x)
-        return found
+                activations.append(x)
+        return activations
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
         """Return the last activation, averaged over places."""
@@ -100,8 +100,8 @@ class LitePerceptual(Lite):
         with torch.no_grad():
             references = [unit(f) for f in self.activations(targets)]
         distance = torch.zeros(len(images), device=images.device)
-        for found, reference in zip(self.activations(images), references, strict=True):
-            distance = distance + (unit(found) - reference).square().sum(1).mean((1, 2)).float()
+        for activation, reference in zip(self.activations(images), references, strict=True):
+            distance = distance + (unit(activation) - reference).square().sum(1).mean((1, 2)).float()
         return distance
 
 

@@ -44,12 +44,12 @@ class VGG16(nn.Module):
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """Return the activations of the five stages, each (B, C, H', W')."""
-        found = []
+        activations = []
         for number, layer in enumerate(self.features):
             x = layer(x)
             if number in self.taps:
-                found.append(x)
-        return found
+                activations.append(x)
+        return activations
 
 
 class LPIPS(nn.Module):
@@ -101,9 +101,9 @@ class LPIPS(nn.Module):
         with torch.no_grad():
             references = [unit(f) for f in self.vgg((targets - self.shift) / self.scale)]
         distance = torch.zeros(len(images), device=images.device)
-        for stage, found in enumerate(self.vgg((images - self.shift) / self.scale)):
+        for stage, activation in enumerate(self.vgg((images - self.shift) / self.scale)):
             weights = getattr(self, f"lin{stage}").view(-1, 1, 1)
-            difference = (unit(found) - references[stage]).square()
+            difference = (unit(activation) - references[stage]).square()
             distance = distance + (difference * weights).sum(1).mean((1, 2)).float()
         return distance
 

@@ -51,7 +51,7 @@ def find(name: str) -> TokenizerRecipe:
         if (printed := as_printed(recipe)) is None:
             raise ConfigError(f"there is no recipe {name!r}: {base} is the same as released and as printed.")
         return printed
-    everything = [found for base in RECIPES for twin in (base, *twins(base)) for found in _with_tiny(twin)]
+    everything = [variant for base in RECIPES for twin in (base, *twins(base)) for variant in _with_tiny(twin)]
     raise ConfigError(f"there is no recipe {name!r}{nearest(name, everything, every=_LISTED)}")
 
 

@@ -77,22 +77,22 @@ def _mar(tokenizer: str, tokens: int) -> GeneratorRecipe:
 
 def _of_the_paper() -> list[GeneratorRecipe]:
     # Tables 1 and 6 (3M steps)
-    found = [
+    recipes = [
         _denoiser(kind, "XL", f"softvq-{size}-{tokens}", tokens)
         for tokens in (32, 64)
         for size in ("b", "bl", "l")
         for kind in ("sit", "dit")
     ]
-    found += [_mar("softvq-l-32", 32), _mar("softvq-bl-64", 64)]
+    recipes += [_mar("softvq-l-32", 32), _mar("softvq-bl-64", 64)]
     # Tables 2 and 7, 512 px
-    found += [_denoiser("sit", "XL", "softvq-bl-64-512", 64), _mar("softvq-bl-64-512", 64)]
-    found.append(_denoiser("sit", "XL", "softvq-l-32-512", 32))
+    recipes += [_denoiser("sit", "XL", "softvq-bl-64-512", 64), _mar("softvq-bl-64-512", 64)]
+    recipes.append(_denoiser("sit", "XL", "softvq-l-32-512", 32))
     # Table 3: SiT-L without guidance, 400K steps
-    found += [_denoiser("sit", "L", f"{kind}-s-{n}", n) for kind in ("vq", "ae", "softvq") for n in _DIMS]
+    recipes += [_denoiser("sit", "L", f"{kind}-s-{n}", n) for kind in ("vq", "ae", "softvq") for n in _DIMS]
     # Table 4: SiT-L on SoftVQ-B by encoder and alignment target; dinov2-dinov2 is softvq-b-64
     variants = ("-none-none", "-none-dinov2", "-dinov2-none", "", "-clip-clip", "-eva02-eva02")
-    found += [_denoiser("sit", "L", f"softvq-b-64{variant}", 64) for variant in variants]
-    return found + [_two_dimensional(kind, name) for kind, name in (("dit", "DiT-XL/2"), ("sit", "SiT-XL/2"))]
+    recipes += [_denoiser("sit", "L", f"softvq-b-64{variant}", 64) for variant in variants]
+    return recipes + [_two_dimensional(kind, name) for kind, name in (("dit", "DiT-XL/2"), ("sit", "SiT-XL/2"))]
 
 
 def _two_dimensional(kind: str, title: str) -> GeneratorRecipe:

@@ -48,8 +48,8 @@ def recipe_text(recipe: Recipe) -> str:
 
 def _parsed(data: dict[str, Any], where: str, kind: Kind | None = None) -> Recipe:
     """Return the recipe of a file's content: a generator's has a `model`, and names its tokenizer."""
-    told = data.get("tokenizer")
-    is_generator = "model" in data or isinstance(told, str) or (told is None and kind == "generator")
+    tokenizer = data.get("tokenizer")
+    is_generator = "model" in data or isinstance(tokenizer, str) or (tokenizer is None and kind == "generator")
     return from_dict(GeneratorRecipe if is_generator else TokenizerRecipe, data, where)
 
 

@@ -320,8 +320,8 @@ def validation_loss(model: Generator, recipe: GeneratorRecipe, latents: Latents,
     model.eval()
     for batch in latents.in_order(min(256, recipe.batch_size), limit):
         batch = batch.to(model.device)
-        found = _losses(model.loss, batch, draws_of(model, recipe, batch), "float32")
-        total, count = total + float(found["loss"].sum()), count + len(batch)
+        losses = _losses(model.loss, batch, draws_of(model, recipe, batch), "float32")
+        total, count = total + float(losses["loss"].sum()), count + len(batch)
     return total / count
 
 

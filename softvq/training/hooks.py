@@ -64,10 +64,10 @@ def reconstruction_hook(source: Source, size: int, validation: Validation | None
             save_picture(picture, path)
         log.picture(state.step, "reconstructions", np.asarray(picture))
         if validation is not None:
-            found = validation.scores(tokenizer).summary()
-            log.values(state.step, {f"val/{name}": found[name] for name in _SCORES if name in found})
+            scores = validation.scores(tokenizer).summary()
+            log.values(state.step, {f"val/{name}": scores[name] for name in _SCORES if name in scores})
             words = "  ".join(
-                f"{label} {found[name]:.{digits}f}" for name, (label, digits) in _SCORES.items() if name in found
+                f"{label} {scores[name]:.{digits}f}" for name, (label, digits) in _SCORES.items() if name in scores
             )
             log.say(f"step {state.step}  val {words}  {path}")
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from softvq import distributed
-from softvq.errors import Interrupted, TrainingError
+from softvq.errors import Interrupted, TrainingError, counted
 from softvq.training.logs import Log
 from softvq.training.options import Intervals
 from softvq.training.state import Checkpoints, Players, TrainState
@@ -71,8 +71,8 @@ def fit(
                 checkpoints.save(state, {"bad_files": bad})
             if saving and len(bad) > most_bad:
                 raise TrainingError(
-                    f"{len(bad)} files cannot be read, more than the share that may be; the run is saved. The first: "
-                    f"{next(iter(bad.values()))}",
+                    f"{counted(len(bad), 'file')} cannot be read, more than the share that may be; the run is saved. "
+                    f"The first: {next(iter(bad.values()))}",
                     setting="most_bad",
                 )
             if stopping is not None and state.step < steps:
@@ -100,7 +100,7 @@ def _run(step: Step, state: TrainState, batch: TrainingBatch) -> dict[str, torch
     try:
         return step(state.players, batch)
     except torch.OutOfMemoryError as error:
-        raise TrainingError(f"the device has no memory left for {len(batch)} images a step.") from error
+        raise TrainingError(f"the device has no memory left for {counted(len(batch), 'image')} a step.") from error
 
 
 def _report_bad(batch: TrainingBatch, bad: dict[str, str], step: int, log: Log) -> None:

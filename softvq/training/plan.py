@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils.flop_counter import FlopCounterMode
 
 from softvq import progress
-from softvq.errors import ConfigError, DataError
+from softvq.errors import ConfigError, DataError, counted
 from softvq.memory import Memory, without_contents
 from softvq.training.options import RunOptions
 from softvq.training.state import Players
@@ -123,20 +123,22 @@ def _step(task: Task, players: Players, batch: Any) -> None:
 
 def _parameters(task: Task, players: Players) -> dict[str, int]:
     """Return the number of parameters of each network, by the network's name."""
-    found: dict[str, nn.Module] = {}
+    networks: dict[str, nn.Module] = {}
     for name, player in players.items():
         if player.is_frozen:
-            found[f"{name} (frozen)"] = player.module
+            networks[f"{name} (frozen)"] = player.module
         else:
             for own, module in player.module.named_children():
-                found[task.kind if own == "model" else own] = module
-    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in found.items()}
+                networks[task.kind if own == "model" else own] = module
+    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in networks.items()}
     return {name: count for name, count in counts.items() if count}
 
 
 def show_plan(plan: Plan) -> str:
     """Return the plan as text for people."""
-    lines = [f"{plan.recipe}: {plan.steps:,} steps of {plan.batch_size} images; nothing was started."]
+    lines = [
+        f"{plan.recipe}: {counted(plan.steps, 'step')} of {counted(plan.batch_size, 'image')}; nothing was started."
+    ]
     rows = [(f"parameters, {name}", f"{count / 1e6:,.1f} M") for name, count in plan.parameters.items()]
     if plan.tokens is not None:
         rows.append(("tokens an image", f"{plan.tokens} of {plan.latent_dim} numbers"))

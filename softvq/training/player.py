@@ -205,19 +205,19 @@ def _named(module: nn.Module, states: Mapping[nn.Parameter, Mapping[str, Any]]) 
 
 def _plain(states: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
     """Return each parameter's state as `parameter name/state name`, plain numbers as `…:int` and `…:float`."""
-    found = {}
+    tensors = {}
     for name, state in states.items():
         for key, value in state.items():
             if isinstance(value, Tensor):
-                found[f"{name}/{key}"] = value
+                tensors[f"{name}/{key}"] = value
             elif isinstance(value, int | float):
-                found[f"{name}/{key}:{type(value).__name__}"] = torch.tensor(value, dtype=_NUMBERS[type(value)])
+                tensors[f"{name}/{key}:{type(value).__name__}"] = torch.tensor(value, dtype=_NUMBERS[type(value)])
             elif value is not None:
                 raise TrainingError(
                     f"the optimizer keeps a {type(value).__name__} as {key!r}, but a checkpoint holds tensors and "
                     "numbers alone."
                 )
-    return found
+    return tensors
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from softvq import distributed, files, progress
 from softvq.data.order import check_batch
-from softvq.errors import ConfigError, Notice
+from softvq.errors import ConfigError, Notice, counted
 from softvq.saving import UNFINISHED
 from softvq.training.logs import Log
 from softvq.training.loop import fit
@@ -34,7 +34,8 @@ def train(task: Task, options: RunOptions | str | Path, *, hooks: Sequence[Hook]
     checkpoints = Checkpoints(options.out / "checkpoints")
     task.options, task.resumes = options, bool(checkpoints.all())
     check_batch(task.recipe.batch_size, task.accumulate)
-    description = task.describe()
+    with progress.waiting("looking through the data"):
+        description = task.describe()
     before, task.lengthened = _compared(options.out, description, task.steps)
     distributed.barrier()  # all have looked
     with progress.waiting("building the networks"):
@@ -49,13 +50,13 @@ def train(task: Task, options: RunOptions | str | Path, *, hooks: Sequence[Hook]
     if options.compile:
         players["model"].module.compile()
     description = {**description, "steps": task.steps}
-    found = _open(options.out, description, checkpoints, state, content)
+    saved_state = _open(options.out, description, checkpoints, state, content)
     log = Log(options.out, state.step, task.steps, options.wandb, description)
     task.say = log.say
     try:
         if before != task.steps and state.step:
             _lengthen(task, before, description, state, log)
-        return _run(task, checkpoints, state, found, log, hooks)
+        return _run(task, checkpoints, state, saved_state, log, hooks)
     finally:
         log.close()
 
@@ -64,7 +65,7 @@ def _run(
     task: Task,
     checkpoints: Checkpoints,
     state: TrainState,
-    found: Mapping[str, Any],
+    saved_state: Mapping[str, Any],
     log: Log,
     hooks: Sequence[Hook],
 ) -> Path:
@@ -77,7 +78,7 @@ def _run(
         device=options.device,
         checkpoints=checkpoints,
         log=log,
-        bad=dict(found.get("bad_files", {})),
+        bad=dict(saved_state.get("bad_files", {})),
         most_bad=options.most_bad * task.images(),
         intervals=options.intervals,
         hooks=[*task.hooks(state.players), *hooks],
@@ -102,7 +103,8 @@ def _compared(out: Path, description: Mapping[str, Any], steps: int) -> tuple[in
     check_same_run(out, old, description)
     if steps < before:
         raise ConfigError(
-            f"{out} holds a run of {before:,} steps: it can get more, but not fewer ({steps:,}); use another folder.",
+            f"{out} holds a run of {counted(before, 'step')}: it can get more, but not fewer ({steps:,}); "
+            "use another folder.",
             setting="steps",
         )
     return before, lengthened
@@ -140,5 +142,6 @@ def _lengthen(task: Task, before: int, description: dict[str, Any], state: Train
         files.write_json(out / RUN, {**description, "lengthened": task.lengthened})
     log.event(state.step, {"lengthened_from": before, "lengthened_to": task.steps})
     log.say(
-        f"lengthened at step {state.step}: from {before} to {task.steps} steps, its learning rate anew from here on"
+        f"lengthened at step {state.step}: from {before} to {counted(task.steps, 'step')}, "
+        "its learning rate anew from here on"
     )

@@ -130,11 +130,11 @@ def check_same_run(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any])
 
     The message names the fields that differ and says what can be done instead.
     """
-    if found := differences(old, new):
+    if fields := differences(old, new):
         takes_init = "init" in new.get("recipe", {})
         start = f" (with init={str(folder)!r} a new run begins with its weights)" if takes_init else ""
         raise ConfigError(
-            f"{folder} holds a run that differs in {', '.join(found[:4])}; use another folder{start}, or the same "
+            f"{folder} holds a run that differs in {', '.join(fields[:4])}; use another folder{start}, or the same "
             "settings to go on.",
             setting="out",
         )

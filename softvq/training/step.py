@@ -138,18 +138,18 @@ def discriminator_loss(
         fake, real, *stronger = players["discriminator"](inputs)
     lecam = players["discriminator"].module.lecam
     lecam.update(real.detach(), fake.detach())
-    found = {
+    scalars = {
         "discriminator/loss": adversarial.discriminator_loss(real, fake, config.loss),
         "discriminator/lecam": lecam(real, fake),
         "discriminator/real": real.detach().float().mean(),
         "discriminator/fake": fake.detach().float().mean(),
     }
-    loss = weights["adversarial"] * (found["discriminator/loss"] + config.lecam * found["discriminator/lecam"])
+    loss = weights["adversarial"] * (scalars["discriminator/loss"] + config.lecam * scalars["discriminator/lecam"])
     if stronger:
         moved = adversarial.consistency(torch.cat([fake, real]), torch.cat(stronger))
-        found["discriminator/consistency"] = moved
+        scalars["discriminator/consistency"] = moved
         loss = loss + config.consistency * moved
-    return loss, {name: value.detach() for name, value in found.items()}
+    return loss, {name: value.detach() for name, value in scalars.items()}
 
 
 def discriminator_inputs(players: Players, recipe: TokenizerRecipe, images: Tensor, views: Views) -> list[Tensor]:
@@ -168,7 +168,7 @@ def augmentations(recipe: TokenizerRecipe, batch: Batch, streams: Sequence[Strea
 
     The streams are independent of each other. The strong ones apply all of DiffAug, with cutouts of half the side.
     """
-    found, size = [], (batch.images.shape[2], batch.images.shape[3])
+    pairs, size = [], (batch.images.shape[2], batch.images.shape[3])
     config = recipe.adversarial.discriminator
     target = size[0] if config.backbone is None else config.image_size
     for stream in streams:
@@ -176,8 +176,8 @@ def augmentations(recipe: TokenizerRecipe, batch: Batch, streams: Sequence[Strea
         strong = stream in (Stream.STRONG_FAKE, Stream.STRONG_REAL)
         draws = draw(rngs, size, 1.0 if strong else recipe.adversarial.augment, 0.5 if strong else 0.2)
         device = batch.images.device
-        found.append((draws.to(device), draw_views(rngs, size, target).to(device)))
-    return found
+        pairs.append((draws.to(device), draw_views(rngs, size, target).to(device)))
+    return pairs
 
 
 def balance(players: Players, terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
@@ -200,11 +200,11 @@ def disturbances(recipe: TokenizerRecipe, positions: list[int]) -> Float[Tensor,
     """Return the latent noise σ ε of these sample numbers, in units of the latents' deviation; None without noise."""
     if not recipe.latent_noise:
         return None
-    shape, found = (recipe.tokenizer.tokens, recipe.tokenizer.latent_dim), []
+    shape, noise = (recipe.tokenizer.tokens, recipe.tokenizer.latent_dim), []
     for position in positions:
         own = rng(recipe.seed, Stream.LATENT_NOISE, position)
-        found.append(recipe.latent_noise * own.random() * own.standard_normal(shape, dtype=np.float32))
-    return torch.from_numpy(np.stack(found).astype(np.float32))
+        noise.append(recipe.latent_noise * own.random() * own.standard_normal(shape, dtype=np.float32))
+    return torch.from_numpy(np.stack(noise).astype(np.float32))
 
 
 def add_share(values: dict[str, Tensor], more: Mapping[str, Tensor], count: int) -> None:

@@ -199,9 +199,9 @@ class TokenizerTask(Task):
         discriminator.set_rate(batch.step, recipe.steps)
         for (part, last), images in zip(parts_of(batch, recipe.accumulate), fakes, strict=True):
             with nullcontext() if last else discriminator.unsynchronised():
-                loss, found = discriminator_loss(players, recipe, self.options.precision, part, images, weights)
+                loss, scalars = discriminator_loss(players, recipe, self.options.precision, part, images, weights)
                 (loss / recipe.accumulate).backward()
-            add_share(values, found, recipe.accumulate)
+            add_share(values, scalars, recipe.accumulate)
         values["optimizer/discriminator_gradient_norm"], spike = discriminator.update(recipe.skip_above)
         if recipe.skip_above is not None:
             values["optimizer/discriminator_skipped"] = torch.tensor(float(spike))
@@ -337,21 +337,21 @@ def frozen_networks(
     the features that the discriminator reads). Their weights come from local `files` by name, else from the hub;
     without `weights` none are loaded, and the networks have the same shapes alone.
     """
-    config, found = recipe.tokenizer, {}
+    config, networks = recipe.tokenizer, {}
     size, patch = config.image_size, config.encoder.patch_size
     if recipe.alignment is not None and "teacher" not in given:
         name = recipe.alignment.teacher
-        found["teacher"] = lookup(TEACHERS, name, "teacher").make(size, patch, files.get(name), weights)
+        networks["teacher"] = lookup(TEACHERS, name, "teacher").make(size, patch, files.get(name), weights)
     if (name := recipe.perceptual) is not None and "perceptual" not in given:
-        found["perceptual"] = lookup(PERCEPTUAL, name, "perceptual network").make(files.get(name), weights)
+        networks["perceptual"] = lookup(PERCEPTUAL, name, "perceptual network").make(files.get(name), weights)
     dino = None if recipe.adversarial is None else recipe.adversarial.discriminator
     if dino is not None and dino.backbone is not None and "readouts" not in given:
         if weights:
-            found["readouts"] = Readouts.load(dino.backbone, dino.image_size, dino.after, files.get(dino.backbone))
+            networks["readouts"] = Readouts.load(dino.backbone, dino.image_size, dino.after, files.get(dino.backbone))
         else:
             vit = untrained(dino.backbone, dino.image_size, None)
-            found["readouts"] = Readouts(vit, describe(dino.backbone).statistics, dino.after)
-    return found
+            networks["readouts"] = Readouts(vit, describe(dino.backbone).statistics, dino.after)
+    return networks
 
 
 @contextmanager

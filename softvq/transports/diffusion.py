@@ -17,7 +17,7 @@ from softvq.transports.paths import like
 
 BetasName = Literal["linear", "cosine"]
 STEPS = 1000
-LEAST = -5.1  # λ that few-step samplers begin at; linear betas end above it, at −5.06
+LEAST_LAMBDA = -5.1  # λ that few-step samplers begin at; linear betas end above it, at −5.06
 
 
 @dataclass(frozen=True)

@@ -62,10 +62,10 @@ def guided(
         chosen = (scale != 1).nonzero().flatten()
         if not len(chosen):
             return network(x, t, labels)
-        found = network(torch.cat([x, x[chosen]]), torch.cat([t, t[chosen]]), torch.cat([labels, null[chosen]]))
-        both, without = found[: len(x)], found[len(x) :]
+        predictions = network(torch.cat([x, x[chosen]]), torch.cat([t, t[chosen]]), torch.cat([labels, null[chosen]]))
+        both, without = predictions[: len(x)], predictions[len(x) :]
         with_ = both[chosen]
-        weight = scale[chosen].to(found.dtype).view(-1, *(1 for _ in x.shape[1:]))
+        weight = scale[chosen].to(predictions.dtype).view(-1, *(1 for _ in x.shape[1:]))
         mixed = without + weight * (with_ - without)
         if channels is not None:
             mixed = torch.cat([mixed[..., :channels], with_[..., channels:]], dim=-1)

@@ -129,8 +129,8 @@ def ddpm(field: Field, x: Tensor, chain: Diffusion, noise: Noise, progress: Prog
     count = len(chain.betas)
     for number, index in enumerate(progress(list(reversed(range(count))))):
         step = torch.full((len(x),), index, device=x.device)
-        found, logits = _at(field, x, chain, index).to(x.dtype).chunk(2, dim=-1)
-        mean, _ = chain.posterior(chain.clean(x, found, step), x, step)
+        estimate, logits = _at(field, x, chain, index).to(x.dtype).chunk(2, dim=-1)
+        mean, _ = chain.posterior(chain.clean(x, estimate, step), x, step)
         x = mean
         if index:
             x = x + torch.exp(0.5 * chain.log_variance(logits, step)) * noise(number).to(x)
@@ -141,15 +141,15 @@ def ddim(field: Field, x: Tensor, chain: Diffusion, progress: Progress = _same) 
     """Return data by deterministic steps (Song et al. 2021, η = 0)."""
     for index in progress(list(reversed(range(len(chain.betas))))):
         step = torch.full((len(x),), index, device=x.device)
-        found = _at(field, x, chain, index).to(x.dtype)[..., : x.shape[-1]]
+        noise = _at(field, x, chain, index).to(x.dtype)[..., : x.shape[-1]]
         before = chain.at(chain.alpha_bar_before, step, x)
-        x = before.sqrt() * chain.clean(x, found, step) + (1 - before).sqrt() * found
+        x = before.sqrt() * chain.clean(x, noise, step) + (1 - before).sqrt() * noise
     return x
 
 
 def _at(field: Field, x: Tensor, chain: Diffusion, index: int) -> Tensor:
-    told = float(chain.timesteps[index])
-    return field(x, _all(x, told), _all(x, told / (STEPS - 1)))
+    timestep = float(chain.timesteps[index])
+    return field(x, _all(x, timestep), _all(x, timestep / (STEPS - 1)))
 
 
 Denoiser = Callable[[Tensor, int], Tensor]  # (state, step number) -> the data that the network sees in it

@@ -185,7 +185,7 @@ def test_bad_images_are_named_and_replaced_and_shards_without_any_are_a_sentence
     assert batch.names == ["5.tar/b.png"] * 2
     assert list(batch.bad) == ["5.tar/a.png"]
     write(shards / "6.tar", {"a.png": b"no image"})
-    with pytest.raises(DataError, match="none of the 1 images can be read"):
+    with pytest.raises(DataError, match="none of the 1 image can be read"):
         names(f"file://{shards}/6.tar", 1)
     write(shards / "7.tar", {"readme.txt": b""})
     with pytest.raises(DataError, match="hold no images"):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from softvq.transports import samplers
-from softvq.transports.diffusion import LEAST, STEPS, Diffusion
+from softvq.transports.diffusion import LEAST_LAMBDA, STEPS, Diffusion
 
 NAMES = ("linear", "cosine")
 
@@ -231,7 +231,7 @@ def test_few_steps_forgive_a_network_that_is_a_little_wrong(steps: int):
     whole = Diffusion.named("cosine")
     x = torch.randn(1000, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = []
-    for chain in (whole.respaced(steps, LEAST), whole.respaced(steps)):
+    for chain in (whole.respaced(steps, LEAST_LAMBDA), whole.respaced(steps)):
         denoise, alpha, sigma = samplers.chain_denoiser(wrong, chain)
         found.append(samplers.dpm_solver(denoise, x, alpha, sigma))
     assert found[0].std() == pytest.approx(1, abs=0.15)
@@ -240,9 +240,9 @@ def test_few_steps_forgive_a_network_that_is_a_little_wrong(steps: int):
 
 
 def test_linear_betas_are_taken_whole_and_cosine_ones_without_their_last():
-    assert Diffusion.named("linear").longest(LEAST) == STEPS
+    assert Diffusion.named("linear").longest(LEAST_LAMBDA) == STEPS
     cosine = Diffusion.named("cosine")
-    kept = cosine.longest(LEAST)
+    kept = cosine.longest(LEAST_LAMBDA)
     assert STEPS - 5 <= kept < STEPS
-    assert cosine.respaced(50, LEAST).timesteps[-1] == kept - 1
+    assert cosine.respaced(50, LEAST_LAMBDA).timesteps[-1] == kept - 1
     assert torch.equal(cosine.respaced(50).timesteps, cosine.respaced(50, -100.0).timesteps)
