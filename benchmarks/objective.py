@@ -15,28 +15,28 @@ images are written to benchmarks/results, others beside the runs.
 """
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from record import RESULTS, record
 from torch import Tensor, nn
 
 from softvq import Tokenizer
 from softvq.data.images import to_bytes
-from softvq.data.loader import ordered_batches
+from softvq.data.loader import ordered_batches, spread
 from softvq.data.opening import open_source
 from softvq.evaluation.frechet import frechet_distance, moments_of
-from softvq.figures import enlarge, grid, save_picture
+from softvq.figures import enlarge, grid, save_picture, table
 from softvq.losses.discriminators import PatchGANDiscriminatorConfig
 from softvq.losses.total import ScheduleConfig
 from softvq.optim import AdamWConfig
 from softvq.pretrained.lite import NAME as LITE
 from softvq.pretrained.lpips import VGG16
 from softvq.recipes.emoji import EMOJI_64
-from softvq.training.hooks import Validation, spread
+from softvq.training.hooks import Validation
 from softvq.training.options import RunOptions
 from softvq.training.recipe import AdversarialConfig, AlignmentConfig, TokenizerRecipe
 from softvq.training.run import train
@@ -45,7 +45,6 @@ from softvq.training.tokenizer import TokenizerTask
 START = "softvq-emoji-64"
 PIXELS = {"reconstruction": 1.0, "kl": 0.01}
 VAL = "emoji-val"
-RESULTS = Path(__file__).parent / "results"
 
 
 def recipes(steps: int, data: str) -> list[TokenizerRecipe]:
@@ -88,19 +87,23 @@ def run(options: argparse.Namespace) -> None:
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
+    """Return the Fréchet distance of two sets of vectors."""
     return frechet_distance(moments_of(a), moments_of(b))
 
 
 def luma(images: Tensor) -> Tensor:
+    """Return the brightness (B, 1, H, W) of images."""
     return (images * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
 
 
 def patches(images: Tensor) -> Tensor:
+    """Return all 8 × 8 patches, four pixels apart, as vectors of 64 numbers."""
     return F.unfold(luma(images), 8, stride=4).transpose(1, 2).flatten(0, 1)
 
 
 @torch.no_grad()
 def random_vgg(images: Tensor) -> Tensor:
+    """Return the features of a VGG16 with random weights, a vector a place."""
     torch.manual_seed(0)
     vgg = VGG16(1 / 4)
     for module in vgg.modules():
@@ -110,6 +113,7 @@ def random_vgg(images: Tensor) -> Tensor:
 
 
 def gradient_energy(images: Tensor) -> float:
+    """Return the mean squared difference of neighbouring pixels' brightness."""
     y = luma(images)
     return float(y.diff(dim=2).square().mean() + y.diff(dim=3).square().mean())
 
@@ -136,14 +140,16 @@ def measure(options: argparse.Namespace) -> None:
             "gradient_energy": gradient_energy(fake),
         }
         shown.append(tokenizer(shown[0]).images.clamp(-1, 1))
-    print(json.dumps(rows, indent=1))
+    names = list(rows["bundled"])
+    cells = [(name, *(f"{row[one]:.4f}" if one in row else "" for one in names)) for name, row in rows.items()]
+    print(table([("", *names), *cells]))
     for name in missing:
         print(f"{name}: not measured, there is no model in {runs[name]}", file=sys.stderr)
     published = not missing and options.val == VAL
     results = options.results or (RESULTS if published else options.out)
     columns = [enlarge(to_bytes(images), 256) for images in shown]
     save_picture(grid(columns, tuple(rows)), results / "objective.png")
-    (results / "objective.json").write_text(json.dumps(rows, indent=1) + "\n")
+    record(results / "objective.json", rows)
     print(f"figures and picture: {results}/objective.json, objective.png", file=sys.stderr)
 
 

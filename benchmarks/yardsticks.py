@@ -6,25 +6,24 @@ PCA is fitted on the training images. Images are fitted by ADM's centre crop, as
 """
 
 import argparse
-import shlex
-import sys
 from functools import partial
 from pathlib import Path
 
 import torch
+from record import record
 from tqdm import tqdm
 
 from softvq.data.loader import ordered_batches
 from softvq.data.opening import open_source
 from softvq.evaluation.baselines import downsample_reconstruct, pca_reconstruct, principal_components
 from softvq.evaluation.reconstruction import score
-from softvq.files import write_json
+from softvq.figures import table
 
 DEFAULT_OUT = Path(__file__).parent.parent / "softvq" / "assets" / "yardsticks.json"
 
 
 def load(data: str, size: int, how: str) -> torch.Tensor:
-    """All images of a set at one size, in [-1, 1]."""
+    """Return all images of a set at one size, in [-1, 1]."""
     batches = ordered_batches(open_source(data), size=size, batch_size=64, how=how)
     return torch.cat([batch.images for batch in tqdm(batches, desc=f"{data} {size}", unit="batch")])
 
@@ -50,9 +49,9 @@ def main() -> None:
             for name, reconstruct in methods.items():
                 means = score(reconstruct, val.split(64)).summary()
                 rows.append({"method": name, "size": size, "floats": floats, **means})
-                print(f"{size:4} px  {floats:5} floats  {name:17} {means['psnr']:6.2f} dB  SSIM {means['ssim']:.4f}")
-    command = shlex.join(["python", "benchmarks/yardsticks.py", *sys.argv[1:]])
-    write_json(options.out, {"command": command, "data": options.val, "fit": options.fit, "rows": rows})
+    cells = [(r["method"], f"{r['size']}", f"{r['floats']}", f"{r['psnr']:.2f}", f"{r['ssim']:.4f}") for r in rows]
+    print(table([("", "px", "numbers", "PSNR dB", "SSIM"), *cells]))
+    record(options.out, rows, data=options.val, fit=options.fit)
 
 
 if __name__ == "__main__":
