@@ -96,6 +96,8 @@ def figures(node: object, name: str = "") -> dict[str, object]:
         return {
             k: v for key, item in node.items() if key not in TEXT for k, v in figures(item, f"{name}.{key}").items()
         }
+    if isinstance(node, list):
+        return {k: v for number, item in enumerate(node) for k, v in figures(item, f"{name}.{number}").items()}
     return {name: node} if isinstance(node, int | float) else {}
 
 

@@ -351,5 +351,5 @@ def nearest(name: str, valid: list[str], mark: str = "", every: str = "") -> str
     if near := list(dict.fromkeys([*same_end, *close]))[:3]:
         return f"; did you mean {' or '.join(mark + name for name in near)}?"
     if len(valid) > _LISTED:
-        return f"; {every} lists all {len(valid):,}." if every else "."
+        return f"; {every} lists them all." if every else "."
     return f"; valid: {', '.join(mark + name for name in valid)}."

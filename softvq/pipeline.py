@@ -129,19 +129,32 @@ class Pipeline:
         return [str(number) for number in range(count)]
 
     def class_number(self, name: str | int) -> int:
-        """Return the number of a class given by number, by name, or by one of the words of its name.
+        """Return the number of a class given by its whole name, by a synonym that no other class has, or by number.
 
-        `tench` is a word of `tench, Tinca tinca`. Raise `ConfigError` that names the nearest when there is no such
-        class.
+        `tench` is a synonym in `tench, Tinca tinca`. A name comes before a number, so that the class called `10` is
+        meant by "10". Raise `ConfigError` that names the candidates when several classes are meant, and the nearest
+        when none is.
         """
-        names, wanted = self.classes, str(name).casefold()
+        names, wanted = self.classes, str(name).strip().casefold()
+        if not isinstance(name, str):
+            wanted, meant = str(name), []
+        else:
+            meant = [number for number, full in enumerate(names) if full.casefold() == wanted]
+            synonyms = ([word.strip() for word in full.casefold().split(",")] for full in names)
+            meant = meant or [number for number, words in enumerate(synonyms) if wanted in words]
+        if len(meant) == 1:
+            return meant[0]
+        if meant:
+            candidates = " or ".join(f"{number} ({names[number]})" for number in meant)
+            raise ConfigError(f"{name!r} is the name of {len(meant)} classes: say {candidates}.", setting="class")
         if wanted.isdecimal() and int(wanted) < len(names):
             return int(wanted)
-        for number, full in enumerate(names):
-            if wanted == full.casefold() or wanted in [word.strip() for word in full.casefold().split(",")]:
-                return number
         words = [word.strip() for full in names for word in full.split(",")]
-        hint = nearest(str(name), words, every="`classes`") if names else "; the model knows no classes."
+        hint = (
+            nearest(str(name), words, every="`softvq sample --list-classes`")
+            if names
+            else "; the model knows no classes."
+        )
         raise ConfigError(f"there is no class {name!r}{hint}", setting="class")
 
     def _chosen(self, classes: Any) -> tuple[int, ...]:

@@ -239,9 +239,9 @@ def load(
 
     Raise `ModelError`, which says what is missing or wrong.
     """
-    folder = hub.find(name_or_folder, revision, cache_dir)
     if not average:
         return _checkpoint(Path(name_or_folder), kind, "model")
+    folder = hub.find(name_or_folder, revision, cache_dir)
     if not (folder / CONFIG).is_file() and (folder / UNFINISHED).is_file():
         return _checkpoint(folder, kind, "model-average")
     described_in = folder / CONFIG
@@ -382,7 +382,16 @@ def _is_about(about: Any) -> bool:
     figures = about.get("figures", {})
     plain = isinstance(figures, dict) and all(isinstance(value, int | float | str) for value in figures.values())
     floor = figures.get("psnr_floor", 0.0) if plain else None
-    return isinstance(floor, int | float) and "\\ud" not in json.dumps(about)  # half a character is no text
+    return isinstance(floor, int | float) and _is_text(json.dumps(about, ensure_ascii=False))
+
+
+def _is_text(text: str) -> bool:
+    """Return True when a text can be written as UTF-8: half a character of a damaged file cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def card(title: str, summary: str, usage: str, about: Mapping[str, Any]) -> str:

@@ -8,7 +8,6 @@ import pytest
 
 import softvq
 from softvq import errors
-from softvq.cli.errors import exit_code_of, is_for_users, sentence
 
 KINDS = [
     kind
@@ -25,26 +24,6 @@ def test_one_except_catches_them_all_and_the_former_bases_too():
     for name in ("TrainingError", "Interrupted", "LogError"):
         assert issubclass(getattr(errors, name), RuntimeError)
     assert issubclass(errors.StorageError, OSError)
-
-
-@pytest.mark.parametrize(
-    ("error", "printed", "code"),
-    [
-        (errors.DataError("there is no folder."), "there is no folder.", 1),
-        (errors.ConfigError("use another folder.", setting="out"), "use another folder (--out).", 2),
-        (errors.TrainingError("too many", setting="most_bad"), "too many (--most-bad).", 1),
-        (errors.Interrupted(15, "stopped."), "stopped.", 143),
-        (errors.StorageError("there is no room."), "there is no room.", 1),
-        (PermissionError(13, "Permission denied", "folder/x"), "folder/x: Permission denied.", 1),
-    ],
-)
-def test_what_the_command_line_prints(error: Exception, printed: str, code: int):
-    assert is_for_users(error)
-    assert (sentence(error), exit_code_of(error)) == (printed, code)
-
-
-def test_a_bug_is_no_sentence():
-    assert not is_for_users(KeyError("x"))
 
 
 def raised(path: Path) -> list[str]:

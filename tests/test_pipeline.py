@@ -119,8 +119,8 @@ def test_an_unknown_setting_is_told_the_nearest(pipeline: Pipeline):
 
 def test_classes_may_be_an_array(pipeline: Pipeline):
     for given in (np.array([1, 0]), torch.tensor([1, 0])):
-        assert pipeline._chosen(given) == (1, 0)
-    assert pipeline._chosen(np.int64(2)) == (2,)
+        assert pipeline.request(given).classes == (1, 0)
+    assert pipeline.request(np.int64(2)).classes == (2,)
 
 
 def test_an_array_that_is_there_is_not_made_again_and_not_replaced(pipeline: Pipeline, tmp_path: Path, monkeypatch):

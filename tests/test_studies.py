@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from softvq.cli.runs import field_changes
 
 from softvq import Tokenizer
-from softvq.cli.runs import field_changes
 from softvq.config import override
 from softvq.recipes import all as recipes
+from tests.pictures import few_emoji
 
 ROOT = Path(__file__).parent.parent
 RUNNER = ROOT / "studies" / "run.py"
@@ -29,7 +30,7 @@ TRAIN = (
         "--out",
         "{run}",
         "--data",
-        "emoji-dev",
+        "IMAGES",
         "--val",
         "null",
         "--workers",
@@ -40,8 +41,10 @@ TRAIN = (
 
 
 def write_list(folder: Path, *runs: dict) -> Path:
-    path = folder / "list.json"
-    path.write_text(json.dumps({"runs": [{"hours": 0.1, **run} for run in runs]}))
+    """A list of runs on a few images, which lie beside it."""
+    path, images = folder / "list.json", few_emoji(folder / "images")
+    told = json.dumps({"runs": [{"hours": 0.1, **run} for run in runs]})
+    path.write_text(told.replace('"IMAGES"', json.dumps(str(images))))
     return path
 
 

@@ -3,21 +3,20 @@
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.common import Common, Machine, Told, option
+from softvq.cli.common import Machine, Told, Whole, option
 
 
 def cost(
     *rows: Annotated[str, option("Rows that --list names (default: all).", name="ROW")],
     list_rows: Annotated[bool, option("Name the rows and stop.", name="--list")] = False,
     model: Annotated[tuple[str, ...], option("A model of your own instead of rows; may be repeated.")] = (),
-    batch_size: Annotated[int | None, option("Images at a time (default: 64, on a CPU 1).")] = None,
-    steps: Annotated[int, option("Evaluations an image; the paper's SDE takes 250.")] = 50,
+    batch_size: Annotated[int | None, Whole, option("Images at a time (default: 64, on a CPU 1).")] = None,
+    steps: Annotated[int, Whole, option("Evaluations an image; the paper's SDE takes 250.")] = 50,
     guidance: Annotated[float, option("Guidance scale; 1 is none.")] = 1.75,
-    repeats: Annotated[int, option("The fastest of so many counts.")] = 3,
+    repeats: Annotated[int, Whole, option("The fastest of so many counts.")] = 3,
     no_time: Annotated[bool, option("Count parameters and multiply-accumulates alone.")] = False,
     out: Annotated[Path, option("The folder of results.")] = Path("evaluations"),
-    machine: Machine = Machine(),
-    common: Common = Common(),
+    common: Machine = Machine(),
 ) -> Told:
     """Measure parameters, multiply-accumulates, memory and throughput, beside the paper's.
 
@@ -52,7 +51,7 @@ def cost(
         batch_size=batch_size,
         repeats=repeats,
         timed=not no_time,
-        **machine.settings(),
+        **common.settings(),
     )
     whole = result.write(out)
     return Told(whole, f"{cost_table(result)}\n{whole['file']}")

@@ -3,11 +3,12 @@
 Imports nothing heavy, so that `--help` answers at once.
 """
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from cyclopts import Group, Parameter
 
@@ -27,6 +28,16 @@ def option(text: str, **more: Any) -> Parameter:
     return Parameter(help=text, **more)
 
 
+def _whole(hint: Any, tokens: Sequence[Any]) -> Any:
+    """Return whole numbers, which cyclopts would round from others without a word."""
+    for token in tokens:
+        if not re.fullmatch(r"[-+]?[0-9]+", token.value):
+            raise ValueError(f"{token.value!r} is no whole number")
+    numbers = tuple(int(token.value) for token in tokens)
+    return numbers if get_origin(hint) is tuple else numbers[0]
+
+
+Whole = Parameter(converter=_whole)
 MEASURING = Group("Measuring", sort_key=1)
 MACHINE = Group("Machine", sort_key=2)
 EVERY = Group("Every command", sort_key=3)
@@ -59,13 +70,13 @@ class Common:
         return [word for file in self.plugin for word in ("--plugin", str(file))]
 
 
-@Parameter(name="*", group=MACHINE)
+@Parameter(name="*")
 @dataclass(frozen=True)
-class Machine:
-    """The device and the precision of networks."""
+class Machine(Common):
+    """The options of every command that runs networks."""
 
-    device: Annotated[str, option("auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps.")] = "auto"
-    precision: Annotated[Precision, option("auto: bfloat16 for training where the machine gains from it.")] = "auto"
+    device: Annotated[str, option("auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps.", group=MACHINE)] = "auto"
+    precision: Annotated[Precision, option("auto: bfloat16 where training gains from it.", group=MACHINE)] = "auto"
 
     def settings(self) -> dict[str, str]:
         """Return the keywords that library functions take."""
@@ -73,9 +84,9 @@ class Machine:
 
 
 TokenizerName = Annotated[str, option("A folder, a bundled model (softvq-emoji-64 knows emoji) or a hub name.")]
-BatchSize = Annotated[int, option("Images at a time.")]
-Workers = Annotated[int, option("Processes that decode images.")]
-Num = Parameter(name=("--num", "-n"))
+BatchSize = Annotated[int, Whole, option("Images at a time.")]
+Workers = Annotated[int, Whole, option("Processes that decode images.")]
+Num = Parameter(name=("--num", "-n"), converter=_whole)
 Fit = Annotated[Square, option("How an image becomes a square: ADM's centre crop, stretched, padded.")]
 Pretrained = Annotated[tuple[str, ...], option("NAME=FILE: weights of a network; may be repeated.")]
 
@@ -115,14 +126,12 @@ class Measuring(Working):
 
 def pretrained_files(pairs: Sequence[str]) -> dict[str, Path]:
     """Return the files of NAME=FILE pairs."""
-    files: dict[str, Path] = {}
-    for pair in pairs:
-        name, equals, file = pair.partition("=")
-        if not equals or not Path(file).is_file():
+    files = {name: Path(file) for name, _, file in (pair.partition("=") for pair in pairs)}
+    for pair, file in zip(pairs, files.values(), strict=False):
+        if "=" not in pair or not file.is_file():
             raise Usage(f"--pretrained {pair}: write NAME=FILE, with a file that exists.")
-        if name in files:
-            raise Usage(f"--pretrained {pair}: {name} is given twice.")
-        files[name] = Path(file)
+    if len(files) < len(pairs):
+        raise Usage(f"--pretrained {' '.join(pairs)}: a name is given twice.")
     return files
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.common import BatchSize, Common, Machine, Num, Told, option
+from softvq.cli.common import BatchSize, Machine, Num, Told, option
 from softvq.errors import counted
 
 
@@ -16,8 +16,7 @@ def decode(
     model: Annotated[str | None, option("The tokenizer (default: the one that made the latents).")] = None,
     out: Annotated[Path, option("The folder of the images.")] = Path("decoded"),
     batch_size: BatchSize = 16,
-    machine: Machine = Machine(),
-    common: Common = Common(),
+    common: Machine = Machine(),
 ) -> Told:
     """Turn latents back into images: of `softvq encode`, or of `softvq reconstruct --save-latents`.
 
@@ -29,5 +28,5 @@ def decode(
     """
     from softvq.decoding import decode
 
-    files = decode(latents, out, images=image, num=num, tokenizer=model, batch_size=batch_size, **machine.settings())
+    files = decode(latents, out, images=image, num=num, tokenizer=model, batch_size=batch_size, **common.settings())
     return Told({"images": [str(file) for file in files]}, f"{counted(len(files), 'image')} in {out}")

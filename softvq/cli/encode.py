@@ -6,10 +6,10 @@ from typing import Annotated
 from softvq.cli.common import (
     BUNDLED_TOKENIZER,
     BatchSize,
-    Common,
     Machine,
     TokenizerName,
     Told,
+    Whole,
     Workers,
     option,
     try_next,
@@ -25,18 +25,17 @@ def encode(
     model: TokenizerName = BUNDLED_TOKENIZER,
     batch_size: BatchSize = 64,
     workers: Workers = 2,
-    shard: Annotated[int, option("Images a shard.")] = 4096,
+    shard: Annotated[int, Whole, option("Images a shard.")] = 4096,
     no_mirror: Annotated[bool, option("Leave the mirrored images out.")] = False,
-    machine: Machine = Machine(),
-    common: Common = Common(),
+    common: Machine = Machine(),
 ) -> Told:
     """Tokenize a data set once: latents of every image and of its mirror, which generators are trained on.
 
     ```
     softvq encode emoji --out latents
     softvq encode imagenet/train --model SoftVQVAE/softvq-l-64 --out latents
-    ```
     torchrun --nproc-per-node 8 -m softvq encode 'train-{0000..1023}.tar' --out latents
+    ```
 
     DATA is what `softvq train tokenizer --data` takes. Images are cut by ADM's centre crop. The same command goes on
     where a stopped one was. Latents are stored as float16 in safetensors shards, with labels, names and classes, and
@@ -53,7 +52,7 @@ def encode(
         shard=shard,
         batch_size=batch_size,
         workers=workers,
-        **machine.settings(),
+        **common.settings(),
     )
     count, shards = sum(index.shards), len(index.shards)
     skipped = f", {counted(len(index.bad), 'unreadable image')} left out" if index.bad else ""

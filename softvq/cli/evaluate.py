@@ -7,7 +7,6 @@ from cyclopts import Parameter
 
 from softvq.cli.common import (
     BUNDLED_TOKENIZER,
-    Common,
     Interval,
     Machine,
     Measuring,
@@ -16,6 +15,7 @@ from softvq.cli.common import (
     TokenizerName,
     Told,
     Usage,
+    Whole,
     option,
     written,
 )
@@ -23,7 +23,7 @@ from softvq.cli.sample import Sampling
 from softvq.errors import counted
 
 Floats = Annotated[tuple[float, ...], Parameter(consume_multiple=True)]
-Integers = Annotated[tuple[int, ...], Parameter(consume_multiple=True)]
+Integers = Annotated[tuple[int, ...], Whole, Parameter(consume_multiple=True)]
 
 
 def reconstruction(
@@ -32,8 +32,7 @@ def reconstruction(
     data: Annotated[str | None, option("Images (default, for the bundled tokenizer: emoji-val).")] = None,
     lpips: Annotated[bool | None, option("LPIPS (default: not for bundled models).", negative="--no-lpips")] = None,
     measuring: Measuring = Measuring(),
-    machine: Machine = Machine(),
-    common: Common = Common(),
+    common: Machine = Machine(),
 ) -> Told:
     """Measure a tokenizer's images against what they were made of: rFID, PSNR, SSIM, LPIPS, codebook usage.
 
@@ -54,7 +53,7 @@ def reconstruction(
     """
     from softvq.evaluation.reconstruction import evaluate_reconstruction
 
-    result = evaluate_reconstruction(model, data, lpips=lpips, **measuring.settings(machine))
+    result = evaluate_reconstruction(model, data, lpips=lpips, **measuring.settings(common))
     return written(result, measuring.out)
 
 
@@ -67,12 +66,11 @@ def generation(
     seed: Annotated[Integers, option("One or several: figures are means, with their deviation.")] = (0,),
     samples: Annotated[str | None, option("Measure these instead of a model's: ADM's .npz, or images.")] = None,
     fit: Annotated[Square | None, option("Of --samples: make squares of images of several sizes.")] = None,
-    size: Annotated[int | None, option("Their side (default: an .npz reference's, else the first's).")] = None,
+    size: Annotated[int | None, Whole, option("Their side (default: an .npz reference's, else the first's).")] = None,
     reference: Annotated[str | None, option("Real images, or an .npz (default: what the model learned).")] = None,
     checksum: Annotated[str | None, option("Refuse any other reference than the one with this checksum.")] = None,
     measuring: Measuring = Measuring(),
-    machine: Machine = Machine(),
-    common: Common = Common(),
+    common: Machine = Machine(),
 ) -> Told:
     """Measure a generator's images, or images that are there: gFID, sFID, Inception Score, KID, precision, recall.
 
@@ -94,7 +92,7 @@ def generation(
     asked: dict[str, Any] = {}
     several = len(guidance) > 1 or len(interval) > 1
     if samples is None:
-        images, asked = sampling.pipeline(machine), sampling.settings(machine)
+        images, asked = sampling.pipeline(common), sampling.settings(common)
         if not several:
             asked |= {"guidance": next(iter(guidance), None), "interval": next(iter(interval), None)}
     elif guidance or interval:
@@ -110,7 +108,7 @@ def generation(
         sampling=asked,
         fit=fit,
         size=size,
-        **measuring.settings(machine),
+        **measuring.settings(common),
     )
     return written(result, measuring.out)
 
@@ -119,10 +117,9 @@ def reference(
     *,
     data: Annotated[str, option("Real images.")],
     to: Annotated[Path, option("The file to write: .npz.")],
-    size: Annotated[int, option("Their side after ADM's centre crop.")] = 256,
+    size: Annotated[int, Whole, option("Their side after ADM's centre crop.")] = 256,
     measuring: Measuring = Measuring(),
-    machine: Machine = Machine(),
-    common: Common = Common(),
+    common: Machine = Machine(),
 ) -> Told:
     """Write the statistics of real images as ADM's .npz, which `softvq evaluate generation --reference` takes.
 
@@ -132,5 +129,5 @@ def reference(
     """
     from softvq.evaluation.references import write_reference
 
-    result = write_reference(data, to, size, **measuring.settings(machine))
+    result = write_reference(data, to, size, **measuring.settings(common))
     return Told(result, f"statistics of {counted(result['images'], 'image')} in {result['reference']}")

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.common import BUNDLED_TOKENIZER, Common, Machine, Num, TokenizerName, Told, Working, option, written
+from softvq.cli.common import BUNDLED_TOKENIZER, Machine, Num, TokenizerName, Told, Whole, Working, option, written
 
 
 def latents(
@@ -12,11 +12,10 @@ def latents(
     model: TokenizerName = BUNDLED_TOKENIZER,
     data: Annotated[str, option("Images.")] = "emoji",
     num: Annotated[int, Num, option("How many images, evenly over them.")] = 2000,
-    classes: Annotated[int, option("Of the first so many classes.")] = 20,
-    seed: Annotated[int, option("Of UMAP.")] = 0,
+    classes: Annotated[int, Whole, option("Of the first so many classes.")] = 20,
+    seed: Annotated[int, Whole, option("Of UMAP.")] = 0,
     working: Working = Working(),
-    machine: Machine = Machine(),
-    common: Common = Common(),
+    common: Machine = Machine(),
 ) -> Told:
     """Draw a tokenizer's latent space: UMAP of ẑ and z (Fig. 4), codebook usage and distances, channel statistics.
 
@@ -32,5 +31,5 @@ def latents(
 
     if working.out == Working().out:  # its pictures have the same names for all models
         working = replace(working, out=working.out / f"latents-{Path(model).name}")
-    settings = working.settings(machine)
+    settings = working.settings(common)
     return written(latent_space(model, data, num=num, classes=classes, seed=seed, **settings), working.out)

@@ -159,10 +159,7 @@ def _notices() -> Iterator[None]:
     """Open a block in which the library's notices are sentences on standard error."""
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if issubclass(category, Notice):
-            print(f"softvq: {message}", file=sys.stderr)
-        else:
-            usual(message, category, *rest, **more)
+        _say(str(message), 0) if issubclass(category, Notice) else usual(message, category, *rest, **more)
 
     usual = warnings.showwarning
     with warnings.catch_warnings():

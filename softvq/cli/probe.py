@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from softvq.cli.common import BUNDLED_TOKENIZER, Common, Machine, Told, Working, option, written
+from softvq.cli.common import BUNDLED_TOKENIZER, Machine, Told, Whole, Working, option, written
 
 Pool = Literal["flatten", "mean"]
 
@@ -13,17 +13,16 @@ def probe(
     tokenizer: Annotated[str | None, option("Of a generator (default: the one it was trained with).")] = None,
     data: Annotated[str, option("Training images or latents.")] = "emoji",
     val: Annotated[str, option("Validation images or latents.")] = "emoji-val",
-    layer: Annotated[int | None, option("Of a generator: after how many blocks (default: 20).")] = None,
+    layer: Annotated[int | None, Whole, option("Of a generator: after how many blocks (default: 20).")] = None,
     time: Annotated[float, option("Of a generator: how noisy, 0 data … 1 noise.")] = 0.5,
     pool: Annotated[Pool | None, option("Tokens (default: flatten latents, mean of features).")] = None,
-    epochs: Annotated[int, option("Epochs of the linear layer.")] = 90,
-    probe_batch: Annotated[int | None, option("Images a step of the probe (default: 16384).")] = None,
+    epochs: Annotated[int, Whole, option("Epochs of the linear layer.")] = 90,
+    probe_batch: Annotated[int | None, Whole, option("Images a step of the probe (default: 16384).")] = None,
     lr: Annotated[float, option("The learning rate at the start.")] = 0.003,
-    seed: int = 0,
+    seed: Annotated[int, Whole, option("Of the probe's start and order.")] = 0,
     quick: Annotated[bool, option("k-NN alone.")] = False,
     working: Working = Working(),
-    machine: Machine = Machine(),
-    common: Common = Common(),
+    common: Machine = Machine(),
 ) -> Told:
     """Probe how much of an image's class latents, or a generator's features, hold: a linear layer and k-NN.
 
@@ -51,6 +50,6 @@ def probe(
         pool=pool,
         config=ProbeConfig(epochs, probe_batch, lr, seed),
         quick=quick,
-        **working.settings(machine),
+        **working.settings(common),
     )
     return written(result, working.out)

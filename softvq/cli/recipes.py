@@ -44,8 +44,7 @@ softvq train tokenizer NAME
 
 {table([("generator", "gFID", "guided", "about"), *second], left=4)}
 
-gFID: as published. `softvq encode` makes the latents that they are trained on; NAME-tiny tries a recipe of the paper
-out on any latents.
+gFID: as published. `softvq encode` makes the latents to train on; NAME-tiny tries a recipe out on any latents.
 softvq train generator NAME --data latents"""
     return Told({**listed["tokenizers"], **listed["generators"]}, text)
 

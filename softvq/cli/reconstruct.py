@@ -7,13 +7,13 @@ from typing import Annotated
 from softvq.cli.common import (
     BUNDLED_TOKENIZER,
     BatchSize,
-    Common,
     Fit,
     Machine,
     Num,
     TokenizerName,
     Told,
     Usage,
+    Whole,
     option,
     try_next,
 )
@@ -27,9 +27,8 @@ def reconstruct(
     fit: Fit = "crop",
     num: Annotated[int | None, Num, option("So many images, evenly over them (default: all).")] = None,
     batch_size: BatchSize = 16,
-    shown: Annotated[int, option("Images in the picture at most.")] = 64,
-    machine: Machine = Machine(),
-    common: Common = Common(),
+    shown: Annotated[int, Whole, option("Images in the picture at most.")] = 64,
+    common: Machine = Machine(),
 ) -> Told:
     """Encode and decode images; write a picture: original | reconstruction | error.
 
@@ -54,8 +53,8 @@ def reconstruct(
     format_of(out)
     for path in (out, *([] if save_latents is None else [save_latents])):
         check_writable(path)
-    tokenizer = load_tokenizer(model).to(pick_device(machine.device))
-    coder = Coder(tokenizer, machine.precision)
+    tokenizer = load_tokenizer(model).to(pick_device(common.device))
+    coder = Coder(tokenizer, common.precision)
     compared = compare(
         coder, list(images), fit=fit, batch_size=batch_size, shown=shown, num=num, latents=save_latents is not None
     )

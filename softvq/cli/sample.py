@@ -6,12 +6,10 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from softvq.cli.common import BUNDLED_GENERATOR, BatchSize, Common, Interval, Machine, Num, Told, Usage, option
+from softvq.cli.common import BUNDLED_GENERATOR, BatchSize, Interval, Machine, Num, Told, Usage, Whole, option
 from softvq.errors import counted
 
 _NUM, _FEW = 16, 16  # images by default; classes that each get as many
-
-
 Labels = Literal["balanced", "random"]
 
 
@@ -21,32 +19,30 @@ class Sampling:
     """The generator, and how images are drawn from it."""
 
     model: Annotated[str, option("A generator: a folder, a bundled model or a hub name.")] = BUNDLED_GENERATOR
-    tokenizer: Annotated[str | None, option("The tokenizer that decodes (default: the one it was trained with).")] = (
-        None
-    )
+    tokenizer: Annotated[str | None, option("The tokenizer (default: the one it was trained with).")] = None
     classes: Annotated[tuple[str, ...], option("By name or number; may be repeated.", name="--class")] = ()
     labels: Annotated[Labels, option("Without --class: all classes in turn, or random ones.")] = "balanced"
     sampler: Annotated[str | None, option("euler, heun, dopri5, sde, dpm, dpm-sde, ddpm, ddim, mar.")] = None
-    steps: Annotated[int | None, option("Steps of the sampler (default: the model's own).")] = None
+    steps: Annotated[int | None, Whole, option("Steps of the sampler (default: the model's own).")] = None
     no_ema: Annotated[bool, option("Of a run's folder: the trained weights instead of their average.")] = False
 
-    def pipeline(self, machine: Machine) -> Any:
+    def pipeline(self, common: Machine) -> Any:
         """Return the generator with its tokenizer, on this process's device."""
         from softvq import distributed
         from softvq.pipeline import Pipeline
         from softvq.runtime import pick_device
 
-        device = distributed.start(pick_device(machine.device))
+        device = distributed.start(pick_device(common.device))
         return Pipeline.from_pretrained(self.model, tokenizer=self.tokenizer, device=device, average=not self.no_ema)
 
-    def settings(self, machine: Machine) -> dict[str, Any]:
+    def settings(self, common: Machine) -> dict[str, Any]:
         """Return what is asked of the pipeline, but for the number of images, the seed and the guidance."""
         return {
             "classes": self.classes or None,
             "steps": self.steps,
             "sampler": self.sampler,
             "labels": self.labels,
-            "precision": machine.precision,
+            "precision": common.precision,
         }
 
 
@@ -56,14 +52,13 @@ def sample(
     guidance: Annotated[float | None, option("Guidance scale; 1 is none (default: the model's own).")] = None,
     interval: Annotated[Interval | None, option("LOW HIGH: guide in these times, 0 data … 1 noise.")] = None,
     num: Annotated[int | None, Num, option("How many images (default: 16, or a few more).")] = None,
-    seed: Annotated[int, option("An image is a function of the seed and its number.")] = 0,
+    seed: Annotated[int, Whole, option("An image is a function of the seed and its number.")] = 0,
     batch_size: BatchSize = 64,
     out: Annotated[Path | None, option("A .png, .jpg or .webp; with --separate a folder.")] = None,
     separate: Annotated[bool, option("Write single PNG files into the folder --out (default: samples).")] = False,
     npz: Annotated[Path | None, option("Write an array of all images here instead of a picture.")] = None,
     list_classes: Annotated[bool, option("Print the model's classes and stop.")] = False,
-    machine: Machine = Machine(),
-    common: Common = Common(),
+    common: Machine = Machine(),
 ) -> Told:
     """Make new images with a generator and the tokenizer whose latents it knows.
 
@@ -82,11 +77,11 @@ def sample(
     """
     if npz is not None and (separate or out is not None):
         raise Usage("--npz is written instead of a picture or single files; leave --out and --separate out.")
-    pipeline = sampling.pipeline(machine)
+    pipeline = sampling.pipeline(common)
     if list_classes:
         rows = [f"{number:4}  {name}" for number, name in enumerate(pipeline.classes)]
         return Told({"classes": pipeline.classes}, "\n".join(rows) or f"{sampling.model} knows no classes")
-    asked = sampling.settings(machine) | {"guidance": guidance, "interval": interval, "batch_size": batch_size}
+    asked = sampling.settings(common) | {"guidance": guidance, "interval": interval, "batch_size": batch_size}
     asked |= {"num": _balanced(len(sampling.classes), len(pipeline.classes)) if num is None else num, "seed": seed}
     if npz is not None:
         path, beside = pipeline.write_npz(npz, **asked), npz.with_suffix(".json")

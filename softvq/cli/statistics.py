@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.common import BatchSize, Common, Machine, Num, Told, option
+from softvq.cli.common import BatchSize, Machine, Num, Told, option
 from softvq.errors import counted
 
 
@@ -16,8 +16,7 @@ def statistics(
     num: Annotated[int, Num, option("How many images to use at most.")] = 10_000,
     out: Annotated[Path | None, option("The folder to write (default: the model's own).")] = None,
     batch_size: BatchSize = 32,
-    machine: Machine = Machine(),
-    common: Common = Common(),
+    common: Machine = Machine(),
 ) -> Told:
     """Fit a tokenizer's latent mean and standard deviation on your images, and store them with its weights.
 
@@ -29,7 +28,7 @@ def statistics(
     """
     from softvq.statistics import fit_latent_statistics
 
-    fitted = fit_latent_statistics(model, data, out, num=num, batch_size=batch_size, **machine.settings())
+    fitted = fit_latent_statistics(model, data, out, num=num, batch_size=batch_size, **common.settings())
     for reason in fitted.unreadable.values():
         print(f"skipped: {reason}", file=sys.stderr)
     result = {"model": str(fitted.model), "images": fitted.images, "skipped": fitted.unreadable}

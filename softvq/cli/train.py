@@ -9,7 +9,18 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from softvq.cli.common import Common, Machine, Pretrained, Told, Usage, Workers, option, pretrained_files, try_next
+from softvq.cli.common import (
+    Common,
+    Machine,
+    Pretrained,
+    Told,
+    Usage,
+    Whole,
+    Workers,
+    option,
+    pretrained_files,
+    try_next,
+)
 
 Kind = Literal["tokenizer", "generator"]
 Parallel = Literal["ddp", "fsdp"]
@@ -41,11 +52,11 @@ class Run:
     wandb: Annotated[str | None, option("A project at Weights & Biases to log to (pip install 'softvq[wandb]').")] = (
         None
     )
-    log_every: Annotated[int, option("Steps between two lines of the log.")] = 20
-    checkpoint_every: Annotated[int, option("Steps between two checkpoints.")] = 500
-    sample_every: Annotated[int, option("Steps between two sample grids, with validation.")] = 1000
+    log_every: Annotated[int, Whole, option("Steps between two lines of the log.")] = 20
+    checkpoint_every: Annotated[int, Whole, option("Steps between two checkpoints.")] = 500
+    sample_every: Annotated[int, Whole, option("Steps between two sample grids, with validation.")] = 1000
 
-    def options(self, recipe: Any, named: str, command: list[str], machine: Machine) -> Any:
+    def options(self, recipe: Any, named: str, command: list[str], common: Machine) -> Any:
         """Return the library's options of the run of a recipe that was given as `named`."""
         from softvq.recipes.opening import is_file
         from softvq.training.options import Intervals, RunOptions
@@ -59,8 +70,8 @@ class Run:
                 raise Usage(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}.")
         return RunOptions(
             out,
-            machine.device,
-            machine.precision,
+            common.device,
+            common.precision,
             workers=self.workers,
             pretrained=pretrained_files(self.pretrained),
             parallel=self.parallel,
@@ -77,8 +88,7 @@ def tokenizer(
     *words: Words,
     rfid: Annotated[str | None, option("Measure rFID when validating: inception-2015-12-05.")] = None,
     run: Run = Run(),
-    machine: Machine = Machine(),
-    common: Common = Common(),
+    common: Machine = Machine(),
 ) -> Told:
     """Train a tokenizer from a recipe.
 
@@ -104,10 +114,10 @@ def tokenizer(
     """
     from softvq.training.tokenizer import TokenizerTask
 
-    return _train("tokenizer", words, lambda recipe, _: TokenizerTask(recipe, rfid=rfid), run, machine, common)
+    return _train("tokenizer", words, lambda recipe, _: TokenizerTask(recipe, rfid=rfid), run, common)
 
 
-def generator(*words: Words, run: Run = Run(), machine: Machine = Machine(), common: Common = Common()) -> Told:
+def generator(*words: Words, run: Run = Run(), common: Machine = Machine()) -> Told:
     """Train a generator (SiT, DiT or MAR) from a recipe, on latents that `softvq encode` made.
 
     ```
@@ -125,10 +135,10 @@ def generator(*words: Words, run: Run = Run(), machine: Machine = Machine(), com
     def task(recipe: Any, fields: dict[str, str]) -> Any:
         return GeneratorTask(recipe, tokenizer=recipe.tokenizer if "tokenizer" in fields else None)
 
-    return _train("generator", words, task, run, machine, common)
+    return _train("generator", words, task, run, common)
 
 
-def _train(kind: Kind, words: tuple[str, ...], task: Any, run: Run, machine: Machine, common: Common) -> Told:
+def _train(kind: Kind, words: tuple[str, ...], task: Any, run: Run, common: Machine) -> Told:
     from softvq.files import read_json
     from softvq.training.plan import plan, show_plan
     from softvq.training.run import train
@@ -139,7 +149,7 @@ def _train(kind: Kind, words: tuple[str, ...], task: Any, run: Run, machine: Mac
         print("validating on nothing: give --val FOLDER (or --val emoji-val) to measure as it goes", file=sys.stderr)
     recipe = _recipe(named, kind, fields)
     command = ["softvq", "train", kind, *words, *common.words]
-    options = run.options(recipe, named, command, machine)
+    options = run.options(recipe, named, command, common)
     if run.dry_run:
         planned = plan(task(recipe, fields), options)
         return Told(planned.to_dict(), show_plan(planned))

@@ -92,6 +92,8 @@ def probe(
     given, config = Working(**settings), config or ProbeConfig()
     if not 0 <= time <= 1:
         raise ConfigError(f"time must be from 0 (data) to 1 (noise), not {time}.", setting="time")
+    if pool not in (None, "flatten", "mean"):
+        raise ConfigError(f"pool must be 'flatten' or 'mean', not {pool!r}.", setting="pool")
     device = own_device(given.device, model)
     probed = _Probed(model, tokenizer, layer, time, pool, config.seed, device, given)
     sides = [probed.side(data) for data in (train, val)]

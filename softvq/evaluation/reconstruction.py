@@ -89,7 +89,7 @@ def measured(
     """
     rows = {"psnr": psnr(output.cpu(), images.cpu()), "ssim": ssim(output.cpu(), images.cpu())}
     if perceptual is not None:
-        rows["lpips"] = perceptual(output.float().clamp(-1, 1), images).double().cpu()
+        rows["lpips"] = perceptual(output.float().clamp(-1, 1), images).cpu().double()
     for side, pixels in (("made", output), ("real", images)) if features is not None or periods is not None else ():
         seen = to_bytes(pixels)
         columns = {} if features is None else {name: tensor.cpu() for name, tensor in features(seen).items()}

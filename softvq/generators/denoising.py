@@ -89,7 +89,8 @@ class Denoiser(Generator):
     ) -> Float[Tensor, "B T C"]:
         """Return new latents (B, T, C) of these classes, float32, by the sampler that `sampling` names."""
         self.check(sampling)
-        x = noise().to(labels.device, getattr(torch, sampling.dtype))
+        dtype = torch.promote_types(torch.float32, getattr(torch, sampling.dtype))
+        x = noise().to(labels.device, min(dtype, precise(labels.device), key=lambda one: one.itemsize))
         task = Task(self, self.field(labels, sampling.guidance), sampling, noise, progress or _unchanged)
         return self.samplers[sampling.sampler](x, task).float()
 

@@ -134,7 +134,7 @@ def _check_finite(recent: list[tuple[dict[str, torch.Tensor], list[str]]], step:
 
 def _over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
     """Return the mean of each named scalar over ranks."""
-    numbers = torch.stack([value.detach().double().cpu() for value in values.values()])
+    numbers = torch.stack([value.detach().cpu().double() for value in values.values()])
     device = next((value.device for value in values.values() if value.device.type != "cpu"), numbers.device)
     means = distributed.total(numbers.float().to(device)) / distributed.world_size()
     alone = distributed.world_size() == 1

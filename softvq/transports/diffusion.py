@@ -65,12 +65,12 @@ class Diffusion:
         before = torch.cat([torch.ones(1, dtype=torch.float64, device=alpha_bar.device), alpha_bar[:-1]])
         return Diffusion(1 - alpha_bar / before, self.timesteps[kept])
 
-    @property
+    @cached_property
     def alpha_bar(self) -> Float[Tensor, " T"]:
         """The products ᾱ of 1 − β over all steps up to each one."""
         return torch.cumprod(1 - self.betas, 0)
 
-    @property
+    @cached_property
     def alpha_bar_before(self) -> Float[Tensor, " T"]:
         """The products ᾱ over all steps before each one: 1 at the first."""
         return torch.cat([torch.ones(1, dtype=torch.float64, device=self.betas.device), self.alpha_bar[:-1]])
@@ -131,7 +131,7 @@ class Diffusion:
 
     def at(self, table: Float[Tensor, " T"], step: Int[Tensor, " B"], x: Tensor) -> Tensor:
         """Return each sample's entry of a table, in the samples' type and shaped to broadcast with them."""
-        return like(table.to(x.device)[step].to(x.dtype), x)
+        return like(table[step.to(table.device)].to(x.device, x.dtype), x)
 
 
 def _log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

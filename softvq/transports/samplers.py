@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from softvq.errors import ConfigError
 from softvq.transports.diffusion import STEPS, Diffusion
 from softvq.transports.guidance import Field
 from softvq.transports.paths import coefficients, score_of, split
@@ -25,8 +26,13 @@ def _same(steps: Sequence) -> Sequence:
     return steps
 
 
+def precise(device: torch.device) -> torch.dtype:
+    """Return the type of times and of a state that is summed over many steps: float64, but on MPS, which has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _all(x: Tensor, t: float) -> Float[Tensor, " B"]:
-    return torch.full((len(x),), t, dtype=torch.float64, device=x.device)
+    return torch.full((len(x),), t, dtype=precise(x.device), device=x.device)
 
 
 def _grid(first: float, last: float, count: int) -> list[float]:
@@ -93,10 +99,10 @@ def dopri5(
     Each sample has its own step size, so that a result does not depend on the rest of the batch. `edges`: times at
     which the field jumps (guidance begins or ends); no step crosses one, and the field is told the middle of a step as
     its beginning, which is on one side: else rounding, which decides how long a step is, would decide how long there is
-    guidance. `tolerance` is absolute and relative; more than `most_steps` tries of a sample are a `RuntimeError`.
+    guidance. `tolerance` is absolute and relative; more than `most_steps` tries of a sample are a `ConfigError`.
     """
-    stops = torch.tensor(sorted({0.0, *edges}), dtype=torch.float64, device=x.device)
-    t = torch.ones(len(x), dtype=torch.float64, device=x.device)
+    stops = torch.tensor(sorted({0.0, *edges}), dtype=precise(x.device), device=x.device)
+    t = torch.ones(len(x), dtype=precise(x.device), device=x.device)
     size = torch.full_like(t, 0.05)
     for _ in range(most_steps):
         stop = torch.where(stops < t[:, None], stops, 0.0).amax(1)
@@ -111,14 +117,17 @@ def dopri5(
             slopes.append(field(ahead, t - node * h, t - h / 2).to(x.dtype))
         lower = x - wide * sum(w * k for w, k in zip(_FOURTH, slopes, strict=True))
         scale = tolerance * (1 + torch.maximum(x.abs(), ahead.abs()))
-        error = ((ahead - lower) / scale).flatten(1).square().mean(1).sqrt().double()
+        error = ((ahead - lower) / scale).flatten(1).square().mean(1).sqrt().to(t.dtype)
         kept = error <= 1
         x = torch.where(kept.view_as(wide), ahead, x)
         t = torch.where(kept, torch.where(h >= room, stop, t - h), t)
         size = h * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 5)
         if not (t > 0).any():
             return x
-    raise RuntimeError(f"the ODE was not solved to {tolerance} in {most_steps} steps; use a larger tolerance.")
+    raise ConfigError(
+        f"the ODE was not solved to {tolerance} in {most_steps} steps; use another sampler, such as heun.",
+        setting="sampler",
+    )
 
 
 def ddpm(field: Field, x: Tensor, chain: Diffusion, noise: Noise, progress: Progress = _same) -> Tensor:

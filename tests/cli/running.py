@@ -3,9 +3,13 @@
 import contextlib
 import io
 import json
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from softvq.cli.main import main
+
+PROGRESS = re.compile(r"[^:]+: [\d,]+ of [\d,]+ \w+, .* left$|.+ …$")  # where standard error is no terminal
 
 
 def softvq(*words: object) -> tuple[int, str, str]:
@@ -24,9 +28,21 @@ def result(*words: object) -> dict[str, Any]:
 
 
 def refusal(code: int, *words: object) -> str:
-    """Run a command that must fail with this code, one sentence on standard error, and nothing else; gives it."""
+    """Run a command that must fail with this code and say nothing but why, in one sentence; gives the sentence. Lines
+    of progress may come before it where the machine is slow."""
     found, out, err = softvq(*words)
     assert (found, out) == (code, ""), (found, out, err)
-    assert err.startswith("softvq: "), err
-    assert err.count("\n") == 1, err
-    return err.removeprefix("softvq: ").removesuffix("\n")
+    *before, last = err.splitlines()
+    assert last.startswith("softvq: "), err
+    assert all(PROGRESS.match(line) for line in before), err
+    return last.removeprefix("softvq: ")
+
+
+def instead(words: Sequence[object], *changes: object) -> list[object]:
+    """Return words with other values for some of their options, each with one value: none may be given twice."""
+    kept = list(words)
+    for option in changes:
+        if option in kept:
+            at = kept.index(option)
+            del kept[at : at + 2]
+    return [*kept, *changes]

@@ -11,10 +11,11 @@ from PIL import Image
 
 from softvq import Tokenizer
 from softvq.data.arrays import ArrayFile
-from softvq.data.images import to_bytes
+from softvq.data.images import fit, to_bytes
 from softvq.evaluation import reconstruction
 from softvq.evaluation.distribution import inception_score, precision_recall
 from softvq.evaluation.frechet import frechet_distance, moments_of
+from softvq.evaluation.images import CROPS
 from softvq.evaluation.reconstruction import score
 from softvq.evaluation.results import Protocol
 from softvq.pipeline import Pipeline
@@ -199,7 +200,7 @@ def test_over_seeds_there_is_a_mean_and_a_deviation(reference: Path, tmp_path: P
 
 def test_a_sweep_measures_each_scale_in_each_interval_and_draws_them(reference: Path, tmp_path: Path, drawn):
     pytest.importorskip("matplotlib")
-    sweep = ["--scale", 1, 3.5, "--within", "0:1", "--within", "0:0.5"]
+    sweep = ["--guidance", 1, 3.5, "--interval", 0, 1, "--interval", 0, 0.5]
     found = done(tmp_path, *DRAWN, "--reference", reference, *sweep)
     assert [(cell["guidance"], cell["interval"]) for cell in found["sweep"]] == [
         (scale, interval) for interval in ([0, 1], [0, 0.5]) for scale in (1, 3.5)
@@ -221,6 +222,27 @@ def test_the_batch_changes_no_figure_of_a_generator(reference: Path, tmp_path: P
     found = done(tmp_path, *DRAWN, "--reference", reference, "--batch-size", batch)
     close(found["scores"], drawn["scores"])
     assert found["protocol"] == drawn["protocol"]
+
+
+@pytest.mark.parametrize("fit_as", ["crop", "resize", "pad"])
+def test_samples_of_several_sizes_are_made_squares(tmp_path: Path, reference: Path, fit_as: str):
+    """Of the reference's side, whatever their own; what is measured is what was made of them."""
+    folder = lay(tmp_path / "mixed", range(11), SIZE)
+    wide = Image.new("RGB", (2 * SIZE, SIZE), "red")
+    wide.paste((0, 0, 255), (SIZE, 0, 2 * SIZE, SIZE))
+    wide.save(folder / "wide.png")
+    words = ("generation", "--reference", reference)
+    found = done(tmp_path / "out", *words, "--samples", folder, "--fit", fit_as)
+    assert found["protocol"]["size"] == SIZE
+    assert found["protocol"]["crop"] == CROPS[fit_as]
+    fit(wide, SIZE, fit_as).save(folder / "wide.png")
+    assert done(tmp_path / "out", *words, "--samples", folder)["scores"] == found["scores"]
+
+
+def test_samples_are_cut_to_the_side_that_is_asked_for(tmp_path: Path, real: Path):
+    found = done(tmp_path, "generation", "--samples", real, "--reference", real, "--size", 48)
+    assert (found["protocol"]["size"], found["protocol"]["crop"]) == (48, CROPS["crop"])
+    assert found["scores"]["gfid"] == pytest.approx(0, abs=1e-3)
 
 
 # Interrupted

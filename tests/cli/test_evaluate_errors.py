@@ -9,27 +9,26 @@ import pytest
 from PIL import Image
 
 import softvq
-from softvq.cli.main import main
-from tests.cli.test_evaluate import done, run
-from tests.evaluation.images import COUNT, SIZE, close, lay, real, small  # noqa: F401
+from tests.cli.running import refusal
+from tests.cli.test_evaluate import done
+from tests.evaluation.images import COUNT, SIZE, close, lay
 from tests.training.test_ranks import complete
+
+pytestmark = pytest.mark.usefixtures("small")
 
 
 def refused(code: int, out: Path, *words: object) -> str:
-    """The sentence: all that is on standard error but for progress, which ends its lines with a carriage return."""
-    found, told, errors = run(out, *words)
-    lines = [line for line in errors.replace("\r", "\n").splitlines() if line and "image/s" not in line]
-    assert (found, told, len(lines)) == (code, "", 1), errors
-    assert lines[0].startswith("softvq: ")
-    return lines[0]
+    own = () if "--features" in words else ("--features", "tiny_inception")
+    return refusal(code, "evaluate", *words, *own, "--workers", 0, "--out", out)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "required: WHAT"),
-        (["reconstructions"], "invalid choice: 'reconstructions'"),
-        (["reference"], "required: --data, --to"),
+        (["reconstructions"], "no command 'reconstructions'; did you mean reconstruction?"),
+        (["reference"], "--data"),
+        (["reference", "--data", "x"], "--to"),
+        (["reconstruction", "--batch", "8"], "unknown option --batch; did you mean --batch-size?"),
         (["reference", "--data", "x", "--to", "ref"], "the statistics are written to an .npz file"),
         (["reference", "--data", "x", "--to", "ref.npz", "--size", "0"], "size must be at least 1"),
         (["generation", "--samples", "x.npz"], "need a reference to be compared with (--reference)"),
@@ -38,37 +37,46 @@ def refused(code: int, out: Path, *words: object) -> str:
             "num, scales and sampling are for a pipeline",
         ),
         (
-            ["generation", "--samples", "x", "--reference", "y", "--scale", "2"],
-            "num, scales and sampling are for a pipeline",
+            ["generation", "--samples", "x", "--reference", "y", "--guidance", "2"],
+            "--guidance and --interval are for a model; --samples are measured as they are",
         ),
+        (
+            ["generation", "--samples", "x", "--reference", "y", "--interval", "0", "1"],
+            "--guidance and --interval are for a model",
+        ),
+        (["generation", "--samples", "x.npz", "--reference", "y", "--fit", "crop"], "of one size already"),
+        (["generation", "--samples", "x", "--reference", "y", "--fit", "cut"], '"crop", "resize", "pad"'),
         (["generation", "-n", "1"], "num must be at least 2, not 1 (--num)"),
         (["generation", "-n", "-5"], "num must be at least 2, not -5 (--num)"),
         (["generation", "-n", "0"], "num must be at least 2, not 0 (--num)"),
         (["generation", "--seed", "-1"], "seed must not be negative and be below 2^63, not -1 (--seed)"),
         (["generation", "--seed", "3", "3"], "seeds that differ, at least one (--seed)"),
-        (["generation", "--within", "0:1"], "intervals go with guidance scales (--scale)"),
-        (["generation", "--scale", "2", "--within", "0-1"], "an interval is LOW:HIGH"),
-        (["generation", "--scale", "2", "--within", "0:0.5:1"], "an interval is LOW:HIGH"),
-        (["generation", "--scale", "2", "--within", "0.5:2"], "the guidance interval must lie in [0, 1]"),
-        (["generation", "--scale", "many"], "invalid float value: 'many'"),
+        (["generation", "--seed"], "seeds that differ, at least one (--seed)"),
+        (
+            ["generation", "--interval", "0", "1", "--interval", "0", "0.5"],
+            "intervals go with guidance scales (--guidance)",
+        ),
+        (["generation", "--interval", "0:1"], "--interval"),
+        (["generation", "--interval", "0", "0.5", "1"], "'1' is one word too many"),
+        (["generation", "--interval", "0.5", "2"], "the guidance interval must lie in [0, 1]"),
+        (["generation", "--guidance", "1", "2", "--interval", "0.5", "2"], "the guidance interval must lie in [0, 1]"),
+        (["generation", "--guidance", "many"], 'value for --guidance: unable to convert "many"'),
+        (["generation", "--scale", "2"], "unknown option --scale"),
+        (["generation", "--within", "0:1"], "unknown option --within"),
         (["generation", "--sampler", "ddpm"], "a SiT is sampled with"),
-        (["generation", "--batch", "0"], "must be at least 1, not 0 (--batch-size)"),
+        (["generation", "--batch-size", "0"], "must be at least 1, not 0 (--batch-size)"),
         (["reconstruction", "--workers", "-1"], "workers must be at least 0, not -1 (--workers)"),
         (["reconstruction", "--pretrained", "tiny_inception"], "write NAME=FILE"),
         (
             ["reconstruction", "--pretrained", f"vgg16={__file__}"],
             "a file is given for vgg16, which is not used; this uses tiny_inception (--pretrained)",
         ),
-        (["reconstruction", "--resize", "bilinear"], "invalid choice: 'bilinear'"),
+        (["reconstruction", "--resize", "bilinear"], '"bilinear" for --resize. Choose from: "tf1", "clean"'),
     ],
 )
-def test_misunderstood_commands_say_what_to_do(tmp_path: Path, capsys, words: list[str], message: str):
-    own = ["--features", "tiny_inception", "--out", str(tmp_path)] if words else []
-    assert main(["evaluate", *words, *own]) == 2
-    told = capsys.readouterr()
-    assert message in told.err
-    assert told.err.startswith("softvq: ")
-    assert (told.err.count("\n"), told.out) == (1, "")
+def test_misunderstood_commands_say_what_to_do(tmp_path: Path, words: list[str], message: str):
+    own = ["--features", "tiny_inception", "--out", str(tmp_path)]
+    assert message in refusal(2, "evaluate", *words, *own)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -106,8 +114,8 @@ def pictures() -> np.ndarray:
         (lambda x: x / 255, "arr_0 is float64; expected 8-bit images"),
         (lambda x: x[:, :, :32], "arr_0 is of 64×32 pixels; images must be square"),
         (lambda x: x[:0], "arr_0 holds no images"),
-        (lambda x: x[:1], "a covariance needs at least 2 images, not 1"),
-        (lambda x: x[:9], "an Inception Score of 10 parts needs as many images, not 9"),
+        (lambda x: x[:1], "is of 10 parts and needs as many images, not 1"),
+        (lambda x: x[:9], "the Inception Score is of 10 parts and needs as many images, not 9"),
         (lambda x: x[:, :32, :32], "was made with size 64, not 32"),
     ],
 )
@@ -160,15 +168,22 @@ def test_a_reference_of_another_network_resizing_size_or_weights_is_refused(
     assert done(tmp_path, *changed)["protocol"]["reference_images"] is None
 
 
-def test_folders_of_samples_of_several_sizes_or_none(tmp_path: Path, reference: Path):
+def test_folders_of_samples_of_several_sizes_or_none(tmp_path: Path, reference: Path, monkeypatch):
+    """Refused before anything is measured."""
+
     def told(folder: Path, out: str = "other") -> str:
         return refused(1, tmp_path / out, "generation", "--samples", folder, "--reference", reference)
 
-    folder = lay(tmp_path / "mixed", range(3), SIZE)
-    Image.new("RGB", (SIZE, 80)).save(folder / "02a.png")
-    assert "02a.png has 64×80 pixels, not 64×64: all must be of one size" in told(folder)
-    Image.new("RGB", (80, SIZE)).save(folder / "00.png")
-    assert "00.png has 80×64 pixels; samples must be square" in told(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("softvq.evaluation.generation.Measuring", lambda *_: pytest.fail("something was measured"))
+        folder = lay(tmp_path / "mixed", range(3), SIZE)
+        Image.new("RGB", (SIZE, 80)).save(folder / "02a.png")
+        choices = "images must be square and of one size, or be made so with fit: crop, resize or pad (--fit)."
+        assert told(folder) == f"02a.png has 64×80 pixels, 00.png 64×64: {choices}"
+        Image.new("RGB", (80, 80)).save(folder / "02a.png")
+        assert told(folder) == f"02a.png has 80×80 pixels, 00.png 64×64: {choices}"
+        Image.new("RGB", (80, SIZE)).save(folder / "00.png")
+        assert told(folder) == f"00.png has 80×64 pixels: {choices}"
     for path in folder.iterdir():
         path.write_bytes(b"no image")
     assert "none of the 4 images can be read; the first: 00.png" in told(folder, "out")

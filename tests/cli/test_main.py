@@ -1,351 +1,437 @@
-"""The `softvq` command as a user meets it: in a process of its own where that matters, else through `main`."""
+"""The `softvq` command as a whole: help, what is misunderstood, errors as sentences, exit codes, quiet and JSON."""
 
+import inspect
 import json
 import os
-import shutil
+import re
+import shlex
 import subprocess
 import sys
-import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from softvq.cli.main import COMMANDS, main
-from softvq.files import read_tensors
+from softvq import __version__, errors, plugins
+from softvq.cli import main as command_line
+from softvq.cli import train
+from softvq.cli.main import COMMANDS, app, exit_code_of, main, sentence
+from softvq.recipes import all as recipes
+from softvq.recipes.opening import is_file, open_recipe
+from tests.cli.running import refusal, result, softvq
+from tests.sessions import ROOT, environment
 
-
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    """A noisy picture, unlike any emoji."""
-    path = tmp_path / "photo.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(path)
-    return path
-
-
-@pytest.fixture
-def emoji(tmp_path: Path) -> Path:
-    """One of the validation images, as a file."""
-    from softvq.data.opening import open_source
-
-    path = tmp_path / "emoji.webp"
-    path.write_bytes(open_source("emoji-val").read(3))
-    return path
+WORDS = [words for group in COMMANDS.values() for words in group]
+WORK = {"encode", "decode", "demo", "latents", "probe", "reconstruct", "sample", "statistics"}  # run networks, and:
+WORK |= {words for words in WORDS if words.split()[0] in ("train", "evaluate", "bench")}
 
 
-def softvq(capsys, *arguments: object) -> tuple[int, str, str]:
-    code = main([str(argument) for argument in arguments])
-    output = capsys.readouterr()
-    return code, output.out, output.err
+def function(words: str) -> Any:
+    """What a command calls."""
+    found = app()
+    for word in words.split():
+        found = found[word]
+    return found.default_command
 
 
-def in_a_process(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "softvq", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300
-    )
+def options(words: str) -> set[str]:
+    """A command's options and other words, as `--help` names them."""
+    found = app()
+    for word in words.split():
+        found = found[word]
+    return {argument.names[0] for argument in found.assemble_argument_collection()} - {"*"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
-def test_help_imports_no_torch_and_teaches(arguments: list[str]):
+# ---- Help
+
+
+PAGES = [
+    ["--help"],
+    ["-h"],
+    [],
+    ["train", "--help"],
+    ["evaluate"],
+    ["bench", "-h"],
+    *([*w.split(), "--help"] for w in WORDS),
+]
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    """All help pages, printed by one new process, which also says what it has imported."""
     code = (
-        "import sys\nfrom softvq.cli.main import main\n"
-        f"try:\n    main({arguments})\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'"
+        "import io, json, sys\n"
+        "from contextlib import redirect_stdout\n"
+        "from softvq.cli.main import main\n"
+        "pages = {}\n"
+        "for words in json.load(sys.stdin):\n"
+        "    with redirect_stdout(io.StringIO()) as out:\n"
+        "        assert main(words) == 0, words\n"
+        "    pages[' '.join(words)] = out.getvalue()\n"
+        "heavy = [name for name in ('torch', 'numpy', 'PIL', 'matplotlib') if name in sys.modules]\n"
+        "print(json.dumps({'pages': pages, 'heavy': heavy}))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert len(result.stdout) > 10
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(PAGES),
+        capture_output=True,
+        text=True,
+        env=environment(COLUMNS="150"),
+    )
+    assert run.returncode == 0, run.stderr
+    told = json.loads(run.stdout)
+    assert told["heavy"] == []
+    return told["pages"]
 
 
-def test_every_command_shares_its_common_options(capsys):
-    for name in COMMANDS:
-        with pytest.raises(SystemExit):
-            main([name, "--help"])
-        text = capsys.readouterr().out
-        assert all(option in text for option in ("--device", "--precision", "--json"))
+def test_help_imports_nothing_heavy_and_names_every_command(pages: dict[str, str]):
+    whole = pages["--help"]
+    assert whole == pages["-h"] == pages[""]
+    for title, commands in COMMANDS.items():
+        assert title in whole
+        for words in commands:
+            assert re.search(rf"^│ {words.split()[0]}\b", whole, re.MULTILINE), words
+    for words in ("train tokenizer", "train generator", "evaluate generation", "bench cost"):
+        first, last = words.split()
+        page = pages.get(f"{first} --help") or pages.get(first) or pages[f"{first} -h"]
+        assert re.search(rf"^│ {last}\b", page, re.MULTILINE), words
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_a_commands_help_explains_every_option_and_shows_its_use(pages: dict[str, str], words: str):
+    page = pages[f"{words} --help"]
+    names = options(words)
+    assert len(names) > 3
+    for name in names:
+        explained = re.search(rf"^│ +\*? *{name}\b.*?  +(\S.*)│$", page, re.MULTILINE)
+        assert explained, name
+    assert f"softvq {words}" in page
+    assert inspect.getdoc(function(words)).splitlines()[0].replace("`", "")[:70] in page
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_only_commands_that_run_networks_are_told_where(words: str):
+    names = options(words)
+    assert {"--json", "--quiet", "--plugin"} <= names
+    assert ("--device" in names) == ("--precision" in names) == (words in WORK)
+
+
+def examples(text: str) -> Iterator[list[str]]:
+    """The commands in a text: lines of fenced blocks, and calls by torchrun, without what is said beside them."""
+    fenced = False
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        line = line.strip()
+        if line.startswith("```"):
+            fenced = not fenced
+        if line.startswith("torchrun ") or (fenced and re.match(r"(\.venv/bin/)?softvq ", line)):
+            line = re.split(r"   +| > ", line)[0]
+            words = shlex.split(line, comments=True)
+            yield words[words.index("softvq" if "softvq" in words else ".venv/bin/softvq") + 1 :]
+
+
+def parse(words: list[str]) -> None:
+    """Fail where a command would not be understood, or a recipe's fields are not there."""
+    if words == ["--version"]:
+        return
+    command, bound, _ = app().parse_args(words, exit_on_error=False, print_error=False)
+    assert "--help" in words or command.__module__ == f"softvq.cli.{words[0]}"
+    if command in (train.tokenizer, train.generator):
+        named, fields = train.recipe_and_fields(bound.args)
+        if not is_file(named) and "--plugin" not in words:
+            open_recipe(named, command.__name__, fields)
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_every_example_of_a_commands_help_is_understood(words: str):
+    found = list(examples(inspect.getdoc(function(words))))
+    assert words == "demo" or any(" ".join(line).startswith(words) for line in found)
+    for line in found:
+        parse(line)
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_every_command_of_a_document_is_understood(path: Path):
+    for line in examples(path.read_text(encoding="utf-8")):
+        parse(line)
+
+
+def test_examples_are_found():
+    text = (
+        "`softvq no` is prose.\n```\nsoftvq demo   # a comment\n"
+        ".venv/bin/softvq train tokenizer emoji-64 \\\n  --steps 3\nsoftvq recipes emoji-64 > mine.yaml\nls\n```\n"
+        "softvq outside\ntorchrun --nproc-per-node 8 -m softvq encode emoji"
+    )
+    assert list(examples(text)) == [
+        ["demo"],
+        ["train", "tokenizer", "emoji-64", "--steps", "3"],
+        ["recipes", "emoji-64"],
+        ["encode", "emoji"],
+    ]
+    with pytest.raises(errors.ConfigError):
+        parse(["train", "tokenizer", "emoji-64", "--stepz", "3"])
+
+
+def test_the_version_says_what_it_runs_on():
+    import torch
+
+    code, out, err = softvq("--version")
+    assert (code, err) == (0, "")
+    assert re.fullmatch(
+        rf"softvq {__version__}, PyTorch {re.escape(torch.__version__)}, device (cpu|mps|cuda.*)\n", out
+    )
+
+
+# ---- The order of words
+
+
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [
+        ("reconstruct --num 3 --fit pad a.png b.png", "reconstruct a.png b.png --num 3 --fit pad"),
+        ("reconstruct a.png --num 3 b.png --fit pad", "reconstruct a.png b.png --num 3 --fit pad"),
+        ("encode --out x --shard 5 --json emoji", "encode emoji --out x --shard 5 --json"),
+        ("decode --image a --image 3 --json x", "decode x --json --image a --image 3"),
+        ("statistics --data emoji --num 5 runs/x", "statistics runs/x --data emoji --num 5"),
+        ("push --private runs/x a/b", "push runs/x a/b --private"),
+        ("recipes --json emoji-64", "recipes emoji-64 --json"),
+        ("report --out r.md x", "report x --out r.md"),
+        ("bench cost --steps 3 sit-xl-64 --no-time mar-h-64", "bench cost sit-xl-64 mar-h-64 --steps 3 --no-time"),
+        ("sample -n 5 --class a --class b", "sample --class=a --class=b --num=5"),
+        ("evaluate generation --interval 0 1 --guidance 1 2", "evaluate generation --guidance 1 2 --interval 0 1"),
+    ],
+)
+def test_options_stand_before_or_behind_other_words(before: str, behind: str):
+    one, other = (
+        app().parse_args(shlex.split(text), exit_on_error=False, print_error=False) for text in (before, behind)
+    )
+    assert one[0] == other[0]
+    assert one[1].arguments == other[1].arguments
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "emoji-64 --steps 3 --optimizer.lr 1e-3 --out runs/x --json",
+        "--steps 3 --optimizer.lr 1e-3 emoji-64 --out runs/x --json",
+        "--out runs/x --json --steps 3 --optimizer.lr 1e-3 emoji-64",
+        "--json --steps=3 emoji-64 --out=runs/x --optimizer.lr=1e-3",
+    ],
+)
+def test_a_runs_options_and_a_recipes_fields_stand_anywhere(text: str):
+    words = ["train", "tokenizer", *shlex.split(text)]
+    command, bound, _ = app().parse_args(words, exit_on_error=False, print_error=False)
+    assert command is train.tokenizer
+    assert train.recipe_and_fields(bound.args) == ("emoji-64", {"steps": "3", "optimizer.lr": "1e-3"})
+    assert (bound.arguments["run"].out, bound.arguments["common"].json) == (Path("runs/x"), True)
+
+
+# ---- What is misunderstood
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: COMMAND"),
-        (["recontruct"], "no command 'recontruct'; did you mean reconstruct"),
-        (["demo", "--trian"], "unknown option --trian; did you mean --train"),
-        (["reconstruct"], "required: IMAGE"),
-        (["recipes", "emoji-65"], "no recipe 'emoji-65'; did you mean emoji-64"),
-        (["train", "tokenizer", "emoji-64", "--stpes", "3"], "unknown option --stpes; did you mean --steps"),
-        (["train", "tokenizer", "emoji-64", "--steps"], "--steps needs a value"),
-        (["train", "tokenizer", "emoji-64", "steps"], "'steps' stands where an option was expected"),
-        (["train", "tokenizer", "emoji-64", "--steps", "many"], 'steps must be a whole number, not "many"'),
-        (["train", "tokenizer", "emoji-64", "--tokenizer.tokens", "63"], "63 tokens cannot be split into the 4"),
-        (["train", "tokenizer", "emoji-64", "--optimizer.lr", "-1"], "lr must be positive"),
-        (["train", "tokenizer", "emoji-64", "--log-every", "0"], "--log-every must be at least 1"),
-        (["--device", "cpu", "demo"], "--device stands before the command"),
-        (["demo", "--steps", "3"], "--steps goes with --train"),
-        (["train", "tokenizer", "emoji-64", "--seed", "-1"], "seed must not be negative"),
-        (["train", "tokenizer", "softvq-l-64", "--pretrained", "x"], "--pretrained x: write NAME=FILE"),
-        (["train", "tokenizer", "softvq-l-64", "--alignment.teachr", "x"], "did you mean --alignment.teacher"),
-        (["train", "tokenizer", "emoji-64", "--workers", "-1"], "workers must not be negative, not -1 (--workers)"),
-        (["train", "tokenizer", "emoji-64", "--augment.min-scale", "0.001"], "min_scale must be in [0.1, 1]"),
-        (["train", "tokenizer", "emoji-64", "--tokenizer.quantizer", "VQ"], "leave kl out of the weights"),
-        (["demo", "--device", "meta"], "softvq runs on cpu, cuda and mps"),
-        (["demo", "--device", "tpu"], "the device 'tpu' cannot be used here"),
-        (["reconstruct", "a.png", "--out", "a.txt"], "written as .png or .jpg"),
-        (["statistics", "softvq-emoji-64", "--data", "emoji"], "name one with --out"),
+        ("recontruct", "there is no command 'recontruct'; did you mean reconstruct"),
+        ("xyz", "there is no command 'xyz'; valid: demo, reconstruct, encode, decode, sample, train, recipes"),
+        ("train tokeniser", "there is no command 'tokeniser'; did you mean tokenizer?"),
+        ("bench speed", "there is no command 'speed'; valid: cost."),
+        ("evaluate reconstructions", "there is no command 'reconstructions'; did you mean reconstruction?"),
+        ("demo --trian", "unknown option --trian; did you mean --train?"),
+        ("demo --zzzzzz", "unknown option --zzzzzz. softvq demo --help explains it."),
+        ("sample --batch 3", "unknown option --batch; did you mean --batch-size?"),
+        ("report --device cpu", "unknown option --device. softvq report"),
+        ("push --precision float32 a b", "unknown option --precision"),
+        ("recipes emoji-64 emoji-128", "'emoji-128' is one word too many"),
+        ("reconstruct", "which images?"),
+        ("encode emoji", "--out"),
+        ("sample --num many", "--num"),
+        ("sample --num 3.5", "--num"),
+        ("sample --interval 1", "--interval"),
+        ("sample --guidance 1 2", "'2' is one word too many. softvq sample --help explains it."),
+        ("sample --labels even", 'Choose from: "balanced", "random"'),
+        ("sample --class flgas", "there is no class 'flgas'; did you mean flags?"),
+        ("sample --class zzzzzz", "there is no class 'zzzzzz'; valid: activities, animals-nature, flags"),
+        ("recipes emoji-65", "no recipe 'emoji-65'; did you mean emoji-64"),
+        ("train tokenizer", "which recipe? `softvq recipes` lists them"),
+        ("train tokenizer emoji-64 --stpes 3", "unknown option --stpes; did you mean --steps"),
+        ("train tokenizer emoji-64 --wokers 3", "unknown option --wokers; did you mean --workers"),
+        ("train tokenizer emoji-64 --zzzzzz 3", "unknown option --zzzzzz; `softvq recipes emoji-64` lists them all"),
+        ("train tokenizer emoji-64 --steps", "--steps needs a value"),
+        ("train tokenizer emoji-64 --steps --seed 3", "--steps needs a value"),
+        ("train tokenizer emoji-64 steps", "'steps' is one word too many"),
+        ("train tokenizer emoji-64 --steps many", 'steps must be a whole number, not "many"'),
+        ("train tokenizer emoji-64 --steps 3.5", "steps must be a whole number, not 3.5"),
+        ("train tokenizer emoji-64 --tokenizer.tokens 63", "63 tokens cannot be split into the 4"),
+        ("train tokenizer emoji-64 --optimizer.lr -1", "lr must be positive"),
+        ("train tokenizer emoji-64 --log-every 0", "--log-every must be at least 1"),
+        ("train tokenizer emoji-64 --precision float16", 'Choose from: "auto", "float32", "bfloat16"'),
+        (
+            "train generator emoji-64",
+            "emoji-64 is the recipe of a tokenizer, not of a generator: `softvq train tokenizer`",
+        ),
+        (
+            "train tokenizer emoji-sit",
+            "emoji-sit is the recipe of a generator, not of a tokenizer: `softvq train generator`",
+        ),
+        ("train generator sit-xl-softvq-l-46", "did you mean sit-xl-softvq-l-64"),
+        ("--device cpu demo", "--device stands before the command; write softvq COMMAND --device"),
+        ("demo --steps 3", "--steps goes with --train"),
+        ("train tokenizer emoji-64 --seed -1", "seed must not be negative"),
+        ("train tokenizer softvq-l-64 --pretrained x", "--pretrained x: write NAME=FILE"),
+        ("train tokenizer softvq-l-64 --alignment.teachr x", "did you mean --alignment.teacher"),
+        ("train tokenizer emoji-64 --workers -1", "workers must not be negative, not -1 (--workers)"),
+        ("train tokenizer emoji-64 --augment.min-scale 0.001", "min_scale must be in [0.1, 1]"),
+        ("train tokenizer emoji-64 --tokenizer.quantizer VQ", "leave kl out of the weights"),
+        ("train tokenizer emoji-64 --resume --out nowhere", "--resume: nowhere holds no run to resume"),
+        ("demo --device meta", "softvq runs on cpu, cuda and mps"),
+        ("demo --device tpu", "the device 'tpu' cannot be used here"),
+        ("reconstruct a.png --out a.txt", "a.txt: a picture is written as .png, .jpg, .jpeg, .webp (--out)"),
+        ("statistics softvq-emoji-64 --data emoji", "is no folder in our format to write to; name one (--out)"),
+        ("sample --npz a.npz --separate", "leave --out and --separate out"),
+        ("sample --npz a.npz --out b.png", "leave --out and --separate out"),
+        ("decode x.safetensors -n 0", "num must be at least 1, not 0 (--num)"),
+        ("decode x.safetensors -n 2 --image 3", "not both (--num)"),
     ],
 )
-def test_misunderstood_commands_say_what_to_do(capsys, arguments: list[str], message: str):
-    code, out, err = softvq(capsys, *arguments)
-    assert code == 2
-    assert message in err
-    assert err.startswith("softvq: ")
-    assert err.count("\n") == 1
-    assert out == ""
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["reconstruct", "missing.png"], "missing.png does not exist"),
-        (["reconstruct", "."], "holds no images"),
-        (["reconstruct", "x.png", "--model", "nowhere"], "no model folder 'nowhere'"),
-        (["reconstruct", "x.png", "--model", "./nowhere"], "no model folder './nowhere'"),
-        (["decode", "missing.safetensors"], "missing.safetensors does not exist"),
-        (["train", "tokenizer", "emoji-64", "--data", "nowhere"], "no folder 'nowhere'"),
-        (["train", "tokenizer", "softvq-l-64"], "no folder 'imagenet/train'"),
-        (["reconstruct", "x.png", "--model", "SoftVQVAE/softvq-l-64"], "'SoftVQVAE/softvq-l-64' is no folder here"),
-        (["push", "softvq-emoji-64", "name-without-owner"], "is not a hub name; write owner/name"),
-    ],
-)
-def test_what_cannot_be_done_is_one_sentence(capsys, tmp_path, monkeypatch, arguments: list[str], message: str):
+def test_misunderstood_commands_say_what_to_do(tmp_path: Path, monkeypatch, arguments: str, message: str):
     monkeypatch.chdir(tmp_path)
-    code, _, err = softvq(capsys, *arguments)
-    assert code == 1
-    assert message in err
+    found = refusal(2, *shlex.split(arguments))
+    assert message in found
+    assert len(found) < 400
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["train tokenizer zzzzzz", "train generator zzzzzz", "recipes zzzzzz", "train tokenizer softvq-l-64 --zzzzzz 3"],
+)
+def test_of_nothing_that_is_near_no_list_of_hundreds_is_printed(arguments: str):
+    found = refusal(2, *arguments.split())
+    assert "did you mean" not in found
+    assert re.search(r"`softvq recipes[^`]*` lists them all\.$", found)
+    assert len(found) < 120
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("reconstruct missing.png", "missing.png does not exist"),
+        ("reconstruct .", "holds no images"),
+        ("reconstruct x.png --model nowhere", "no model folder 'nowhere'"),
+        ("reconstruct x.png --model ./nowhere", "no model folder './nowhere'"),
+        ("decode missing.safetensors", "missing.safetensors does not exist"),
+        ("decode .", ". holds no latents (index.json is missing)"),
+        ("encode nowhere --out latents", "no folder 'nowhere'"),
+        ("train tokenizer emoji-64 --data nowhere", "no folder 'nowhere'"),
+        ("train tokenizer softvq-l-64", "no folder 'imagenet/train'"),
+        ("train generator emoji-sit --data nowhere", "'nowhere' holds no latents"),
+        ("reconstruct x.png --model SoftVQVAE/softvq-l-64", "'SoftVQVAE/softvq-l-64' is no folder here"),
+        ("push softvq-emoji-64 name-without-owner", "is not a hub name; write owner/name"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(tmp_path: Path, monkeypatch, arguments: str, message: str):
+    monkeypatch.chdir(tmp_path)
+    found, out, err = softvq(*arguments.split())
+    assert (found, out) == (1, "")
+    assert message in err.splitlines()[-1]  # training on own images first says that nothing is validated
     assert "Traceback" not in err
 
 
-def test_reconstruct_writes_the_picture_and_prints_the_scores(capsys, emoji: Path, tmp_path: Path):
-    code, out, err = softvq(capsys, "reconstruct", emoji, "--out", tmp_path / "r.png")
-    assert code == 0
-    assert "1024 latent floats an image, 12.0 times fewer" in out
-    assert err == ""
-    width, height = Image.open(tmp_path / "r.png").size
-    assert width >= 3 * 128
-    assert height >= 128
+# ---- Errors and exit codes
 
 
-def test_reconstruct_warns_about_what_the_model_does_not_know(capsys, photo: Path, tmp_path: Path):
-    code, out, err = softvq(capsys, "reconstruct", photo, "--out", tmp_path / "r.png", "--json")
-    assert code == 0
-    assert "SoftVQVAE/softvq-l-64" in err
-    assert json.loads(out)["warning"] in err
+@pytest.mark.parametrize(
+    ("error", "printed", "code"),
+    [
+        (errors.DataError("there is no folder."), "there is no folder.", 1),
+        (errors.ConfigError("use another folder.", setting="out"), "use another folder (--out).", 2),
+        (errors.TrainingError("too many", setting="most_bad"), "too many (--most-bad).", 1),
+        (errors.Interrupted(15, "stopped."), "stopped.", 143),
+        (errors.StorageError("there is no room."), "there is no room.", 1),
+        (PermissionError(13, "Permission denied", "folder/x"), "folder/x: Permission denied.", 1),
+    ],
+)
+def test_what_the_command_line_prints(monkeypatch, error: Exception, printed: str, code: int):
+    assert (sentence(error), exit_code_of(error)) == (printed, code)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(recipes, "listing", fails)
+    assert refusal(code, "recipes") == printed
 
 
-def test_one_bad_image_does_not_stop_the_others(capsys, emoji: Path, tmp_path: Path):
-    (tmp_path / "bad.png").write_bytes(b"no image")
-    code, out, err = softvq(capsys, "reconstruct", tmp_path, "--out", tmp_path / "out" / "r.png", "--json")
-    result = json.loads(out)
-    assert code == 0
-    assert [Path(row["image"]).name for row in result["images"]] == ["emoji.webp"]
-    assert list(result["skipped"]) == [str(tmp_path / "bad.png")]
-    assert "bad.png" in err
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(recipes, "listing", lambda: {}["x"])
+    with pytest.raises(KeyError):
+        softvq("recipes")
 
 
-def test_latents_go_through_a_file(capsys, emoji: Path, photo: Path, tmp_path: Path):
-    latents, decoded = tmp_path / "l.safetensors", tmp_path / "decoded"
-    picture = tmp_path / "r.png"
-    assert softvq(capsys, "reconstruct", emoji, photo, "--save-latents", latents, "--out", picture)[0] == 0
-    assert read_tensors(latents)["latents"].shape == (2, 64, 16)
-    code, out, _ = softvq(capsys, "decode", latents, "--out", decoded, "--json")
-    assert code == 0
-    names = [Path(path).name for path in json.loads(out)["images"]]
-    assert names == ["000000-emoji.png", "000001-photo.png"]
-    assert Image.open(decoded / names[0]).size == (64, 64)
+def test_a_stopped_command_says_so(monkeypatch):
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "listing", stopped)
+    assert refusal(130, "recipes") == "stopped."
 
 
-def test_decoding_another_models_latents_is_refused(capsys, tmp_path: Path):
-    from softvq.files import write_tensors
-
-    write_tensors(tmp_path / "l.safetensors", {"latents": torch.zeros(1, 32, 64)})
-    code, _, err = softvq(capsys, "decode", tmp_path / "l.safetensors")
-    assert code == 1
-    assert "32 × 64, but softvq-emoji-64 decodes 64 × 16" in err
-
-
-def test_damaged_latents_are_refused_and_odd_names_are_numbers(capsys, tmp_path: Path):
-    from softvq.files import write_tensors
-
-    path = tmp_path / "l.safetensors"
-    write_tensors(path, {"latents": torch.full((1, 64, 16), torch.nan)})
-    assert softvq(capsys, "decode", path)[2].endswith("the file is damaged.\n")
-    for names in ("[", "3", '["one", "two"]'):
-        write_tensors(path, {"latents": torch.zeros(1, 64, 16)}, {"names": names})
-        code, out, _ = softvq(capsys, "decode", path, "--out", tmp_path / "d", "--json")
-        assert code == 0
-        assert Path(json.loads(out)["images"][0]).name == "000000.png"
+def test_a_reader_that_stops_reading_is_no_error(monkeypatch, capsys):
+    """`softvq recipes | head -n 1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        assert main(["recipes", "emoji-64"]) == 1
+    assert capsys.readouterr().err == ""
 
 
-def test_a_run_on_own_images_is_not_validated_on_emoji(capsys, emoji: Path, tmp_path: Path):
-    thin = json.dumps({"width": 16, "depth": 1, "heads": 1, "patch_size": 8, "layer_scale": None})
-    fields = ["--tokenizer.encoder", thin, "--tokenizer.decoder", thin, "--batch-size", "2", "--steps", "2"]
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / emoji.name).write_bytes(emoji.read_bytes())
-    own = ["--data", tmp_path / "images", "--out", tmp_path / "run", "--workers", "0", "--json"]
-    code, out, err = softvq(capsys, "train", "tokenizer", "emoji-64-quick", *own, *fields)
-    assert code == 0
-    assert "validating on nothing" in err
-    assert json.loads(out)["figures"] is None
-    about = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["about"]
-    assert about["recipe"]["val"] is None
-    assert about["command"].startswith("softvq train tokenizer emoji-64-quick --data")
-    assert softvq(capsys, "reconstruct", emoji, "--model", tmp_path / "run", "--out", tmp_path / "r.png")[0] == 0
+def test_a_notice_of_the_library_is_a_sentence_and_not_of_the_result(monkeypatch):
+    import warnings
+
+    listing = recipes.listing
+
+    def noticed() -> dict[str, Any]:
+        warnings.warn("look out.", errors.Notice)
+        return listing()
+
+    monkeypatch.setattr(recipes, "listing", noticed)
+    code, out, err = softvq("recipes", "--json")
+    assert (code, err) == (0, "softvq: look out.\n")
+    assert json.loads(out)
 
 
-@pytest.mark.parametrize("fit", ["crop", "resize", "pad"])
-def test_other_sizes_are_fitted_by_choice(capsys, photo: Path, tmp_path: Path, fit: str):
-    code, out, _ = softvq(capsys, "reconstruct", photo, "--fit", fit, "--out", tmp_path / "r.png", "--json")
-    assert code == 0
-    assert json.loads(out)["fit"] == fit
+def test_plugins_are_loaded_before_the_command(tmp_path: Path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(plugins, "load", lambda file: seen.append(file))
+    assert softvq("recipes", "emoji-64", "--plugin", "a.py", "--plugin", "b.py")[0] == 0
+    assert seen == [Path("a.py"), Path("b.py")]
 
 
-def test_statistics_are_stored_in_another_folder(capsys, emoji: Path, tmp_path: Path):
-    from softvq import Tokenizer
+def test_the_first_of_several_processes_prints(monkeypatch):
+    from softvq import distributed
 
-    data = emoji.parent
-    (data / "second.webp").write_bytes(emoji.read_bytes())
-    out = tmp_path / "fitted"
-    code, text, _ = softvq(capsys, "statistics", "softvq-emoji-64", "--data", data, "--out", out, "--json")
-    assert code == 0
-    fitted = Tokenizer.from_pretrained(out)
-    assert json.loads(text)["std"] == pytest.approx(fitted.latent_std.tolist())
-    assert not torch.allclose(fitted.latent_std, Tokenizer.from_pretrained("softvq-emoji-64").latent_std)
+    for rank, expected in ((0, True), (1, False)):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        code, out, err = softvq("recipes", "emoji-64")
+        assert (code, bool(out), err) == (0, expected, "")
 
 
-def test_recipes_lists_and_shows(capsys):
-    code, out, _ = softvq(capsys, "recipes")
-    assert code == 0
-    assert "softvq-l-64              0.61  SoftVQ-L: 64 tokens × 32, 256 px (Table 1)." in out
-    code, out, _ = softvq(capsys, "recipes", "emoji-64", "--json")
-    assert json.loads(out)["tokenizer"]["tokens"] == 64
+def test_json_is_one_object_and_text_is_not():
+    assert result("recipes", "emoji-64")["name"] == "emoji-64"
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(softvq("recipes", "emoji-64")[1])
 
 
-def test_demo_prints_the_table_and_writes_the_picture(tmp_path: Path):
-    result = in_a_process("demo", "--json", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    table = json.loads(result.stdout)
-    assert [row["method"] for row in table["rows"]][1:] == ["PCA", "box-downsampling"]
-    assert table["rows"][0]["images"] == 280
-    assert (tmp_path / "softvq-demo" / "reconstruction.png").is_file()
-
-
-def test_the_demos_figures_are_those_stored_with_the_model(tmp_path: Path):
-    from softvq import Tokenizer
-
-    about = Tokenizer.from_pretrained("softvq-emoji-64").about
-    result = json.loads(in_a_process("demo", "--json", cwd=tmp_path).stdout)
-    assert result["rows"][0]["psnr"] == pytest.approx(about["figures"]["psnr"], abs=0.02)
-
-
-def test_no_space_is_a_sentence(capsys, emoji: Path, tmp_path: Path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device", str(tmp_path / "r.png"))
-
-    monkeypatch.setattr(os, "fsync", full)
-    code, _, err = softvq(capsys, "reconstruct", emoji, "--out", tmp_path / "r.png")
-    assert code == 1
-    assert "No space left on device" in err
-    assert not (tmp_path / "r.png").exists()
-
-
-def test_a_tiny_twin_trains_offline_and_its_model_loads(capsys, tmp_path: Path):
-    own = ["--out", tmp_path / "run", "--workers", "0", "--steps", "2", "--val", "null", "--json"]
-    code, out, err = softvq(capsys, "train", "tokenizer", "softvq-l-64-tiny", *own)
-    assert code == 0, err
-    model = json.loads(out)["model"]
-    assert "softvq train tokenizer softvq-l-64-tiny" in (Path(model) / "README.md").read_text()
-    picture = tmp_path / "r.png"
-    emoji = tmp_path / "e.png"
-    Image.new("RGB", (128, 128), "red").save(emoji)
-    assert softvq(capsys, "reconstruct", emoji, "--model", model, "--out", picture)[0] == 0
-
-
-def test_pretrained_weights_that_cannot_be_had_say_what_to_do(capsys, emoji: Path):
-    code, _, err = softvq(capsys, "train", "tokenizer", "softvq-s-64", "--data", emoji.parent)
-    assert code == 1
-    assert "'timm/vit_small_patch14_dinov2.lvd142m' is no folder here" in err
-
-
-def test_validation_measures_lpips_and_rfid_too(capsys, photo: Path, tmp_path: Path):
-    for number in range(3):
-        (tmp_path / "val").mkdir(exist_ok=True)
-        (tmp_path / "val" / f"{number}.png").write_bytes(photo.read_bytes())
-    arguments = [
-        "train",
-        "tokenizer",
-        "softvq-s-64-tiny",
-        "--data",
-        str(tmp_path / "val"),
-        "--val",
-        str(tmp_path / "val"),
-    ]
-    options = ["--out", str(tmp_path / "run"), "--steps", "1", "--workers", "0", "--rfid", "tiny_inception"]
-    code, out, err = softvq(capsys, *arguments, *options, "--json")
-    assert code == 0, err
-    figures = json.loads(out)["figures"]
-    assert figures["lpips"] > 0
-    assert figures["rfid"] > 0
-    assert figures["rfid_reliable"] is False  # three images
-    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    scores = next(line for line in lines if "val/rfid" in line)
-    assert scores["val/lpips"] == pytest.approx(figures["lpips"], rel=1e-3)
-
-
-def test_weights_and_biases_gets_what_the_log_does(
-    capsys, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    began, logged = [], []
-
-    class Run:
-        def log(self, values, step):
-            logged.append((step, values))
-
-        def finish(self):
-            logged.append("finished")
-
-    def init(**options):
-        began.append(options)
-        return Run()
-
-    fake = types.SimpleNamespace(init=init, Image=lambda image: image, Error=RuntimeError)
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    arguments = [
-        "train",
-        "tokenizer",
-        "emoji-64-quick",
-        "--out",
-        str(tmp_path / "run"),
-        "--workers",
-        "0",
-        "--val",
-        "null",
-    ]
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "photo.png").write_bytes(photo.read_bytes())
-    arguments += ["--data", str(tmp_path / "data")]
-    small = ["--batch_size", "2", "--steps", "4", "--log-every", "1", "--checkpoint-every", "2", "--sample-every", "4"]
-    assert main([*arguments, *small, "--wandb", "project"]) == 0
-    assert began[0]["project"] == "project"
-    assert began[0]["config"]["recipe"]["batch_size"] == 2
-    assert [entry[0] for entry in logged[:-1] if "loss/total" in entry[1]] == [1, 2, 3, 4]
-    assert logged[-1] == "finished"
-    shutil.rmtree(tmp_path / "run" / "model")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-0000004")
-    assert main([*arguments, *small, "--wandb", "project"]) == 0
-    assert began[1]["id"] == began[0]["id"]  # a resumed run goes on in the same one
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    arguments[arguments.index("--out") + 1] = str(tmp_path / "other")
-    assert main([*arguments, *small, "--wandb", "project"]) == 1
-    assert "pip install 'softvq[wandb]'" in capsys.readouterr().err
+def test_the_module_and_the_script_run_it(monkeypatch):
+    run = subprocess.run(
+        [sys.executable, "-m", "softvq", "demo", "--trian"], capture_output=True, text=True, env=environment()
+    )
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == "softvq: unknown option --trian; did you mean --train? softvq demo --help explains it.\n"
+    monkeypatch.setattr(sys, "argv", ["softvq", "recipes", "emoji-64"])
+    with pytest.raises(SystemExit) as stop:
+        command_line.entry()
+    assert stop.value.code == 0

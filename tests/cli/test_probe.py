@@ -22,7 +22,7 @@ from softvq.generators.transformer import TransformerConfig
 from softvq.layers import ViTConfig
 from softvq.quantizers.gaussian import AEConfig
 from softvq.tokenizer import TokenizerConfig
-from tests.cli.running import softvq
+from tests.cli.running import instead, refusal, softvq
 from tests.evaluation.images import draw
 
 VIT = ViTConfig(width=16, depth=1, heads=1, patch_size=8)
@@ -78,7 +78,7 @@ def vectors(folder: Path, tokenizer: Tokenizer) -> torch.Tensor:
 
 def test_a_tokenizers_latents_of_images_or_as_encode_stored_them(pictures: Path, tmp_path: Path, sides):
     training = ("--epochs", 20, "--lr", 0.05, "--probe-batch", 6)
-    arguments = ("probe", *of(pictures), *training, "--out", tmp_path, "--json")
+    arguments = ["probe", *instead(of(pictures), *training), "--out", tmp_path, "--json"]
     code, out, err = softvq(*arguments)
     assert code == 0, err
     result = json.loads(out)
@@ -96,7 +96,7 @@ def test_a_tokenizers_latents_of_images_or_as_encode_stored_them(pictures: Path,
         torch.testing.assert_close(side.features, vectors(pictures / name, tokenizer).flatten(1), rtol=1e-4, atol=1e-4)
         assert side.labels.tolist() == [label for label in range(3) for _ in range(each)]
 
-    code, out, err = softvq(*arguments, *of(pictures, latents=True)[:4])
+    code, out, err = softvq(*instead(arguments, *of(pictures, latents=True)[:4]))
     assert code == 0, err
     assert json.loads(out)["scores"] == pytest.approx(result["scores"], abs=1 / 9 + 1e-6)  # an image at most
     assert json.loads(out)["protocol"]["images"] == 18
@@ -232,7 +232,11 @@ def test_a_stopped_command_encodes_no_image_again(pictures: Path, tmp_path: Path
     ("arguments", "code", "sentence"),
     [
         (["--val", "{pictures}/other-classes"], 1, "have other classes (3 and 2)"),
-        (["--data", "{pictures}/flat", "--val", "{pictures}/flat"], 1, "probing needs classes: there are 1"),
+        (
+            ["--data", "{pictures}/flat", "--val", "{pictures}/flat"],
+            1,
+            "probing needs at least two classes, and {pictures}/flat has 1: one sub-folder a class.",
+        ),
         (["--model", "{models}/other"], 1, "train-latents holds latents of another tokenizer than"),
         (["--data", "nowhere"], 1, "there is no folder 'nowhere'"),
         (["--model", "nowhere"], 1, "no model folder 'nowhere'"),
@@ -253,9 +257,19 @@ def test_what_cannot_be_probed_is_one_sentence(
         shutil.copytree(pictures / "val", pictures / "other-classes")
         shutil.rmtree(pictures / "other-classes" / "blue")
     filled = [word.format(pictures=pictures, models=models) for word in arguments]
-    found, out, err = softvq("probe", *of(pictures, latents=True), *filled, "--out", tmp_path, "--json")
-    said = [line for line in err.splitlines() if line.startswith("softvq: ")]
-    assert (found, out) == (code, "")
-    assert len(said) == 1
-    assert sentence in said[0]
-    assert "Traceback" not in err
+    words = instead(of(pictures, latents=True), *filled)
+    found = refusal(code, "probe", *words, "--out", tmp_path, "--json")
+    assert sentence.format(pictures=pictures) in found
+
+
+def test_one_class_and_other_classes_are_refused_before_the_work(pictures: Path, tmp_path: Path, monkeypatch):
+    """No image is read, and nothing encoded: a data set takes hours."""
+    one = draw(tmp_path / "one", 2, 0)
+    for colour in ("green", "red"):
+        shutil.rmtree(one / colour)
+    monkeypatch.setattr("softvq.evaluation.probe.ordered_batches", lambda *_, **__: pytest.fail("images were read"))
+    monkeypatch.setattr(Tokenizer, "encode", lambda *_: pytest.fail("an image was encoded"))
+    words = ("probe", "--workers", 0, "--out", tmp_path / "out", "--data", one)
+    assert "needs at least two classes" in refusal(1, *words, "--val", one)
+    assert "have other classes (1 and 3)" in refusal(1, *words, "--val", pictures / "val")
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import struct
 import warnings
 import zipfile
@@ -106,37 +107,38 @@ def test_the_checksum_is_of_the_whole_file(path: Path, tmp_path: Path):
 # What is wrong is a sentence
 
 
-def refused(path: Path, match: str) -> None:
-    """However the file is used."""
-    with pytest.raises(DataError, match=match) as error:
+def refusal(path: Path) -> str:
+    """The one sentence that is said, with the file's name, to who asks for its images."""
+    with pytest.raises(DataError) as error:
         list(ArrayFile(path).images(0, 1, 1))
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def test_no_file_no_zip_and_a_truncated_file(path: Path, tmp_path: Path):
-    refused(path, r"there is no file .*arrays\.npz\.$")
-    refused(tmp_path, "is truncated or no .npz file")  # a folder
+    assert re.search(r"there is no file .*arrays\.npz\.$", refusal(path))
+    assert re.search("is truncated or no .npz file", refusal(tmp_path))  # a folder
     path.write_bytes(b"no zip at all")
-    refused(path, "is truncated or no .npz file")
+    assert re.search("is truncated or no .npz file", refusal(path))
     path.write_bytes(b"")
-    refused(path, "is truncated or no .npz file")
+    assert re.search("is truncated or no .npz file", refusal(path))
     np.save(path.with_suffix(".npy"), pixels())
     path.write_bytes(path.with_suffix(".npy").read_bytes())
-    refused(path, "is truncated or no .npz file")
+    assert re.search("is truncated or no .npz file", refusal(path))
     np.savez(path, pixels())
     path.write_bytes(path.read_bytes()[:-100])
-    refused(path, "is truncated or no .npz file")
+    assert re.search("is truncated or no .npz file", refusal(path))
 
 
 def test_an_archive_without_arrays_of_ours(path: Path):
     zipfile.ZipFile(path, "w").close()
-    refused(path, r"holds nothing; expected images \(arr_0\) or statistics \(mu, sigma\)")
+    assert re.search(r"holds nothing; expected images \(arr_0\) or statistics \(mu, sigma\)", refusal(path))
     np.savez(path, labels=np.arange(3), mu=np.zeros(3))
-    refused(path, r"holds labels, mu; expected images")
+    assert re.search(r"holds labels, mu; expected images", refusal(path))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("arr_0", "not an array's name")
-    refused(path, r"expected images \(arr_0\)")
+    assert re.search(r"expected images \(arr_0\)", refusal(path))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_an_archive_without_arrays_of_ours(path: Path):
 )
 def test_arrays_that_are_no_images_in_adms_order(path: Path, array: np.ndarray, message: str):
     np.savez(path, array)
-    refused(path, message)
+    assert re.search(message, refusal(path))
 
 
 class Trap:
@@ -178,7 +180,7 @@ def test_pickled_objects_are_refused_and_never_unpickled(path: Path, tmp_path: P
     trap = np.empty(shape, dtype=object)
     trap[...] = Trap(str(mark))
     np.savez(path, trap)
-    refused(path, "arr_0 (has shape|is object)")
+    assert re.search("arr_0 (has shape|is object)", refusal(path))
     np.savez(path, mu=trap, sigma=trap)
     with pytest.raises(DataError, match="holds no plain numbers"):
         ArrayFile(path).statistics()
@@ -187,7 +189,7 @@ def test_pickled_objects_are_refused_and_never_unpickled(path: Path, tmp_path: P
         _ = ArrayFile(path).protocol
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("arr_0.npy", pickle.dumps(Trap(str(mark))))
-    refused(path, r"arr_0 is no array")
+    assert re.search(r"arr_0 is no array", refusal(path))
     assert not mark.exists()
     pickle.loads(pickle.dumps(Trap(str(mark)))).close()
     assert mark.exists()  # the trap works

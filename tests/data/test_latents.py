@@ -11,8 +11,7 @@ from PIL import Image
 
 from softvq import distributed
 from softvq.cli.main import main
-from softvq.data import latents as latents_module
-from softvq.data.latents import Latents
+from softvq.data.latents import LatentIndex, Latents, shard_path
 from softvq.data.sources import Folder
 from softvq.encoding import encode
 from softvq.errors import DataError
@@ -77,15 +76,45 @@ def test_every_image_and_its_mirror_with_its_class(source: Folder, tmp_path: Pat
             np.testing.assert_allclose(found, expected(name, mirror), atol=1e-3)
 
 
-def test_from_disk_as_from_memory(source: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    held = made(source, tmp_path / "latents")
-    monkeypatch.setattr(latents_module, "_HELD", 0)
-    mapped = Latents(tmp_path / "latents")
-    assert mapped._whole is None
-    assert held._whole is not None
+def written(folder: Path, tokens: int, channels: int) -> Latents:
+    """A cache of eight shards of 120 images, all zero but two numbers of each image and mirror; the zeros are holes,
+    which need no room on disk."""
+    each = tokens * channels * 2  # bytes
+    header = {
+        "latents": {"dtype": "F16", "shape": [120, 2, tokens, channels], "data_offsets": [0, 240 * each]},
+        "labels": {"dtype": "I32", "shape": [120], "data_offsets": [240 * each, 240 * each + 480]},
+    }
+    begin = json.dumps(header).encode()
+    begin += b" " * (-len(begin) % 8)
+    folder.mkdir()
+    for shard in range(8):
+        with shard_path(folder, shard).open("wb") as file:
+            file.write(len(begin).to_bytes(8, "little") + begin)
+            for number in range(240):
+                file.seek(8 + len(begin) + number * each)
+                file.write(np.float16([shard, number]).tobytes())
+            file.seek(8 + len(begin) + 240 * each)
+            file.write(np.arange(120, dtype=np.int32).tobytes())
+    LatentIndex("t", "f", "made up", {}, tokens, channels, [], [120] * 8).write(folder)
+    return Latents(folder)
+
+
+def test_from_disk_as_from_memory(tmp_path: Path):
+    """More than 8 GB are read as they are needed: what changes on disk is seen, but not in what is held."""
+    held, mapped = written(tmp_path / "held", 1, 2), written(tmp_path / "mapped", 1024, 2048)
     for a, b in itertools.islice(zip(held.batches(4, seed=1), mapped.batches(4, seed=1), strict=True), 5):
-        assert torch.equal(a.latents, b.latents)
+        assert b.latents.shape == (4, 1024, 2048)
+        assert torch.equal(a.latents, b.latents[:, :1, :2])
+        assert not b.latents[:, 1:].any()
         assert torch.equal(a.labels, b.labels)
+    for cache, seen in ((held, [7, 239]), (mapped, [-1, -2])):
+        assert cache.read(959, 1)[0, :2].tolist() == [7, 239]
+        path = shard_path(cache.folder, 7)
+        offset = path.stat().st_size - 480 - cache.index.tokens * cache.index.channels * 2
+        with path.open("r+b") as file:
+            file.seek(offset)
+            file.write(np.float16([-1, -2]).tobytes())
+        assert cache.read(959, 1)[0, :2].tolist() == seen
 
 
 def test_batches_are_epochs_of_either_mirror_and_resume_at_any_step(source: Folder, tmp_path: Path):

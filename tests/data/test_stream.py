@@ -16,7 +16,7 @@ from softvq.data import stream as streams
 from softvq.data.images import Augment
 from softvq.data.loader import training_batches
 from softvq.data.opening import listing, open_source
-from softvq.data.stream import ShardCache, ShardStream, StreamOrder
+from softvq.data.stream import ShardCache, ShardStream
 from softvq.errors import DataError
 from tests.data.test_shards import encoded, write
 
@@ -67,7 +67,16 @@ def test_every_image_comes_equally_often_with_its_class(shards: Path):
 def test_lanes_share_the_shards_of_an_epoch(shards: Path):
     order = open_source(address(shards)).order(20, seed=0)
     assert order.lanes == 10
-    walked = [order._url(lane, number) for number in range(3) for lane in range(10)]
+    walked, places = [], [0] * 10
+    for _ in range(3):
+        for lane, place in enumerate(places):  # at the first image of its next shard
+            step, offset = divmod(place, 2)
+            position = 20 * step + 2 * lane + offset
+            assert order.place(position) == (lane, place)
+            name, _ = order.find(position)
+            number = int(name[0])
+            walked.append(order.stream.urls[number])
+            places[lane] += SIZES[number]
     for epoch in range(6):
         assert sorted(walked[5 * epoch : 5 * epoch + 5]) == list(order.stream.urls)
 
@@ -83,16 +92,50 @@ def test_workers_do_not_change_the_order(shards: Path):
     assert names(address(shards), 12, workers=2) == names(address(shards), 12)
 
 
-def test_a_resumed_run_reads_no_shard_again(shards: Path, monkeypatch: pytest.MonkeyPatch):
-    whole = names(address(shards), 30)
-    for path in (shards.parent / "cache" / "shards").glob("*.tar"):
-        path.unlink()
-    fetched = []
-    download = streams._download
-    monkeypatch.setattr(streams, "_download", lambda url, path: (fetched.append(url), download(url, path))[1])
-    monkeypatch.setattr(StreamOrder, "_ahead", lambda self, url: None)
-    assert names(address(shards), 1, start=25) == whole[25:26]
-    assert len(set(fetched)) == len(fetched) <= 4  # one a lane, though 25 steps went through all shards
+class Server:
+    """The files of a folder over HTTP; `fetched`: the names of those that were asked for, as often as they were."""
+
+    def __init__(self, folder: Path):
+        self.fetched: list[str] = []
+        server = self
+
+        class Handler(SimpleHTTPRequestHandler):
+            def do_GET(self):
+                server.fetched.append(self.path.removeprefix("/"))
+                super().do_GET()
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> "Server":
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def test_a_resumed_run_reads_no_shard_again(shards: Path):
+    """Four lanes have gone through 36 shards of two images: those that they are at are fetched, once, and the next of
+    each ahead."""
+    pytest.importorskip("aiohttp")
+    for number in range(24):
+        write(shards / "many" / f"{number}.tar", {f"{i}.png": encoded(9 * number + i) for i in range(2)})
+    with Server(shards / "many") as server:
+        data = f"{server.url}/{{0..23}}.tar"
+        whole = names(data, 20)
+        assert set(server.fetched) == {f"{number}.tar" for number in range(24)}
+        for path in (shards.parent / "cache" / "shards").glob("*.tar"):
+            path.unlink()
+        server.fetched.clear()
+        assert names(data, 1, start=18) == whole[18:19]
+        read = {name.split("/")[0] for name in whole[18]}
+        assert read <= set(server.fetched)
+        assert len(set(server.fetched)) == len(server.fetched) <= 4 + 4
 
 
 def test_a_resume_where_nothing_is_cached_is_the_same(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -113,20 +156,10 @@ def test_two_ranks_read_what_one_does_and_each_its_own_lanes(shards: Path, monke
 
 def test_over_http(shards: Path):
     pytest.importorskip("aiohttp")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(shards)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    try:
-        assert names(f"{url}/{{0..4}}.tar", 6) == names(address(shards), 6)
+    with Server(shards) as server:
+        assert names(f"{server.url}/{{0..4}}.tar", 6) == names(address(shards), 6)
         with pytest.raises(DataError, match=r"there is no shard http.*/9\.tar"):
-            names(f"{url}/9.tar", 1)
-    finally:
-        server.shutdown()
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
+            names(f"{server.url}/9.tar", 1)
 
 
 def held(folder: Path) -> int:

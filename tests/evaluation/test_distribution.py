@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist
 
 from softvq.errors import MetricError
-from softvq.evaluation import distribution
 from softvq.evaluation.distribution import inception_score, kernel_distance, nearest_distances, precision_recall
 
 
@@ -83,16 +83,26 @@ def test_kid_is_its_definition_over_drawn_subsets(counts: tuple[int, int], subse
     assert found == pytest.approx((np.mean(values), np.std(values)), rel=1e-9)
 
 
-def test_kid_takes_100_subsets_of_1000_unless_told(monkeypatch: pytest.MonkeyPatch):
-    shapes = []
+def mmd_of_numbers(x: np.ndarray, y: np.ndarray) -> float:
+    """`mmd` of features of width 1, where (x · y + 1)³ is a polynomial: sums over pairs are products of moments."""
 
-    def kernel(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        shapes.append((len(x), len(y)))
-        return torch.zeros(1, 1)
+    def total(a: np.ndarray, b: np.ndarray) -> float:
+        return sum(math.comb(3, power) * (a**power).sum() * (b**power).sum() for power in range(4))
 
-    monkeypatch.setattr(distribution, "_cubic", kernel)
-    kernel_distance(made(1003), made(1005))
-    assert shapes == [(1000, 1000)] * 300
+    def within(side: np.ndarray) -> float:
+        return (total(side, side) - ((side**2 + 1) ** 3).sum()) / (len(side) * (len(side) - 1))
+
+    return within(x) + within(y) - 2 * total(x, y) / (len(x) * len(y))
+
+
+def test_kid_takes_100_subsets_of_1000_unless_told():
+    samples, reference = made(1003, 1), made(1005, 1, seed=1, shift=0.4)
+    rng, values = np.random.RandomState(2020), []
+    for _ in range(100):
+        x = samples[rng.choice(1003, 1000, replace=False)].flatten().numpy()
+        y = reference[rng.choice(1005, 1000, replace=False)].flatten().numpy()
+        values.append(mmd_of_numbers(x, y))
+    assert kernel_distance(samples, reference) == pytest.approx((np.mean(values), np.std(values)), rel=1e-9)
 
 
 def test_kid_of_two_halves_is_nothing_and_of_another_set_much():
@@ -102,17 +112,18 @@ def test_kid_of_two_halves_is_nothing_and_of_another_set_much():
     assert abs(np.mean(halves)) < 0.05 < kernel_distance(made(200), made(200, seed=1, shift=1.0), 1)[0]
 
 
-def prc(samples: torch.Tensor, reference: torch.Tensor, k: int) -> tuple[float, float]:
-    """Image by image, in Python's own floats."""
-    a, b = samples.double().tolist(), reference.double().tolist()
+BORDER = 2048  # distances are computed in blocks of that many images
 
-    def share(points: list[list[float]], centres: list[list[float]]) -> float:
-        reach = []
-        for i, centre in enumerate(centres):
-            others = sorted(math.dist(centre, other) for j, other in enumerate(centres) if j != i)
-            reach.append(others[k - 1])
-        inside = [any(math.dist(p, c) <= r for c, r in zip(centres, reach, strict=True)) for p in points]
-        return sum(inside) / len(points)
+
+def prc(samples: torch.Tensor, reference: torch.Tensor, k: int) -> tuple[float, float]:
+    """By the differences of all pairs, never their squares' expansion."""
+    a, b = samples.double().numpy(), reference.double().numpy()
+
+    def share(points: np.ndarray, centres: np.ndarray) -> float:
+        others = cdist(centres, centres)
+        np.fill_diagonal(others, np.inf)
+        reach = np.partition(others, k - 1, axis=1)[:, k - 1]
+        return (cdist(points, centres) <= reach).any(1).mean()
 
     return share(a, b), share(b, a)
 
@@ -128,12 +139,20 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("block", [2048, 7, 1])
+def across_the_border(side: torch.Tensor, seed: int) -> torch.Tensor:
+    """These images with others around them before, so many that the border of the first block is among these."""
+    before = BORDER - len(side) // 2
+    around = torch.from_numpy(np.random.default_rng(seed).standard_normal((before, side.shape[1])))
+    return torch.cat([(side.mean(0) + 4 * around * side.std(0)).to(side), side])
+
+
+@pytest.mark.parametrize("larger", ["neither", "samples", "reference"])
 @pytest.mark.parametrize("case", CASES)
-def test_precision_and_recall_are_their_definition(case: str, block: int, monkeypatch: pytest.MonkeyPatch):
+def test_precision_and_recall_are_their_definition(case: str, larger: str):
     """Whatever the blocks that distances are computed in."""
-    monkeypatch.setattr(distribution, "_BLOCK", block)
     samples, reference = CASES[case]
+    samples = across_the_border(samples, 2) if larger == "samples" else samples
+    reference = across_the_border(reference, 3) if larger == "reference" else reference
     for k in (1, 2, 3):
         assert precision_recall(samples, reference, k) == pytest.approx(prc(samples, reference, k), abs=1e-12)
 
@@ -148,13 +167,13 @@ def test_precision_and_recall_take_three_neighbours_and_are_not_each_other():
     assert max(precision, recall) < 1
 
 
-@pytest.mark.parametrize("block", [2048, 3])
+@pytest.mark.parametrize("count", [4, BORDER + 9])
 @pytest.mark.parametrize("shift", [0.0, 100.0])
-def test_duplicates_are_at_distance_zero_and_count(block: int, shift: float, monkeypatch: pytest.MonkeyPatch):
-    """Four copies reach nowhere (their third neighbour is a copy), but as far as an image that equals them."""
-    monkeypatch.setattr(distribution, "_BLOCK", block)
+def test_duplicates_are_at_distance_zero_and_count(count: int, shift: float):
+    """Copies reach nowhere (their third neighbour is a copy), but as far as an image that equals them; in one block,
+    and on both sides of the border of two."""
     point = made(1, 5, shift=shift)
-    copies = point.repeat(4, 1)
+    copies = point.repeat(count, 1)
     samples = torch.cat([point, made(5, 5, seed=3, shift=shift)])
     found = precision_recall(samples, copies)
     assert found == (1 / 6, 1.0)
@@ -164,25 +183,24 @@ def test_duplicates_are_at_distance_zero_and_count(block: int, shift: float, mon
     assert precision_recall(mixed, mixed) == (1.0, 1.0)
 
 
-def test_rounding_makes_no_duplicate_distant(monkeypatch: pytest.MonkeyPatch):
-    """Another processor's products, or those of another block, differ in their last digits."""
-    squares, rng = distribution._squares, np.random.default_rng(0)
+def test_rounding_makes_no_duplicate_distant():
+    """Copies that differ in their last digits, as another processor's features do: what is computed as their distance
+    is rounding alone, and another for each pair."""
+    rng = np.random.default_rng(0)
+    point, others = made(1, 500), made(6, 500, seed=4)
 
-    def rounded(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        found = squares(a, b)
-        return found + torch.from_numpy(rng.uniform(0, 1e-14, found.shape)) * b.square().sum(1)
+    def copies(count: int) -> torch.Tensor:
+        return point * (1 + 1e-15 * torch.from_numpy(rng.standard_normal((count, 500))))
 
-    monkeypatch.setattr(distribution, "_squares", rounded)
-    mixed = torch.cat([made(1, 5).repeat(6, 1), made(6, 5, seed=4)])
-    for _ in range(20):
-        assert precision_recall(made(1, 5).repeat(6, 1), mixed) == (1.0, 0.5)
+    for count, neighbours in 20 * [(6, 3), (2, 1)]:
+        reference = torch.cat([copies(count), others[:count]])
+        assert precision_recall(copies(6), reference, neighbours) == (1.0, 0.5)
 
 
-@pytest.mark.parametrize("block", [2048, 7])
-def test_nearest_distances_are_the_smallest(block: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(distribution, "_BLOCK", block)
+@pytest.mark.parametrize("counts", [(23, 17), (BORDER + 23, 17)])
+def test_nearest_distances_are_the_smallest(counts: tuple[int, int]):
     for shift in (0.0, 1e4):
-        samples, reference = made(23, 6, shift=shift), made(17, 6, seed=1, shift=shift)
+        samples, reference = made(counts[0], 6, shift=shift), made(counts[1], 6, seed=1, shift=shift)
         expected = [min(math.dist(a, b) for b in reference.tolist()) for a in samples.tolist()]
         assert nearest_distances(samples, reference).tolist() == pytest.approx(expected, rel=1e-9)
         assert nearest_distances(reference[:5], reference).max() < 1e-6

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from softvq.generators.base import Noise, Sampling
 from softvq.generators.mar import MAR, unmasking
-from softvq.transports.guidance import Guidance
+from softvq.transports import samplers
+from softvq.transports.guidance import Guidance, guided
 from tests.generators.models import made
 from tests.generators.test_mar import CONFIG, LABELS
 
@@ -30,16 +31,28 @@ def test_unmasking_follows_the_cosine_where_it_can():
     assert all(abs(left - 64 * math.cos(math.pi / 2 * i / 16)) <= 1 for i, left in enumerate(plan, start=1))
 
 
-def recording(model: MAR, monkeypatch) -> tuple[list[Tensor], list[Tensor]]:
-    """The visible tokens that the network was given, and those that were then made; both as masks."""
+class Drawn(Noise):
+    """Keeps what was drawn last."""
+
+    def __call__(self, number: int = 0) -> Tensor:
+        self.last = super().__call__(number)
+        return self.last
+
+
+def recording(model: MAR, noise: Drawn, monkeypatch) -> tuple[list[Tensor], list[Tensor]]:
+    """The visible tokens that the network was given, and those that were then made; both as masks. Which are made is
+    known by the noise that their chain begins with."""
     masks, chosen = [], []
-    places, tokens = model.places, model._tokens
+    places, ddpm = model.places, samplers.ddpm
+
+    def made_from(field, x: Tensor, *rest) -> Tensor:
+        same = (noise.last.to(x)[:, :, None] == x).all(-1)
+        assert (same.sum((0, 1)) == 1).all()
+        chosen.append(same.any(-1))
+        return ddpm(field, x, *rest)
+
     monkeypatch.setattr(model, "places", lambda x, v, y: masks.append(as_mask(v)) or places(x, v, y))
-    monkeypatch.setattr(
-        model,
-        "_tokens",
-        lambda z, other, scale, c, *rest: chosen.append(c.clone()) or tokens(z, other, scale, c, *rest),
-    )
+    monkeypatch.setattr(samplers, "ddpm", made_from)
     return masks, chosen
 
 
@@ -51,8 +64,9 @@ def as_mask(visible: Tensor) -> Tensor:
 @pytest.mark.parametrize("steps", [1, 3, 8, 20])
 def test_each_token_is_made_exactly_once_and_stays(steps, monkeypatch):
     model = made(CONFIG)
-    visible, chosen = recording(model, monkeypatch)
-    found = model.sample(LABELS[:3], Noise(0, range(3), (8, 3)), Sampling("mar", steps))
+    noise = Drawn(0, range(3), (8, 3))
+    visible, chosen = recording(model, noise, monkeypatch)
+    found = model.sample(LABELS[:3], noise, Sampling("mar", steps))
     assert found.shape == (3, 8, 3)
     assert len(chosen) == min(steps, 8)
     assert torch.equal(torch.stack(chosen).sum(0), torch.ones(3, 8, dtype=torch.long))
@@ -93,11 +107,14 @@ def test_an_image_is_the_same_in_any_batch_and_a_function_of_its_seed(dtype):
 
 def test_guidance_grows_from_the_first_tokens_to_the_last_and_1_costs_nothing(monkeypatch):
     model, labels, scales = made(CONFIG), [], []
-    places, tokens = model.places, model._tokens
+    places = model.places
+
+    def guided_by(network, z, other, guidance: Guidance, *rest):
+        scales.append(guidance.scale)
+        return guided(network, z, other, guidance, *rest)
+
     monkeypatch.setattr(model, "places", lambda x, v, y: labels.append(y.tolist()) or places(x, v, y))
-    monkeypatch.setattr(
-        model, "_tokens", lambda z, other, scale, *rest: scales.append(scale) or tokens(z, other, scale, *rest)
-    )
+    monkeypatch.setattr("softvq.generators.mar.guided", guided_by)
     rows = []
     model.head.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
     plain = model.sample(LABELS[:2], Noise(0, range(2), (8, 3)), Sampling("mar", 4))
@@ -107,10 +124,10 @@ def test_guidance_grows_from_the_first_tokens_to_the_last_and_1_costs_nothing(mo
     labels.clear()
     scales.clear()
     guidance = Guidance(3.0, schedule="linear")
-    guided = model.sample(LABELS[:2], Noise(0, range(2), (8, 3)), Sampling("mar", 4, guidance))
+    steered = model.sample(LABELS[:2], Noise(0, range(2), (8, 3)), Sampling("mar", 4, guidance))
     assert scales == pytest.approx([1 + 2 * (1 - left / 8) for left in (7, 5, 3, 0)])
     assert labels == [[0, 1], [5, 5]] * 4
-    assert (plain - guided).abs().max() > 1e-3
+    assert (plain - steered).abs().max() > 1e-3
 
 
 def test_another_sampler_is_an_error_that_names_the_right_one():

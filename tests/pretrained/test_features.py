@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from softvq.errors import ModelError
 from softvq.pretrained import inception, lite, vit
@@ -39,12 +40,27 @@ def tiny_vit() -> FeatureNetwork:
     return network
 
 
+class Seen(nn.Module):
+    """Keeps what it is given."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.images = images
+        return images.mean((2, 3))
+
+
+def resized(network: FeatureNetwork, images: torch.Tensor) -> torch.Tensor:
+    """What its network would be given of these images, from [-1, 1] back to [0, 255]."""
+    seen = Seen()
+    FeatureNetwork(network.name, seen, network.side, 3, network.resizing)(images)
+    return (seen.images + 1) * 127.5
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (33, 50), (224, 224), (256, 256), (500, 300), (1, 1)])
 def test_clean_resizing_is_pillows_in_floats(tiny_vit: FeatureNetwork, height: int, width: int):
     """Bicubic with antialiasing, enlarging and shrinking: each channel as an image of floats, cut to [0, 255], not
     rounded."""
     images = pictures(2, height, width)
-    found = tiny_vit._resized(images)
+    found = resized(tiny_vit, images)
     assert found.shape == (2, 3, 224, 224)
     for image, result in zip(images, found, strict=True):
         for channel, values in zip(image, result, strict=True):
@@ -55,9 +71,13 @@ def test_clean_resizing_is_pillows_in_floats(tiny_vit: FeatureNetwork, height: i
 def test_resizing_is_the_networks_or_as_asked(tiny: FeatureNetwork, tiny_vit: FeatureNetwork):
     clean = FeatureNetwork.load(inception.TINY, "clean")
     images = pictures(2, 64, 64)
-    assert torch.equal(tiny._resized(images), inception.resized(images.float(), 299))
-    assert clean._resized(images).shape == (2, 3, 299, 299)
-    assert not torch.allclose(clean._resized(images), tiny._resized(images), atol=1)
+    expected, _ = tiny.network.activations(inception.resized(images.float(), 299))
+    assert torch.equal(tiny(images)["pool"], expected)
+    torch.testing.assert_close(resized(tiny, images), inception.resized(images.float(), 299), rtol=0, atol=1e-3)
+    assert resized(clean, images).shape == (2, 3, 299, 299)
+    expected, _ = clean.network.activations(resized(clean, images))
+    torch.testing.assert_close(clean(images)["pool"], expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(resized(clean, images), resized(tiny, images), atol=1)
     assert not torch.allclose(clean(images)["pool"], tiny(images)["pool"], rtol=1e-3)
     told = [network.protocol["resizing"] for network in (tiny, clean, tiny_vit)]
     assert told[0].startswith("299 px, bilinear as TensorFlow 1")

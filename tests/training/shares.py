@@ -1,6 +1,6 @@
 """Runs of every kind of task with every accumulation that divides, in one process or as torchrun starts several.
 
-python -m tests.training.shares LATENTS OUT
+python -m tests.training.shares IMAGES LATENTS OUT
 """
 
 import sys
@@ -38,7 +38,7 @@ class MomentumConfig(OptimizerConfig):
 FAST = MomentumConfig()
 
 
-def tasks(latents: Path) -> dict[str, Task]:
+def tasks(images: Path, latents: Path) -> dict[str, Task]:
     """Each run, by name: losses that are not linear in the batch (KL, latent noise, LeCAM), spikes, dropout."""
     twin = find("softvq-s-64-tiny")
     patchgan = replace(twin.adversarial, discriminator=PatchGANDiscriminatorConfig(4, 1), optimizer=FAST)
@@ -46,7 +46,7 @@ def tasks(latents: Path) -> dict[str, Task]:
         twin,
         tokenizer=replace(twin.tokenizer, image_size=32, tokens=8, latent_dim=4),
         **{"optimizer": FAST, "batch_size": 12, "steps": 3, "val": None, "schedules": {}, "latent_noise": 0.2},
-        **{"skip_above": 2.0, "adversarial": patchgan},
+        **{"skip_above": 2.0, "adversarial": patchgan, "data": str(images)},
     )
     sit = replace(
         find_generator("emoji-sit"),
@@ -54,7 +54,7 @@ def tasks(latents: Path) -> dict[str, Task]:
         **{"optimizer": FAST, "batch_size": 12, "steps": 3},
     )
     network = MARNetworkConfig(64, 16, 9, width=16, depth=1, heads=2, head_width=16, head_depth=1, buffer=4)
-    mar = replace(sit, model=MARConfig(network, hidden_dropout=0.3, repeats=1), sampling=None)
+    mar = replace(sit, model=MARConfig(network, hidden_dropout=0.3, repeats=1, head_steps=4), sampling=None)
     found: dict[str, Task] = {}
     for parts in (1, 2, 3, 6):
         found[f"tokenizer-{parts}"] = TokenizerTask(replace(tokenizer, accumulate=parts))
@@ -65,7 +65,7 @@ def tasks(latents: Path) -> dict[str, Task]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name, task in tasks(Path(sys.argv[1])).items():
-        folder = Path(sys.argv[2]) / name
+    for name, task in tasks(Path(sys.argv[1]), Path(sys.argv[2])).items():
+        folder = Path(sys.argv[3]) / name
         intervals = Intervals(log=1, checkpoint=3, samples=100)
         train(task, RunOptions(folder, "cpu", "float32", workers=0, intervals=intervals))

@@ -34,7 +34,7 @@ NETWORK = TransformerConfig(T, C, CLASSES, width=16, depth=1, heads=2)
 MODELS = {
     "sit": SiTConfig(NETWORK),
     "dit": DiTConfig(NETWORK),
-    "mar": MARConfig(MARNetworkConfig(T, C, CLASSES, 16, 1, 2, 16, 1, buffer=2)),
+    "mar": MARConfig(MARNetworkConfig(T, C, CLASSES, 16, 1, 2, 16, 1, buffer=2), head_steps=10),
 }
 
 

@@ -1,7 +1,9 @@
 """A run that is given more steps goes on from its last checkpoint; what may not change is refused by name."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,18 +19,26 @@ from softvq.training.recipe import TokenizerRecipe
 from softvq.training.run import train
 from softvq.training.task import Hook
 from softvq.training.tokenizer import TokenizerTask
+from tests.pictures import few_emoji
 
 CPU = torch.device("cpu")
+OPTIMIZER = AdamWConfig(lr=1e-3, warmup_steps=3)
+Recipes = Callable[..., TokenizerRecipe]
 
 
-def recipe(steps: int = 4, **changes) -> TokenizerRecipe:
+def recipe_on(data: str, steps: int, **changes) -> TokenizerRecipe:
     twin = find("softvq-s-64-tiny")
     small = replace(twin.tokenizer, image_size=32, tokens=8, latent_dim=4)
     weights = {"reconstruction": 1.0, "kl": 0.01}
     plain = {"perceptual": None, "alignment": None, "adversarial": None, "encoder_weights": None, "schedules": {}}
-    optimizer = AdamWConfig(lr=1e-3, warmup_steps=3)
-    fields = {"tokenizer": small, "weights": weights, "val": None, "batch_size": 2, "optimizer": optimizer, **plain}
-    return replace(twin, **{**fields, "steps": steps, **changes})
+    fields = {"tokenizer": small, "weights": weights, "val": None, "batch_size": 2, "optimizer": OPTIMIZER, **plain}
+    return replace(twin, **{**fields, "data": data, "steps": steps, **changes})
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipes:
+    """The recipe of so many steps on a few images."""
+    return partial(recipe_on, str(few_emoji(tmp_path_factory.mktemp("images") / "emoji")))
 
 
 def options(out: Path) -> RunOptions:
@@ -42,8 +52,7 @@ def rates(out: Path) -> dict[int, float]:
 
 
 def scheduled(step: int, steps: int) -> float:
-    optimizer = recipe().optimizer
-    return optimizer.lr * optimizer.factor_at(step - 1, steps)
+    return OPTIMIZER.lr * OPTIMIZER.factor_at(step - 1, steps)
 
 
 def last(out: Path) -> dict[str, torch.Tensor]:
@@ -57,7 +66,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def longer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def longer(recipe: Recipes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("lengthen") / "run"
     train(TokenizerTask(recipe(4)), options(out))
     train(TokenizerTask(recipe(8)), options(out))
@@ -83,7 +92,7 @@ def test_run_log_and_model_say_so(longer: Path):
     assert read_json(longer / "model.json")["about"]["lengthened"] == note
 
 
-def test_a_lengthened_run_that_was_stopped_ends_as_if_it_had_not_been(longer: Path, tmp_path: Path):
+def test_a_lengthened_run_that_was_stopped_ends_as_if_it_had_not_been(recipe: Recipes, longer: Path, tmp_path: Path):
     def stop(state, log):
         if state.step == 6:
             raise Interrupted(15, "stopped")
@@ -96,7 +105,7 @@ def test_a_lengthened_run_that_was_stopped_ends_as_if_it_had_not_been(longer: Pa
     assert read_json(tmp_path / "run.json")["lengthened"] == [{"at_step": 4, "from": 4, "to": 8}]
 
 
-def test_a_stopped_run_is_lengthened_too_and_twice(tmp_path: Path):
+def test_a_stopped_run_is_lengthened_too_and_twice(recipe: Recipes, tmp_path: Path):
     def stop(state, log):
         if state.step == 2:
             raise Interrupted(15, "stopped")
@@ -111,7 +120,7 @@ def test_a_stopped_run_is_lengthened_too_and_twice(tmp_path: Path):
     assert [note["at_step"] for note in notes] == [1, 5]
 
 
-def test_a_run_is_not_made_shorter_and_loses_nothing(longer: Path):
+def test_a_run_is_not_made_shorter_and_loses_nothing(recipe: Recipes, longer: Path):
     before = last(longer)
     with pytest.raises(ConfigError, match=r"holds a run of 8 steps: it can get more, but not fewer \(6\)") as error:
         train(TokenizerTask(recipe(6)), options(longer))
@@ -127,12 +136,12 @@ def test_a_run_is_not_made_shorter_and_loses_nothing(longer: Path):
         ({"optimizer": AdamWConfig(lr=1e-4, warmup_steps=3)}, r"recipe.optimizer.lr"),
     ],
 )
-def test_what_may_not_change_is_named_with_what_to_do_instead(changes: dict, named: str, longer: Path):
+def test_what_may_not_change_is_named_with_what_to_do_instead(changes: dict, named: str, recipe: Recipes, longer: Path):
     with pytest.raises(ConfigError, match=named) as error:
         train(TokenizerTask(recipe(9, **changes)), options(longer))
     assert f"init={str(longer)!r}" in str(error.value)
 
 
-def test_what_is_said_to_do_instead_works(longer: Path, tmp_path: Path):
+def test_what_is_said_to_do_instead_works(recipe: Recipes, longer: Path, tmp_path: Path):
     train(TokenizerTask(recipe(1, seed=1, init=str(longer))), options(tmp_path))
     assert Tokenizer.from_pretrained(tmp_path).about["recipe"]["init"] == str(longer)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from softvq.training.task import Task
 from softvq.training.tokenizer import TokenizerTask, frozen_networks
 
 TWIN = find("softvq-l-64-tiny")
+ODD = 28  # images of a batch that eight devices cannot share: it is counted for one alone, in half the time
 
 
 def options(**more) -> RunOptions:
@@ -32,6 +34,12 @@ def options(**more) -> RunOptions:
 
 def plan(recipe: TokenizerRecipe, chosen: RunOptions) -> Plan:
     return planned(TokenizerTask(recipe), chosen)
+
+
+@cache
+def plan_of_emoji(**more) -> Plan:
+    """Counted once for all tests that look at it."""
+    return plan(EMOJI_64, options(**more))
 
 
 def set_up(task: Task, chosen: RunOptions) -> Players:
@@ -69,7 +77,7 @@ def measured_peak(task: Task, chosen: RunOptions, folder: Path) -> int:
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_memory_estimate_is_within_a_fifth_of_the_measured_peak(recompute: bool, precision: str, tmp_path: Path):
-    recipe = replace(EMOJI_64, batch_size=32, init="vit")
+    recipe = replace(EMOJI_64, batch_size=ODD, init="vit")
     chosen = replace(options(recompute=recompute), precision=precision)
     assert plan(recipe, chosen).memory[1] == pytest.approx(
         measured_peak(TokenizerTask(recipe), chosen, tmp_path), rel=0.2
@@ -77,7 +85,7 @@ def test_the_memory_estimate_is_within_a_fifth_of_the_measured_peak(recompute: b
 
 
 def test_so_it_is_with_every_term_on(tmp_path: Path):
-    recipe = replace(TWIN, batch_size=16, schedules={})
+    recipe = replace(TWIN, batch_size=20, schedules={})
     networks = frozen_networks(recipe, {})
     assert networks.keys() == {"teacher", "perceptual", "readouts"}
     held = sum(p.numel() * 4 for network in networks.values() for p in network.parameters())
@@ -126,23 +134,24 @@ def linear_layers(recipe: TokenizerRecipe) -> int:
 
 
 def test_operations_are_those_of_the_layers_and_the_batch():
-    found = plan(EMOJI_64, options())
+    found = plan_of_emoji()
     ratio = found.flops / (3 * 2 * linear_layers(EMOJI_64) * EMOJI_64.batch_size)
     assert 1 < ratio < 1.3  # attention, patches, pixels and codebooks come to the blocks
-    double, fourfold = (plan(replace(EMOJI_64, batch_size=size), options()).flops for size in (64, 128))
-    assert fourfold - double == 2 * (double - found.flops)  # what does not grow is Muon's
-    assert plan(EMOJI_64, options(recompute=True)).flops > 1.15 * found.flops
+    double, fourfold = (plan(replace(EMOJI_64, batch_size=size), options()).flops for size in (68, 140))
+    assert fourfold - double == 2 * (double - found.flops)  # of 32, 68 and 140 images: what does not grow is Muon's
+    assert plan_of_emoji(recompute=True).flops > 1.15 * found.flops
 
 
 def test_more_devices_and_recomputing_take_less_memory_and_the_fixed_part_stays():
-    found = plan(EMOJI_64, options())
+    found = plan_of_emoji()
     assert found.fixed < found.memory[8] < found.memory[1] / 4
-    assert plan(EMOJI_64, options(recompute=True)).memory[1] < 0.8 * found.memory[1]
+    assert plan_of_emoji(recompute=True).memory[1] < 0.8 * found.memory[1]
 
 
 def test_bfloat16_takes_less():
-    half = plan(EMOJI_64, replace(options(), precision="bfloat16"))
-    assert half.memory[1] < 0.9 * plan(EMOJI_64, options()).memory[1]
+    recipe = replace(EMOJI_64, batch_size=ODD)
+    half = plan(recipe, replace(options(), precision="bfloat16"))
+    assert half.memory[1] < 0.9 * plan(recipe, options()).memory[1]
 
 
 def test_the_command_prints_the_plan_of_the_real_recipe_with_neither_data_nor_network(tmp_path: Path):
@@ -157,7 +166,7 @@ def test_the_command_prints_the_plan_of_the_real_recipe_with_neither_data_nor_ne
             "--dry-run",
             "--json",
             "--batch_size",
-            "8",
+            "4",
         ],
         capture_output=True,
         text=True,
@@ -175,7 +184,7 @@ def test_the_command_prints_the_plan_of_the_real_recipe_with_neither_data_nor_ne
 def test_the_plan_for_people():
     from softvq.training.plan import show_plan
 
-    words = show_plan(plan(EMOJI_64, options()))
+    words = show_plan(plan_of_emoji())
     for part in (
         "parameters, tokenizer",
         "3.8 M",

@@ -6,26 +6,29 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
+from softvq.cli.main import main
 from softvq.files import read_json, read_tensors
+from tests.pictures import few_emoji
 
 STEPS = 10
 PARTS = {f"{player}{part}" for player in ("model", "discriminator") for part in ("", "-optimizer")} | {"model-average"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "softvq"]
 RECIPE = "softvq-s-64-tiny"  # perceptual, adversarial and alignment terms, the discriminator from its second step on
 
 
-def command(out: Path, ranks: int, *more: str) -> list[str]:
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
-    fields = ["--steps", str(STEPS), "--val", "null", "--tokenizer.image_size", "64", "--batch_size", "4"]
+def command(out: Path, data: Path, *more: str) -> list[str]:
+    fields = ["--steps", str(STEPS), "--data", str(data), "--val", "null"]
+    fields += ["--tokenizer.image_size", "64", "--batch_size", "4"]
     own = ["--device", "cpu", "--precision", "float32", "--workers", "0", "--log-every", "1", "--checkpoint-every", "3"]
-    python = [sys.executable, "-m"] if ranks == 1 else start
-    return [*python, "softvq", "train", "tokenizer", RECIPE, "--out", str(out), *own, *fields, *more]
+    return ["train", "tokenizer", RECIPE, "--out", str(out), *own, *fields, *more]
 
 
 def begin(arguments: list[str]) -> subprocess.Popen:
@@ -49,6 +52,15 @@ def complete(arguments: list[str]) -> str:
     out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err[-3000:]
     return out
+
+
+def run(ranks: int, words: list[str]) -> str:
+    """A command on one rank, which is this process, or on two; what it printed."""
+    if ranks == 2:
+        return complete([*TORCHRUN, *words])
+    with redirect_stdout(StringIO()) as printed:
+        assert main(words) == 0
+    return printed.getvalue()
 
 
 def state(out: Path, steps: int = STEPS) -> dict[str, torch.Tensor]:
@@ -79,15 +91,20 @@ def wait_for_lines(process: subprocess.Popen, out: Path, wanted: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return few_emoji(tmp_path_factory.mktemp("images") / "emoji")
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone") / "run"
-    complete(command(out, 1))
+    run(1, command(out, data))
     return out
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_equal_one(alone: Path, tmp_path: Path, parallel: str):
-    out = complete(command(tmp_path / "run", 2, "--parallel", parallel, "--json"))
+def test_two_processes_equal_one(alone: Path, data: Path, tmp_path: Path, parallel: str):
+    out = run(2, command(tmp_path / "run", data, "--parallel", parallel, "--json"))
     assert out.count('"model"') == 1  # one answer, not two
     assert_same(state(tmp_path / "run"), state(alone))
     assert lines_of(alone) == lines_of(tmp_path / "run") == STEPS
@@ -96,21 +113,21 @@ def test_two_processes_equal_one(alone: Path, tmp_path: Path, parallel: str):
 
 
 @pytest.mark.parametrize(("parallel", "ranks"), [("ddp", 1), ("ddp", 2), ("fsdp", 1)])
-def test_both_killed_and_resumed_as_one_or_two(alone: Path, tmp_path: Path, parallel: str, ranks: int):
+def test_both_killed_and_resumed_as_one_or_two(alone: Path, data: Path, tmp_path: Path, parallel: str, ranks: int):
     """Both optimizers, the averages and LeCAM go on where the last checkpoint stands, at any number of ranks."""
     out = tmp_path / "run"
-    process = begin(command(out, 2, "--parallel", parallel))
+    process = begin([*TORCHRUN, *command(out, data, "--parallel", parallel)])
     wait_for_lines(process, out, random.Random(ranks).randint(4, 7))
     kill_with_children(process)
-    complete(command(out, ranks, "--parallel", parallel, "--resume"))
+    run(ranks, command(out, data, "--parallel", parallel, "--resume"))
     assert_same(state(out), state(alone))
     meta = read_json(out / "checkpoints" / f"step-{STEPS:07d}" / "state.json")
     assert meta["step"] == STEPS
 
 
-def test_told_to_stop_all_ranks_stop_after_the_same_step_and_the_run_is_saved(tmp_path: Path):
+def test_told_to_stop_all_ranks_stop_after_the_same_step_and_the_run_is_saved(data: Path, tmp_path: Path):
     out = tmp_path / "run"
-    process = begin(command(out, 2, "--steps", "5000", "--checkpoint-every", "5000"))
+    process = begin([*TORCHRUN, *command(out, data, "--steps", "5000", "--checkpoint-every", "5000")])
     wait_for_lines(process, out, 3)
     os.kill(process.pid, signal.SIGTERM)  # torchrun hands it on
     _, errors = process.communicate(timeout=200)

@@ -11,6 +11,7 @@ from softvq.cli.main import main
 from softvq.errors import ConfigError, ModelError
 from softvq.files import read_json, read_tensors
 from softvq.recipes.opening import open_recipe, recipe_text
+from tests.pictures import few_emoji
 
 SMALL = {
     "batch_size": "2",
@@ -38,7 +39,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = re.sub(rf"^  {field}:.*\n(    .*\n)*", "", text, flags=re.M)
         text = re.sub(rf"^{field}:.*\n(  .*\n)*", f"{field}: null\n", text, flags=re.M)
     text = re.sub(r"^schedules:.*\n(  .*\n)*", "schedules: {}\n", text, flags=re.M)
-    for field, value in SMALL.items():
+    for field, value in {**SMALL, "data": str(few_emoji(folder / "emoji"))}.items():
         text = re.sub(rf"^( *){field}: .*$", rf"\g<1>{field}: {value}", text, flags=re.M)
     (folder / "mine.yaml").write_text(text.replace("encoder_weights: tiny_", "encoder_weights: null # tiny_"))
     return folder / "mine.yaml"

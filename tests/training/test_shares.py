@@ -14,6 +14,7 @@ from softvq import distributed
 from softvq.data.order import check_batch, positions_of
 from softvq.errors import DataError
 from softvq.files import read_tensors
+from tests.pictures import few_emoji
 from tests.sessions import ROOT, environment
 
 
@@ -42,26 +43,27 @@ def test_what_does_not_divide_is_refused(batch: int, parts: int, ranks: int, mon
 
 
 @pytest.fixture(scope="module")
-def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of `images` and their `latents`."""
     from softvq.encoding import encode
 
-    out = tmp_path_factory.mktemp("shares") / "latents"
-    encode("softvq-emoji-64", "emoji-val", out, workers=0, progress=False)
-    return out
+    folder = tmp_path_factory.mktemp("shares")
+    encode("softvq-emoji-64", str(few_emoji(folder / "images")), folder / "latents", workers=0, progress=False)
+    return folder
 
 
-def run(ranks: int, latents: Path, out: Path) -> Path:
+def run(ranks: int, data: Path, out: Path) -> Path:
     start = [sys.executable, "-m"]
     if ranks > 1:
         start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
-    command = [*start, "tests.training.shares", str(latents), str(out)]
+    command = [*start, "tests.training.shares", str(data / "images"), str(data / "latents"), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
 
-def test_two_ranks_equal_one_for_every_task_and_accumulation(latents: Path, tmp_path: Path):
-    one, two = run(1, latents, tmp_path / "one"), run(2, latents, tmp_path / "two")
+def test_two_ranks_equal_one_for_every_task_and_accumulation(data: Path, tmp_path: Path):
+    one, two = run(1, data, tmp_path / "one"), run(2, data, tmp_path / "two")
     names = sorted(os.listdir(one))
     assert len(names) == 12
     for name in names:
