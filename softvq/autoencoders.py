@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from softvq import files, hub
-from softvq.errors import ModelError
+from softvq.errors import ImageError, ModelError
 from softvq.layers import fold, unfold
 from softvq.quantizers.base import Quantized
 from softvq.tokenizer import Reconstruction
@@ -113,7 +113,7 @@ class FoldedAutoencoder(nn.Module):
         """Return latents of about zero mean and unit variance."""
         c = self.config
         if images.shape[1:] != (3, c.image_size, c.image_size):
-            raise ValueError(f"images must be (B, 3, {c.image_size}, {c.image_size}), not {tuple(images.shape)}.")
+            raise ImageError(f"images must be (B, 3, {c.image_size}, {c.image_size}), not {tuple(images.shape)}.")
         latents = _encoded(self.model, c.kind, images)
         return fold((latents - self.latent_mean) / self.latent_std, c.patch)
 
@@ -121,7 +121,7 @@ class FoldedAutoencoder(nn.Module):
         """Return images, not clamped."""
         c = self.config
         if latents.shape[1:] != (c.tokens, c.latent_dim):
-            raise ValueError(f"latents must be (B, {c.tokens}, {c.latent_dim}), not {tuple(latents.shape)}.")
+            raise ModelError(f"latents must be (B, {c.tokens}, {c.latent_dim}), not {tuple(latents.shape)}.")
         side = c.grid // c.patch
         images = self.model.decode(unfold(latents, c.patch, (side, side)) * self.latent_std + self.latent_mean).sample
         return images * 2 - 1 if c.kind == "AutoencoderRAE" else images

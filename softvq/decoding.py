@@ -22,7 +22,6 @@ from softvq.figures import save_picture
 from softvq.files import check_writable, read_metadata, read_tensors, write_tensors
 from softvq.models import AnyTokenizer, Coder, load_tokenizer, own_device
 
-BUNDLED_TOKENIZER = "softvq-emoji-64"
 _SHOWN = 16  # images of a folder of latents, where none are named
 
 
@@ -37,7 +36,7 @@ class _Stored:
 
     count: int
     names: list[str]
-    tokenizer: str
+    tokenizer: str | None
     fingerprint: str | None
     read: Callable[[Sequence[int]], Tensor]
 
@@ -73,6 +72,8 @@ def decode(
     numbers = [_number(stored, one, latents) for one in images] or list(range(min(most, stored.count)))
     device = own_device(device, tokenizer)
     model = tokenizer or stored.tokenizer
+    if model is None:
+        raise ConfigError(f"{latents} does not say which tokenizer made it; name one.", setting="model")
     made_by = load_tokenizer(model) if isinstance(model, str | Path) else model
     _check(made_by.to(device), stored, latents, str(model) if isinstance(model, str | Path) else "the tokenizer")
     coder, written = Coder(made_by, precision), []
@@ -87,10 +88,13 @@ def decode(
     return written
 
 
-def save_latents(path: str | Path, latents: Float[Tensor, "N L D"], names: Sequence[str], model: str | Path) -> None:
-    """Write normalised latents as safetensors, with the images' names and the model's in the file's metadata."""
-    model = str(Path(model).resolve()) if Path(model).is_dir() else str(model)
-    write_tensors(Path(path), {"latents": latents}, {"names": json.dumps(list(names)), "model": model})
+def save_latents(
+    path: str | Path, latents: Float[Tensor, "N L D"], names: Sequence[str], tokenizer: AnyTokenizer
+) -> None:
+    """Write normalised latents as safetensors, with the images' names, the tokenizer's and its fingerprint."""
+    name = str(Path(tokenizer.name).resolve()) if Path(tokenizer.name).is_dir() else str(tokenizer.name)
+    made_by = {"model": name, "fingerprint": tokenizer.latent_fingerprint}
+    write_tensors(Path(path), {"latents": latents}, {"names": json.dumps(list(names)), **made_by})
 
 
 def _open(path: Path) -> _Stored:
@@ -109,8 +113,8 @@ def _open(path: Path) -> _Stored:
     except (KeyError, ValueError, TypeError):  # a file of another program
         names = []
     names = names if len(names) == len(latents) else []
-    tokenizer = metadata.get("model", BUNDLED_TOKENIZER)
-    return _Stored(len(latents), names, tokenizer, None, lambda numbers: latents[list(numbers)].float())
+    tokenizer, fingerprint = metadata.get("model"), metadata.get("fingerprint")
+    return _Stored(len(latents), names, tokenizer, fingerprint, lambda numbers: latents[list(numbers)].float())
 
 
 def _folder(path: Path) -> _Stored:

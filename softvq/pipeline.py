@@ -35,6 +35,7 @@ from softvq.generators.base import Generator, Noise, Sampling
 from softvq.models import AnyTokenizer, tokenizer_of
 from softvq.randomness import Stream, rng
 from softvq.runtime import Precision, autocast, pick_device, pick_precision
+from softvq.saving import float_type
 from softvq.transports.guidance import Guidance
 
 Classes = Any  # names or numbers, one or several: a list, an array, a tensor; None
@@ -85,7 +86,7 @@ class Pipeline:
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         device: str | torch.device | None = None,
-        torch_dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | str | None = None,
         average: bool = True,
     ) -> "Pipeline":
         """Return the pipeline of a generator and its tokenizer.
@@ -98,11 +99,15 @@ class Pipeline:
         chosen_tokenizer = tokenizer_of(generator, str(name_or_folder), tokenizer, cache_dir)
         return cls(generator, chosen_tokenizer, str(name_or_folder)).to(device, torch_dtype)
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
-        """Move both models to a device and a type; return the pipeline."""
+    def to(
+        self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | str | None = None
+    ) -> "Pipeline":
+        """Move both models to a device, a floating-point type, or both; return the pipeline."""
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
         device = None if device is None else pick_device(device)
         for model in (self.generator, self.tokenizer):
-            model.to(device=device, dtype=dtype)
+            model.to(device=device, dtype=float_type(dtype))
         return self
 
     @property

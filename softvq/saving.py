@@ -115,9 +115,7 @@ class Saved(nn.Module, ABC):
 
         Raise `ModelError` or `ConfigError`, with one sentence, when something is missing, damaged or unknown.
         """
-        torch_dtype = getattr(torch, torch_dtype, torch_dtype) if isinstance(torch_dtype, str) else torch_dtype
-        if torch_dtype is not None and torch_dtype not in _FLOATS:
-            raise ModelError(f"torch_dtype must be a floating-point type of torch, not {torch_dtype!r}.")
+        torch_dtype = float_type(torch_dtype)
         if not isinstance(name_or_folder, str | Path) or not str(name_or_folder):
             raise ModelError(f"a model's name or folder is wanted, not {name_or_folder!r}.")
         device = None if device is None else pick_device(device)
@@ -225,6 +223,14 @@ def save(folder: Path, content: Mapping[str, Any], tensors: Mapping[str, Tensor]
     write_text(folder / CONFIG, config)
     if _is_our_card(folder / CARD):
         write_text(folder / CARD, text)
+
+
+def float_type(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Return a floating-point type of torch, which may be given by its name; `ModelError` when it is none."""
+    named = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+    if named is not None and named not in _FLOATS:
+        raise ModelError(f"torch_dtype must be a floating-point type of torch, not {dtype!r}.")
+    return named
 
 
 def load(

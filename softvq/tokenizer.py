@@ -45,6 +45,9 @@ def _released_quantizer() -> ProductConfig:
     return ProductConfig(SoftVQConfig.released(), groups=4, axis="token", kl="pooled")
 
 
+_BEYOND = 4.0  # the largest size of a value that is still taken for a decoded image's
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """A tokenizer's architecture.
@@ -189,11 +192,14 @@ class Tokenizer(Saved):
         Images of another size than the model's are encoded as they are (positions interpolate); `prepare` and
         `reconstruct` fit PIL images and files to its size.
         """
+        _check_range(images)
         latents = self.quantizer.latent(*self._to_quantize(images)).to(self.latent_mean.dtype)
         return (latents - self.latent_mean) / self.latent_std
 
-    def decode(self, latents: Float[Tensor, "B L D"], size: tuple[int, int] | None = None) -> Float[Tensor, "B 3 H W"]:
-        """Return images of (height, width) `size` (default: the model's own), not clamped.
+    def decode(
+        self, latents: Float[Tensor, "B L D"], size: int | tuple[int, int] | None = None
+    ) -> Float[Tensor, "B 3 H W"]:
+        """Return images of `size`, (height, width) or the side of a square (default: the model's own), not clamped.
 
         The normalisation of `encode` is undone. Raise `ModelError` when the latents do not have this model's shape.
         """
@@ -255,8 +261,11 @@ class Tokenizer(Saved):
     def set_statistics(self, mean: Tensor | float, std: Tensor | float) -> None:
         """Store the mean and standard deviation, per channel (D,) or one for all, of latents before normalisation."""
         mean, std = torch.as_tensor(mean), torch.as_tensor(std)
+        for given in (mean, std):
+            if given.shape not in ((), (1,), self.latent_mean.shape):
+                raise ModelError(f"latent statistics must be one number or {len(self.latent_mean)}, not {given.shape}.")
         if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
-            raise ValueError("latent statistics must be finite and the standard deviation positive.")
+            raise ModelError("latent statistics must be finite and the standard deviation positive.")
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
 
@@ -353,10 +362,23 @@ class Tokenizer(Saved):
         _check_size(images.shape[2:], self.config.encoder.patch_size)
         return self.to_quantizer(self.encoder(images.to(self.dtype)))
 
-    def _decoded(self, latents: Tensor, size: tuple[int, int] | None) -> Tensor:
-        size = size or (self.config.image_size, self.config.image_size)
+    def _decoded(self, latents: Tensor, size: int | tuple[int, int] | None) -> Tensor:
+        size = self.config.image_size if size is None else size
+        size = (size, size) if isinstance(size, int) else tuple(size)
         _check_size(size, self.config.decoder.patch_size)
         return self.decoder(self.from_quantizer(latents.to(self.dtype)), size)
+
+
+def _check_range(images: Any) -> None:
+    """Raise `ImageError` for images that are not in [-1, 1], such as those from 0 to 255.
+
+    Decoded images reach a little beyond it and may be encoded again.
+    """
+    if torch.compiler.is_compiling() or not isinstance(images, Tensor) or not images.numel():
+        return
+    low, high = (float(bound) for bound in images.aminmax())
+    if not -_BEYOND <= low <= high <= _BEYOND:
+        raise ImageError(f"images must be in [-1, 1], not from {low:g} to {high:g}.")
 
 
 def _check_size(size: tuple[int, ...], patch_size: int) -> None:

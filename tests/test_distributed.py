@@ -63,7 +63,7 @@ def work(rank: int, folder: str) -> None:
         for first in kept if rank == 0 else ():
             parts.path(first).write_text("kept")
         distributed.barrier()
-        distributed.in_parts(13, 5, parts.path, parts.make, quiet=True)
+        distributed.in_parts(13, 5, parts.path, parts.make, show=False)
         assert all(parts.path(first).is_file() for first in (0, 5, 10))  # those of the other process too
     dist.destroy_process_group()
 
@@ -157,12 +157,12 @@ def test_two_processes_share_out_the_missing_parts(folder: Path):
     assert Parts(folder / "gone on").found() == ["kept", "kept", "rank 0: 10 to 12"]
 
 
-@pytest.mark.parametrize(("quiet", "shown"), [(False, True), (True, False), (None, False)])
-def test_the_bar_is_of_what_is_still_to_be_done(tmp_path: Path, capsys, quiet: bool | None, shown: bool):
+@pytest.mark.parametrize(("show", "shown"), [(True, True), (False, False), (None, False)])
+def test_the_bar_is_of_what_is_still_to_be_done(tmp_path: Path, capsys, show: bool | None, shown: bool):
     work = Parts(tmp_path)
     work.path(5).write_text("kept")
-    distributed.in_parts(13, 5, work.path, work.make, "counting", quiet=quiet)
+    distributed.in_parts(13, 5, work.path, work.make, "counting", show=show)
     told = capsys.readouterr().err
     assert ("counting" in told) == ("8/8" in told) == shown
-    distributed.in_parts(13, 5, work.path, work.make, "counting", quiet=quiet)
+    distributed.in_parts(13, 5, work.path, work.make, "counting", show=show)
     assert capsys.readouterr().err == ""

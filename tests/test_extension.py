@@ -243,7 +243,7 @@ def fresh(work: Path, made: dict[str, Answer]) -> dict[str, Answer]:
         cut(work / name)
     plant(work)
     reconstruct = "softvq reconstruct --device cpu photo.png"
-    sample = "softvq sample --device cpu --num 2 --batch 2"
+    sample = "softvq sample --device cpu --num 2 --batch-size 2"
     network = "--plugin features.py --features random-convolutions --workers 0 --device cpu --json"
     measure = f"softvq evaluate reconstruction --model objective --data photos --no-lpips {network}"
     steps = {

@@ -108,7 +108,7 @@ def test_reconstruct_takes_the_folder(golden: Golden, tmp_path: Path, capsys, mo
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (300, 280), (200, 30, 90)).save("photo.jpg")
     assert main(["reconstruct", "--model", str(golden.folder), "photo.jpg"]) == 0
-    assert "2048 latent floats" in capsys.readouterr().out
+    assert "2,048 numbers an image" in capsys.readouterr().out
     assert (tmp_path / "reconstruction.png").is_file()
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from softvq import Generator, Pipeline, Tokenizer
-from softvq.cli.main import main
+from softvq import Pipeline, Tokenizer
 from softvq.errors import ConfigError, DataError, ModelError
 from softvq.generators.mar import MARConfig, MARNetworkConfig
 from softvq.generators.sit import SiTConfig
@@ -227,11 +226,3 @@ def test_the_tokenizer_is_found_or_given_and_must_be_the_right_one(pipeline: Pip
     with pytest.raises(ConfigError, match="does not say which tokenizer"):
         Pipeline.from_pretrained(tmp_path / "alone")
     assert Pipeline.from_pretrained(tmp_path / "alone", tokenizer=tokenizer).classes == NAMES
-
-
-def test_the_command_and_the_pipeline_make_the_same(tmp_path: Path):
-    words = ["-n", "3", "--class", "flags", "--steps", "2", "--seed", "4"]
-    assert main(["sample", *words, "--npz", str(tmp_path / "a.npz")]) == 0
-    images = Pipeline.from_pretrained("emoji-sit")("flags", num=3, steps=2, seed=4, progress=False)
-    assert np.array_equal(np.load(tmp_path / "a.npz")["arr_0"], np.stack([np.asarray(image) for image in images]))
-    assert Generator.from_pretrained("emoji-sit").shape == (64, 16)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from softvq.cli.runs import field_changes
 
 from softvq import Tokenizer
-from softvq.config import override
-from softvq.recipes import all as recipes
+from softvq.cli import train
+from softvq.cli.main import app
+from softvq.recipes.opening import open_recipe
 from tests.pictures import few_emoji
 
 ROOT = Path(__file__).parent.parent
@@ -151,7 +151,9 @@ def test_every_command_of_a_list_is_understood(path: Path):
         seen.add(entry["name"])
         assert 0 < entry["hours"] <= 2.5
         if what == "train":
-            own = ("out", "workers", "checkpoint_every", "device")
-            changes = {k: v for k, v in field_changes(words[2:]).items() if k not in own}
-            find = recipes.find if words[0] == "tokenizer" else recipes.find_generator
-            override(find(words[1]), changes)
+            words = [re.sub(r"\{\w+\}/", "", word) for word in entry["command"]]
+            command, bound, _ = app().parse_args(words, exit_on_error=False, print_error=False)
+            assert command in (train.tokenizer, train.generator)
+            open_recipe(
+                *train.recipe_and_fields(bound.args)[:1], command.__name__, train.recipe_and_fields(bound.args)[1]
+            )

@@ -1,7 +1,5 @@
 """softvq latents."""
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 from softvq.cli.common import BUNDLED_TOKENIZER, Machine, Num, TokenizerName, Told, Whole, Working, option, written
@@ -25,11 +23,9 @@ def latents(
     ```
 
     ẑ is what the encoder gives, z what the decoder gets. Each point is an image: all its tokens, beside each other.
-    Writes pictures and a JSON file into evaluations/latents-MODEL, or --out. Needs pip install 'softvq[plots]'.
+    Writes pictures and a JSON file into --out. Needs pip install 'softvq[plots]'.
     """
     from softvq.evaluation.latent_space import latent_space
 
-    if working.out == Working().out:  # its pictures have the same names for all models
-        working = replace(working, out=working.out / f"latents-{Path(model).name}")
     settings = working.settings(common)
     return written(latent_space(model, data, num=num, classes=classes, seed=seed, **settings), working.out)

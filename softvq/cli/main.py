@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter
-from cyclopts.exceptions import UnknownCommandError, UnknownOptionError, UnusedCliTokensError
+from cyclopts.exceptions import MissingArgumentError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
 from softvq import __version__
 from softvq.cli.common import Common, Told
@@ -68,7 +68,9 @@ def app() -> App:
 
 def _shown(default: Any) -> str | None:
     """Return a default for `--help`, None for what goes without saying."""
-    return None if default in ((), False, None) else str(default)
+    if default in ((), False, None):
+        return None
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def _version() -> str:
@@ -126,6 +128,10 @@ def misunderstood(error: CycloptsError) -> str:
     said = str(error).splitlines()[0].rstrip(".")
     if isinstance(error, UnusedCliTokensError):
         said = f"{error.unused_tokens[0]!r} is one word too many"
+    elif isinstance(error, MissingArgumentError) and error.argument is not None:
+        number, _ = error.argument.token_count()
+        values = "a value" if number == 1 else f"{number} values"
+        said = f"{error.argument.name} {f'needs {values}' if error.keyword else 'is missing'}"
     elif isinstance(error, UnknownCommandError):
         names = [name for name in error.app or app() if not name.startswith("-")]
         return f"there is no command {error.unused_tokens[0]!r}{nearest(error.unused_tokens[0], names)}"
@@ -134,7 +140,8 @@ def misunderstood(error: CycloptsError) -> str:
         word = error.token.keyword or error.token.value
         hint = nearest(word, [name for name in words if name.startswith("--")])
         said = f"unknown option {word}{hint if hint.endswith('?') else ''}"
-    return f"{said[0].lower()}{said[1:]}{'' if said.endswith('?') else '.'} {command} --help explains it."
+    said = said if said[1:2].isupper() else f"{said[0].lower()}{said[1:]}"
+    return f"{said}{'' if said.endswith('?') else '.'} {command} --help explains it."
 
 
 def sentence(error: Exception) -> str:

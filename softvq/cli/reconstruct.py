@@ -62,7 +62,7 @@ def reconstruct(
         print(f"skipped: {reason}", file=sys.stderr)
     save_picture(compared.picture, out)
     if save_latents:
-        write_latents(save_latents, compared.latents, [row["image"] for row in compared.rows], model)
+        write_latents(save_latents, compared.latents, [row["image"] for row in compared.rows], tokenizer)
     if compared.warning:
         print(compared.warning, file=sys.stderr)
     text = f"{compared}\npicture: {out}"

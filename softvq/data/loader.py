@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from softvq import plugins
 from softvq.data.images import Augment, fit, to_tensor
-from softvq.data.order import Reader, SampleOrder, check_batch, positions_of
+from softvq.data.order import Reader, SampleOrder, check_batch, evenly, positions_of
 from softvq.data.sources import Source
 from softvq.errors import DataError, ImageError, counted
 from softvq.randomness import Stream, rng
@@ -268,6 +268,5 @@ def _start_worker(_: int) -> None:
 
 def spread(source: Source, size: int, count: int) -> Tensor:
     """Return up to `count` images (B, 3, size, size), spread evenly over a source."""
-    last = len(source.names) - 1
-    chosen = sorted({round(i * last / max(1, count - 1)) for i in range(count)})
+    chosen = evenly(count, len(source.names))
     return torch.cat([b.images for b in ordered_batches(source, size=size, batch_size=count, chosen=chosen)])

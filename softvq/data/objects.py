@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from softvq.data.images import as_image
+from softvq.data.order import evenly
 from softvq.data.sources import Source
 from softvq.errors import DataError, ImageError, counted
 from softvq.files import first_line
@@ -123,7 +124,7 @@ class Objects(Source):
             digest.update(numbers.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         else:
             digest.update("\n".join(self.names).encode("utf-8", "surrogateescape"))
-            for number in sorted({round(i * (len(self.items) - 1) / 63) for i in range(64)}):
+            for number in evenly(64, len(self.items)):
                 digest.update(self._pixels(number))
         return {"count": len(self.items), "names": digest.hexdigest()[:16]}
 

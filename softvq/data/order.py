@@ -48,6 +48,13 @@ def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
     return rng(seed, Stream.ORDER, epoch).permutation(length)
 
 
+def evenly(count: int, total: int) -> list[int]:
+    """Return up to `count` different numbers from 0 to `total` − 1, spread evenly over them, in order."""
+    if count >= total:
+        return list(range(total))
+    return sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)})
+
+
 def check_batch(batch_size: int, parts: int = 1) -> None:
     """Raise `DataError` when a batch cannot be shared out evenly over processes and `parts` (see `positions_of`)."""
     ranks = distributed.world_size()

@@ -14,6 +14,7 @@ from softvq.data.images import Fit
 from softvq.data.loader import Batch, NoneReadable, ordered_batches, spread
 from softvq.data.objects import Objects
 from softvq.data.opening import BUNDLED, open_source
+from softvq.data.order import evenly
 from softvq.data.sources import EMOJI, Folder, Source
 from softvq.errors import ConfigError, ImageError, counted
 from softvq.evaluation.metrics import CONVENTION
@@ -84,8 +85,7 @@ def compare(
         if number < 1:
             raise ConfigError(f"{name} must be at least 1, not {number}.", setting=name)
     source = open_source(_files(images)).listing(num)
-    last, wanted = len(source.names) - 1, min(num or len(source.names), len(source.names))
-    chosen = sorted({round(i * last / max(1, wanted - 1)) for i in range(wanted)})
+    chosen = evenly(num or len(source.names), len(source.names))
     rows: list[dict[str, Any]] = []
     kept: list[Tensor] = []
     pairs: list[tuple[Tensor, Tensor]] = []

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from softvq import distributed, progress
 from softvq.data.loader import ordered_batches
 from softvq.data.opening import listing
+from softvq.data.order import evenly
 from softvq.errors import ConfigError, DataError, MetricError
 from softvq.evaluation.measuring import Working, evaluating
-from softvq.evaluation.results import Result, described
+from softvq.evaluation.results import Result, described, short_name
 from softvq.figures import pyplot, rendered
 from softvq.models import AnyTokenizer, load_tokenizer, own_device
 from softvq.quantizers.base import Quantized, Quantizer
@@ -54,7 +55,7 @@ def latent_space(
     among = [n for n, label in enumerate(source.labels) if label < classes]
     if not among:
         raise DataError(f"{source} holds no images of its first {classes} classes.")
-    chosen = sorted({among[round(i * (len(among) - 1) / max(1, num - 1))] for i in range(num)})
+    chosen = [among[number] for number in evenly(num, len(among))]
     batches = ordered_batches(
         source,
         size=tokenizer.config.image_size,
@@ -80,9 +81,9 @@ def latent_space(
     name = str(images if isinstance(images, str | Path) else source)
     protocol = {"data": name, "images": len(seen.labels), "seed": seed}
     channels = {name: values.tolist() for name, values in statistics.items()}
-    return Result(
-        "latents", "latents", described(tokenizer), protocol, scores, {"channels": channels}, pictures=pictures
-    )
+    model = described(tokenizer)
+    name = f"latents-{Path(model['name']).name}-{short_name(model['fingerprint'], protocol, classes, precision)}"
+    return Result("latents", name, model, protocol, scores, {"channels": channels}, pictures=pictures)
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,10 @@ class Result:
             lines.append(f"{counted(len(self.unreadable), 'unreadable image')} left out; the first: {reason}")
         return "\n".join(lines)
 
+    def _picture(self, name: str) -> str:
+        """Return the name of a picture's file: the result's, and the picture's own where it has one."""
+        return name if name == self.name else f"{self.name}-{name}"
+
     def write(self, folder: str | Path) -> dict[str, Any]:
         """Write `NAME.json` and the pictures into a folder, where `report` finds them.
 
@@ -131,11 +135,11 @@ class Result:
         folder = Path(folder)
         whole, path = self.to_dict(), folder / f"{self.name}.json"
         if self.pictures:
-            whole["pictures"] = [str(folder / f"{name}.png") for name in self.pictures]
+            whole["pictures"] = [str(folder / f"{self._picture(name)}.png") for name in self.pictures]
         distributed.barrier()
         if distributed.rank() == 0:
             for name, picture in self.pictures.items():
-                save_picture(picture, folder / f"{name}.png")
+                save_picture(picture, folder / f"{self._picture(name)}.png")
             files.write_json(path, whole)
             if self.parts is not None:
                 shutil.rmtree(self.parts, ignore_errors=True)

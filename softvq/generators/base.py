@@ -41,6 +41,8 @@ class Sampling:
     def __post_init__(self):
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, not {self.steps}")
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype must be 'float32' or 'float64', not {self.dtype!r}")
 
 
 def check_share(name: str, share: float) -> None:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from softvq.generators.base import Generator, GeneratorConfig, Noise, Part, Progress, Sampling
 from softvq.generators.transformer import Transformer
 from softvq.transports.guidance import Field, Guidance, guided
+from softvq.transports.samplers import precise
 
 
 @dataclass(frozen=True)
-class Task:
+class SamplerInput:
     """All that a sampler needs besides the noise x it begins with, (B, T, C) in the state's type.
 
     `field`: (x, t, the time at which the step began) → the network's guided output there, read as velocity or noise.
@@ -31,7 +32,7 @@ class Task:
     progress: Callable[[Sequence], Sequence]
 
 
-Sampler = Callable[[Tensor, Task], Tensor]  # noise, task -> latents
+Sampler = Callable[[Tensor, SamplerInput], Tensor]  # noise, task -> latents
 
 
 class Denoiser(Generator):
@@ -89,9 +90,8 @@ class Denoiser(Generator):
     ) -> Float[Tensor, "B T C"]:
         """Return new latents (B, T, C) of these classes, float32, by the sampler that `sampling` names."""
         self.check(sampling)
-        dtype = torch.promote_types(torch.float32, getattr(torch, sampling.dtype))
-        x = noise().to(labels.device, min(dtype, precise(labels.device), key=lambda one: one.itemsize))
-        task = Task(self, self.field(labels, sampling.guidance), sampling, noise, progress or _unchanged)
+        x = noise().to(labels.device, torch.float32 if sampling.dtype == "float32" else precise(labels.device))
+        task = SamplerInput(self, self.field(labels, sampling.guidance), sampling, noise, progress or _unchanged)
         return self.samplers[sampling.sampler](x, task).float()
 
     def one_evaluation(self) -> Callable[[], Any]:

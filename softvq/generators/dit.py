@@ -8,7 +8,7 @@ from torch import Tensor
 
 from softvq.config import register
 from softvq.generators.base import GeneratorConfig, Sampling, check_share
-from softvq.generators.denoising import Denoiser, Sampler, Task
+from softvq.generators.denoising import Denoiser, Sampler, SamplerInput
 from softvq.generators.transformer import TransformerConfig
 from softvq.transports import samplers
 from softvq.transports.diffusion import LEAST_LAMBDA, STEPS, BetasName, Diffusion
@@ -48,11 +48,11 @@ class DiTConfig(GeneratorConfig):
         return DiT(self, about)
 
 
-def _respaced(task: Task) -> Diffusion:
+def _respaced(task: SamplerInput) -> Diffusion:
     return task.model.diffusion.respaced(min(task.sampling.steps, STEPS))
 
 
-def _dpm(x: Tensor, task: Task, noise=None) -> Tensor:
+def _dpm(x: Tensor, task: SamplerInput, noise=None) -> Tensor:
     diffusion = task.model.diffusion
     count = min(task.sampling.steps, STEPS, diffusion.longest(LEAST_LAMBDA))
     denoise, alpha, sigma = samplers.chain_denoiser(task.field, diffusion.respaced(count, LEAST_LAMBDA))

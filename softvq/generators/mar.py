@@ -58,11 +58,14 @@ class MARNetworkConfig:
     @classmethod
     def named(cls, size: str, tokens: int, channels: int, classes: int) -> "MARNetworkConfig":
         """Return one of `SIZES`: tiny, B, L, H."""
+        if size not in SIZES:
+            raise ValueError(f"there is no size {size!r}; there are {', '.join(SIZES)}.")
         return cls(tokens, channels, classes, *SIZES[size], buffer=64 if size != "tiny" else 4)
 
     def tiny(self) -> "MARNetworkConfig":
         """Return a small variant for the same latents, for the tiny variants of recipes."""
-        return replace(self.named("tiny", self.tokens, self.channels, self.classes))
+        small = self.named("tiny", self.tokens, self.channels, self.classes)
+        return replace(small, query_key_norm=self.query_key_norm)
 
 
 # Width, depth (of each half), heads, head width, head depth

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from softvq.config import lookup, register
 from softvq.generators.base import GeneratorConfig, Sampling, check_share
-from softvq.generators.denoising import Denoiser, Sampler, Task
+from softvq.generators.denoising import Denoiser, Sampler, SamplerInput
 from softvq.generators.transformer import TransformerConfig
 from softvq.transports import samplers
 from softvq.transports.guidance import Field, Guidance
@@ -53,16 +53,16 @@ class SiTConfig(GeneratorConfig):
         return SiT(self, about)
 
 
-def _dopri5(x: Tensor, task: Task) -> Tensor:
+def _dopri5(x: Tensor, task: SamplerInput) -> Tensor:
     return samplers.dopri5(task.field, x, edges=task.sampling.guidance.interval)
 
 
-def _sde(x: Tensor, task: Task) -> Tensor:
+def _sde(x: Tensor, task: SamplerInput) -> Tensor:
     path = task.model.config.path
     return samplers.euler_maruyama(task.field, x, task.sampling.steps, path, task.noise, task.progress)
 
 
-def _dpm(x: Tensor, task: Task, noise=None) -> Tensor:
+def _dpm(x: Tensor, task: SamplerInput, noise=None) -> Tensor:
     denoise, alpha, sigma = samplers.path_denoiser(task.field, task.model.config.path, task.sampling.steps)
     return samplers.dpm_solver(denoise, x, alpha, sigma, noise, task.progress)
 

@@ -49,20 +49,24 @@ def draw(
     )
 
 
-def _draw_one(rng: np.random.Generator, size: tuple[int, int], probability: float, cutout: float):
+def _draw_one(
+    rng: np.random.Generator, size: tuple[int, int], probability: float, cutout: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (brightness, saturation, contrast), the shift of rows and columns, and the pixels that are kept."""
     colour, shift, kept = np.array([0.0, 1.0, 1.0]), np.zeros(2, dtype=np.int64), np.ones(size, dtype=bool)
-    chosen = rng.random(3) < probability
-    numbers = rng.random(7)  # always drawn, so that a sample's later numbers do not depend on what was chosen
-    if chosen[0]:
-        colour = np.array([numbers[0] - 0.5, 2 * numbers[1], numbers[2] + 0.5])
-    if chosen[1]:
+    is_coloured, is_shifted, is_cut = rng.random(3) < probability
+    # All seven are always drawn, so that a sample's later numbers do not depend on what was chosen.
+    brightness, saturation, contrast, *places = rng.random(7)
+    if is_coloured:  # brightness in [−0.5, 0.5], saturation in [0, 2], contrast in [0.5, 1.5]
+        colour = np.array([brightness - 0.5, 2 * saturation, contrast + 0.5])
+    if is_shifted:
         furthest = [int(side / 8 + 0.5) for side in size]
-        shift = np.array([int(n * (2 * f + 1)) - f for n, f in zip(numbers[3:5], furthest, strict=True)])
-    if chosen[2]:
+        shift = np.array([int(n * (2 * f + 1)) - f for n, f in zip(places[:2], furthest, strict=True)])
+    if is_cut:
         bounds = []
-        for number, side in zip(numbers[5:7], size, strict=True):
+        for number, side in zip(places[2:], size, strict=True):
             length = int(side * cutout + 0.5)
-            first = int(number * (side + 1 - length % 2)) - length // 2  # a square may reach over the border
+            first = int(number * (side + 1 - length % 2)) - length // 2  # it may reach over the border
             bounds.append(slice(max(0, first), max(0, first + length)))
         kept[bounds[0], bounds[1]] = False
     return colour, shift, kept

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from softvq.errors import ConfigError
 from softvq.losses.alignment import alignment
 from softvq.losses.reconstruction import Distance, reconstruction
 
@@ -39,8 +40,23 @@ class Seen:
 
 Term = Callable[[Seen], Float[Tensor, ""]]
 
+
+def perceptual(seen: Seen) -> Float[Tensor, ""]:
+    """Return the mean distance of a perceptual network; `ConfigError` where the recipe names none."""
+    if seen.distances is None:
+        raise ConfigError("the weight of 'perceptual' needs a network: name one in the recipe's field perceptual.")
+    return seen.distances.float().mean()
+
+
+def aligned(seen: Seen) -> Float[Tensor, ""]:
+    """Return L_align of Eq. 6; `ConfigError` where the recipe names no teacher."""
+    if seen.features is None or seen.projected is None:
+        raise ConfigError("the weight of 'alignment' needs a teacher: name one in the recipe's field alignment.")
+    return alignment(seen.projected, seen.features)
+
+
 TERMS: dict[str, Term] = {
     "reconstruction": lambda seen: reconstruction(seen.outputs, seen.images, seen.distance),
-    "perceptual": lambda seen: seen.distances.float().mean(),
-    "alignment": lambda seen: alignment(seen.projected, seen.features),
+    "perceptual": perceptual,
+    "alignment": aligned,
 }

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from softvq import config as configs
+from softvq.errors import ModelError
 from softvq.quantizers.base import Quantized, Quantizer, QuantizerConfig, Reduce, identity, pooled, quantize
 from softvq.quantizers.soft import SoftVQConfig
 
@@ -125,7 +126,7 @@ class Product(Quantizer):
         G, size = len(self.inner), x.shape[self.split_axis]
         if size % G:
             what = "tokens" if self.split_axis == 1 else "channels"
-            raise ValueError(f"{size} {what} cannot be split into the {G} equal groups of Product.")
+            raise ModelError(f"{size} {what} cannot be split into the {G} equal groups of Product.")
         return x.split(size // G, dim=self.split_axis)
 
     def _join_indices(self, parts: list[Tensor]) -> Tensor:
@@ -133,7 +134,7 @@ class Product(Quantizer):
 
     def _split_channels(self, indices: Tensor) -> tuple[Tensor, ...]:
         if indices.ndim < 3 or indices.shape[2] != len(self.inner):
-            raise ValueError(
+            raise ModelError(
                 f"indices of shape {tuple(indices.shape)} must have {len(self.inner)} groups on their third axis."
             )
         return indices.unbind(2)
@@ -221,9 +222,9 @@ class Residual(Quantizer):
         )
 
     def lookup(self, indices: Int[Tensor, "B L *G"]) -> Float[Tensor, "B L D"]:
-        """Return the sum of the layers' latents for indices (B, L, depth); `ValueError` for another depth."""
+        """Return the sum of the layers' latents for indices (B, L, depth); `ModelError` for another depth."""
         if indices.ndim < 3 or indices.shape[2] != len(self.inner):
-            raise ValueError(
+            raise ModelError(
                 f"indices of shape {tuple(indices.shape)} must have {len(self.inner)} layers on their third axis."
             )
         return sum(inner.lookup(layer) for inner, layer in zip(self.inner, indices.unbind(2), strict=True))

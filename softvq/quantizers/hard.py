@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from softvq.config import register
+from softvq.errors import ModelError
 from softvq.quantizers.base import (
     TINY,
     Quantized,
@@ -85,9 +86,9 @@ class VQ(Quantizer):
         return Quantized(latent, indices, losses, assignment.statistics, assignment)
 
     def lookup(self, indices: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
-        """Return the codewords (B, L, D) of indices; `ValueError` when one lies outside of the codebook."""
+        """Return the codewords (B, L, D) of indices; `ModelError` when one lies outside of the codebook."""
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < len(self.codebook):
-            raise ValueError(
+            raise ModelError(
                 f"indices run from {int(indices.min())} to {int(indices.max())}, "
                 f"but the codebook has {len(self.codebook)} codewords."
             )

@@ -1,6 +1,7 @@
 """The training of a generator on cached latents: the recipe, its player, a step, and the model that it ends with."""
 
 import copy
+import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -28,7 +29,7 @@ from softvq.training.player import Player
 from softvq.training.recipe import check_run
 from softvq.training.state import Players
 from softvq.training.step import add_share, parts_of
-from softvq.training.task import Hook, Task
+from softvq.training.task import Hook, Task, check_recipe
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class GeneratorRecipe:
     @property
     def command(self) -> str:
         """The command that runs this recipe."""
-        return f"softvq train generator {self.name} --data {self.data}"
+        return shlex.join(["softvq", "train", "generator", self.name, "--data", self.data])
 
 
 class GeneratorTask(Task):
@@ -100,6 +101,7 @@ class GeneratorTask(Task):
         *,
         tokenizer: AnyTokenizer | str | Path | None = None,
     ):
+        check_recipe(recipe, GeneratorRecipe, "a generator")
         changes = {name: str(value) for name, value in (("data", data), ("val", val)) if value is not None}
         super().__init__(replace(recipe, **changes))
         self._tokenizer = tokenizer

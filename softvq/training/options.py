@@ -52,6 +52,8 @@ class RunOptions:
     def __post_init__(self):
         if self.workers < 0:
             raise ConfigError(f"workers must not be negative, not {self.workers}.", setting="workers")
+        if not 0 <= self.most_bad <= 1:
+            raise ConfigError(f"most_bad is a share, from 0 to 1, not {self.most_bad}.", setting="most_bad")
         if self.parallel not in ("ddp", "fsdp"):
             raise ConfigError(f"parallel must be 'ddp' or 'fsdp', not {self.parallel!r}.", setting="parallel")
 

@@ -1,6 +1,7 @@
 """A tokenizer run's recipe: every choice that changes its result, as one frozen dataclass."""
 
 import math
+import shlex
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -185,5 +186,7 @@ class TokenizerRecipe:
     @property
     def command(self) -> str:
         """The command that runs this recipe."""
-        data = "" if self.data == "emoji" else f" --data {self.data}" + (f" --val {self.val}" if self.val else "")
-        return f"softvq train tokenizer {self.name}{data}"
+        words = ["softvq", "train", "tokenizer", self.name]
+        if self.data != "emoji":
+            words += ["--data", self.data, *(["--val", self.val] if self.val else [])]
+        return shlex.join(words)

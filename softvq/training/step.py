@@ -100,6 +100,7 @@ def tokenizer_terms(
         distances = players["perceptual"](outputs, images) if "perceptual" in players else None
     seen = Seen(images, outputs, latent, recipe.reconstruction, distances, features, projected)
     compared = {name: TERMS[name](seen) for name in recipe.terms}
+    # The order in which the terms are summed decides the last bit, and runs are to stay what they were.
     terms = {"reconstruction": compared.pop("reconstruction"), **losses}
     terms |= {name: compared.pop(name) for name in ("alignment", "perceptual") if name in compared} | compared
     if recipe.adversarial is not None:

@@ -43,6 +43,12 @@ class TrainingBatch(Protocol):
         """Return the batch on a device."""
 
 
+def check_recipe(recipe: Any, kind: type, of: str) -> None:
+    """Raise `ConfigError` when a recipe is not of this kind."""
+    if not isinstance(recipe, kind):
+        raise ConfigError(f"{getattr(recipe, 'name', recipe)!r} is a {type(recipe).__name__}, not the recipe of {of}.")
+
+
 class Task(ABC):
     """A training run's content; `training.run.train` runs it.
 

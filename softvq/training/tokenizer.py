@@ -43,7 +43,7 @@ from softvq.training.step import (
     parts_of,
     tokenizer_terms,
 )
-from softvq.training.task import Hook, Task
+from softvq.training.task import Hook, Task, check_recipe
 
 STATISTICS_IMAGES = 10_000  # enough for a standard error of 0.1 % at 64 tokens an image
 
@@ -68,6 +68,7 @@ class TokenizerTask(Task):
         networks: Mapping[str, nn.Module] | None = None,
         rfid: str | None = None,
     ):
+        check_recipe(recipe, TokenizerRecipe, "a tokenizer")
         if data is not None:
             recipe = replace(recipe, data=_named(data), val=None if val is None else _named(val))
         elif val is not None:

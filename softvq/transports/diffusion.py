@@ -5,6 +5,7 @@ There are betas, the posterior, the learned variance and the variational bound.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -131,7 +132,7 @@ class Diffusion:
 
     def at(self, table: Float[Tensor, " T"], step: Int[Tensor, " B"], x: Tensor) -> Tensor:
         """Return each sample's entry of a table, in the samples' type and shaped to broadcast with them."""
-        return like(table[step.to(table.device)].to(x.device, x.dtype), x)
+        return like(table.to(x.device, x.dtype)[step], x)
 
 
 def _log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from softvq import Pipeline, Tokenizer, progress
 from softvq.cli.main import main
-from softvq.evaluation import comparison, cost, generation, latent_space, probe, reconstruction, references
+from softvq.evaluation import comparison, cost, generation, latent_space, probe, reconstruction
+from softvq.evaluation.measuring import Measuring
 from softvq.training.generator import GeneratorTask
 from softvq.training.tokenizer import TokenizerTask
 from tests.cli.running import PROGRESS, refusal, softvq
@@ -79,7 +80,7 @@ def test_bars_on_a_terminal_and_none_where_it_is_quiet(tiny: Path, gallery: Path
             assert main(words) == 0
         told[len(how)] = terminal.getvalue()
     assert SAID[name][1].split(":")[0] in told[0]
-    assert re.search(r"\r.*(7/7|2/2|3/3)", told[0])
+    assert re.search(r"\r.*\d/\d", told[0])
     assert told[1] == ""
 
 
@@ -117,11 +118,11 @@ WRITING = {  # what a command is asked, with a folder or file below a file to wr
     "evaluate generation": ("evaluate generation --out {out}", (generation, "evaluate_generation")),
     "evaluate reference": (
         "evaluate reference --data {gallery} --size 16 --to {out}/ref.npz --features tiny_inception",
-        (references, "DataImages"),
+        (Measuring, "parts"),
     ),
     "evaluate reference out": (
         "evaluate reference --data {gallery} --to r.npz --out {out}",
-        (references, "DataImages"),
+        (Measuring, "parts"),
     ),
     "probe": ("probe --out {out}", (probe, "probe")),
     "latents": ("latents --out {out}", (latent_space, "latent_space")),
@@ -203,7 +204,7 @@ def test_what_is_tried_next_runs_as_it_is_printed(images: Path, tmp_path: Path, 
 
 def test_a_tokenizer_of_the_bundled_images_is_tried_on_them(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, err = softvq("train", "tokenizer", "emoji-64-quick", "--val", "emoji-dev", *THIN)
+    code, out, err = softvq("train", "tokenizer", "emoji-64-quick", "--data", "emoji-dev", "--val", "emoji-dev", *THIN)
     assert code == 0, err
     words = tried(out)
     assert words == ["reconstruct", "emoji-dev", "--num", "16", "--model", "runs/emoji-64-quick/model"]

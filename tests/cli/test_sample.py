@@ -211,6 +211,29 @@ def test_an_array_is_the_same_for_any_batch(tiny: Path, own: Pipeline, tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.json", "1.npz", "10.json", "10.npz"]
 
 
+def test_a_stopped_array_goes_on_and_its_parts_are_of_one_setting(tiny: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(pipeline, "PART", 4)
+    common = ("-n", 10, "--guidance", 2, "--npz")
+    assert sample(tiny, *common, tmp_path / "whole.npz")[0] == 0
+    images, made = Pipeline.images, []
+
+    def stopping(self, request, numbers, *more):
+        made.append(list(numbers))
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return images(self, request, numbers, *more)
+
+    monkeypatch.setattr(Pipeline, "images", stopping)
+    assert sample(tiny, *common, tmp_path / "cut.npz")[0] == 130
+    found = refusal(1, "sample", "--model", tiny / "generator", *common, tmp_path / "cut.npz", "--seed", 1)
+    assert "holds part of an array with other settings" in found
+    assert sample(tiny, *common, tmp_path / "cut.npz")[0] == 0
+    assert made == [[0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7], [8, 9]]
+    whole, cut = (np.load(tmp_path / f"{name}.npz")["arr_0"] for name in ("whole", "cut"))
+    assert np.array_equal(whole, cut)
+    assert not (tmp_path / "cut.npz.parts").exists()
+
+
 # ---- Without images
 
 
@@ -254,6 +277,20 @@ def test_what_cannot_be_sampled_is_one_sentence_before_the_work(
     Path("file").write_text("")
     assert said in refusal(code, "sample", "--model", tiny / "generator", *words)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_another_tokenizer_is_refused(tiny: Path, tmp_path: Path, unasked):
+    other = library.Tokenizer.from_pretrained(tiny / "tokenizer")
+    with torch.no_grad():
+        other.decoder.mask_token.add_(1)
+    other.save_pretrained(tmp_path / "other")
+    # What decodes may be trained again: `softvq train tokenizer --trains decoder` keeps the latents as they were.
+    assert sample(tiny, "--tokenizer", tmp_path / "other", "--list-classes")[0] == 0
+    with torch.no_grad():
+        other.to_quantizer.bias.add_(1)
+    other.save_pretrained(tmp_path / "other")
+    found = refusal(1, "sample", "--model", tiny / "generator", "--tokenizer", tmp_path / "other")
+    assert "was trained with another tokenizer" in found
 
 
 def test_a_model_without_classes_takes_none(tiny: Path):

@@ -1,4 +1,4 @@
-"""The cache of latents: what it holds, in which order it is read, what it refuses; and `softvq encode`."""
+"""The cache of latents: what it holds, in which order it is read, what it refuses."""
 
 import itertools
 import json
@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from softvq import distributed
-from softvq.cli.main import main
 from softvq.data.latents import LatentIndex, Latents, shard_path
 from softvq.data.sources import Folder
 from softvq.encoding import encode
@@ -216,21 +215,3 @@ def test_damage_is_a_sentence(source: Folder, tmp_path: Path, damage, reason: st
     damage(tmp_path / "latents")
     with pytest.raises(DataError, match=reason):
         Latents(tmp_path / "latents")
-
-
-def test_the_command_encodes_with_the_bundled_tokenizer(source: Folder, tmp_path: Path, capsys):
-    out = tmp_path / "latents"
-    arguments = ["encode", str(source.root), "--out", str(out), "--workers", "0", "--json"]
-    assert main(arguments) == 0
-    assert json.loads(capsys.readouterr().out)["images"] == 10
-    from softvq import Tokenizer
-    from softvq.data.loader import ordered_batches
-
-    tokenizer = Tokenizer.from_pretrained("softvq-emoji-64")
-    cache = Latents(out)
-    assert cache.index.fingerprint == tokenizer.latent_fingerprint != tokenizer.fingerprint
-    [batch] = ordered_batches(source, size=64, batch_size=10)
-    with torch.no_grad():
-        for mirror, images in enumerate((batch.images, batch.images.flip(-1))):
-            latents = torch.stack([cache.read(i, mirror) for i in range(10)])
-            torch.testing.assert_close(latents, tokenizer.encode(images), atol=4e-3, rtol=1e-3)

@@ -91,14 +91,18 @@ def test_a_result_is_written_with_its_pictures_and_its_parts_go(tmp_path: Path):
     (parts / "0.safetensors").write_bytes(b"")
     pictures = {name: Image.new("RGB", (3, 2), name) for name in ("red", "blue")}
     whole = replace(RESULT, more={"sampling": {"steps": Path("2")}}, pictures=pictures, parts=parts).write(out)
-    assert whole["pictures"] == [str(out / "red.png"), str(out / "blue.png")]
+    assert whole["pictures"] == [str(out / f"{RESULT.name}-red.png"), str(out / f"{RESULT.name}-blue.png")]
     for name in pictures:
-        with Image.open(out / f"{name}.png") as stored:
+        with Image.open(out / f"{RESULT.name}-{name}.png") as stored:
             assert stored.getpixel((0, 0)) == pictures[name].getpixel((0, 0))
     file = Path(whole.pop("file"))
     assert json.loads(file.read_text()) == whole
     assert (whole["sampling"], whole["scores"]) == ({"steps": "2"}, {"gfid": 1.5})  # what JSON has no word for is text
-    assert sorted(path.name for path in out.iterdir()) == ["blue.png", f"{RESULT.name}.json", "red.png"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        f"{RESULT.name}-blue.png",
+        f"{RESULT.name}-red.png",
+        f"{RESULT.name}.json",
+    ]
     assert not parts.exists()
 
 

@@ -1,4 +1,4 @@
-"""Generators' runs: that they learn, resume bitwise, keep to their tokenizer; and `softvq sample`."""
+"""Generators' runs: that they learn, resume bitwise, keep to their tokenizer, and draw."""
 
 import json
 from dataclasses import replace
@@ -164,57 +164,6 @@ def test_the_command_trains_and_another_draws(latents: Path, tmp_path: Path, cap
     assert told["steps"] == 2
 
 
-def test_an_array_is_the_same_for_any_batch_and_resumes(trained: Path, tmp_path: Path, capsys, monkeypatch):
-    monkeypatch.setattr("softvq.pipeline.PART", 4)
-    common = ["--model", trained, "-n", 10, "--steps", 2, "--guidance", 2]
-    for batch in (1, 10):
-        code, _, err = sampled(capsys, *common, "--batch", batch, "--npz", tmp_path / f"{batch}.npz")
-        assert code == 0, err
-    one, ten = (np.load(tmp_path / f"{batch}.npz") for batch in (1, 10))
-    assert one["arr_0"].shape == (10, 64, 64, 3)
-    assert one["arr_0"].dtype == np.uint8
-    assert one["arr_1"].tolist() == [n % CLASSES for n in range(10)]
-    assert int(np.abs(one["arr_0"].astype(int) - ten["arr_0"]).max()) <= 1
-    images, made = Pipeline.images, []
-
-    def stopping(self, request, numbers, progress=False):
-        made.append(list(numbers))
-        if len(made) == 2:
-            raise KeyboardInterrupt
-        return images(self, request, numbers, progress)
-
-    monkeypatch.setattr(Pipeline, "images", stopping)
-    assert sampled(capsys, *common, "--npz", tmp_path / "cut.npz")[0] == 130
-    code, _, err = sampled(capsys, *common, "--seed", 1, "--npz", tmp_path / "cut.npz")
-    assert code == 1
-    assert "holds part of an array with other settings" in err
-    assert sampled(capsys, *common, "--npz", tmp_path / "cut.npz")[0] == 0
-    assert made == [[0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7], [8, 9]]
-    assert (
-        np.array_equal(np.load(tmp_path / "cut.npz")["arr_0"], ten["arr_0"])
-        or int(np.abs(np.load(tmp_path / "cut.npz")["arr_0"].astype(int) - ten["arr_0"]).max()) <= 1
-    )
-    assert not (tmp_path / "cut.npz.parts").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (["--class", "dgo"], "there is no class 'dgo'; did you mean dog? (--class)"),
-        (["--class", "3"], "there is no class '3'"),
-        (["--sampler", "ddpm"], "a SiT is sampled with euler, heun"),
-        (["-n", "0"], "--num and --batch must be at least 1"),
-        (["--seed", "-1"], "--seed not negative"),
-        (["-n", "2000"], "write an array of them (--npz)"),
-    ],
-)
-def test_what_cannot_be_sampled_is_one_sentence(trained: Path, capsys, arguments: list[str], reason: str):
-    code, _, err = sampled(capsys, "--model", trained, *arguments)
-    assert code == 2
-    assert reason in err
-    assert err.count("\n") == 1
-
-
 def test_classes_by_the_words_of_their_names(trained: Path):
     pipeline = Pipeline.from_pretrained(trained)
     assert [pipeline.class_number(name) for name in ("golden retriever", "Retriever", "2", 2, "CAT")] == [2, 2, 2, 2, 0]
@@ -222,16 +171,6 @@ def test_classes_by_the_words_of_their_names(trained: Path):
     vit = ViTConfig(width=16, depth=1, heads=1, patch_size=8)
     tokenizer = Tokenizer(TokenizerConfig(16, *imagenet.shape, vit, vit, AEConfig()))
     assert Pipeline(imagenet, tokenizer).class_number("golden retriever") == 207
-
-
-def test_another_tokenizer_is_refused(trained: Path, tmp_path: Path, capsys):
-    other = Tokenizer.from_pretrained("softvq-emoji-64")
-    with torch.no_grad():
-        other.decoder.mask_token.add_(1)
-    other.save_pretrained(tmp_path / "other")
-    code, _, err = sampled(capsys, "--model", trained, "--tokenizer", tmp_path / "other")
-    assert code == 1
-    assert "was trained with another tokenizer" in err
 
 
 def test_the_average_unless_asked(trained: Path, tmp_path: Path, capsys):

@@ -94,7 +94,7 @@ def test_so_it_is_with_every_term_on(tmp_path: Path):
 
 
 def test_parameters_and_checkpoint_are_those_of_the_run():
-    found = plan(TWIN, options())
+    found = plan(replace(TWIN, batch_size=4), options())
     players = set_up(TokenizerTask(TWIN), options())
     model, rival = players["model"], players["discriminator"]
     assert found.parameters["tokenizer"] == sum(p.numel() for p in model.followed.parameters())
@@ -162,7 +162,7 @@ def test_the_command_prints_the_plan_of_the_real_recipe_with_neither_data_nor_ne
             "softvq",
             "train",
             "tokenizer",
-            "softvq-l-64",
+            "softvq-s-64",
             "--dry-run",
             "--json",
             "--batch_size",

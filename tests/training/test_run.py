@@ -25,6 +25,7 @@ from softvq.quantizers.compose import ProductConfig
 from softvq.quantizers.gaussian import AEConfig, KLConfig
 from softvq.quantizers.hard import VQConfig
 from softvq.quantizers.soft import SoftVQConfig
+from softvq.statistics import fit_statistics
 from softvq.tokenizer import TokenizerConfig
 from softvq.training.options import Intervals, RunOptions
 from softvq.training.recipe import AlignmentConfig, PublishedRecipe, TokenizerRecipe
@@ -32,7 +33,7 @@ from softvq.training.run import train
 from softvq.training.state import Checkpoints
 from softvq.training.step import posterior_noise
 from softvq.training.task import Hook
-from softvq.training.tokenizer import TokenizerTask, fit_statistics, frozen_networks, new_tokenizer
+from softvq.training.tokenizer import TokenizerTask, frozen_networks, new_tokenizer
 
 VIT = ViTConfig(width=16, depth=1, heads=1, patch_size=8, layer_scale=None)
 CPU = torch.device("cpu")
