@@ -18,7 +18,7 @@ from record import RESULTS
 from softvq import Generator, Tokenizer, hub
 from softvq.data.loader import ordered_batches
 from softvq.data.opening import open_source
-from softvq.evaluation.comparison import yardsticks
+from softvq.evaluation.demonstration import yardsticks
 from softvq.evaluation.metrics import CONVENTION
 from softvq.evaluation.reconstruction import score
 from softvq.figures import table

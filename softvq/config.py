@@ -209,6 +209,11 @@ def override(config: T, changes: Mapping[str, Any], where: str = "") -> T:
         node = data
         for parent in parents:
             node = node.get(parent) if isinstance(node, dict) else None
+        if node is None and (parent := _null_parent(data, parents)):
+            raise ConfigError(
+                f"{parent} is null and has no fields yet: give it whole, as JSON, such as "
+                f'{parent} = {{"{path.removeprefix(parent + ".").split(".")[0]}": …}}.'
+            )
         if not isinstance(node, dict) or last not in node:
             raise UnknownField(path, _walk(data))
         old = node[last]
@@ -217,6 +222,18 @@ def override(config: T, changes: Mapping[str, Any], where: str = "") -> T:
         if isinstance(old, dict) and "type" in old:  # another variant has other fields
             data = to_dict(from_dict(type(config), data, where))
     return from_dict(type(config), data, where)
+
+
+def _null_parent(data: dict[str, Any], parents: list[str]) -> str | None:
+    """Return the dotted name of the field that is null on the way down, None where there is no such field at all."""
+    node: Any = data
+    for depth, parent in enumerate(parents):
+        if not isinstance(node, dict) or parent not in node:
+            return None
+        node = node[parent]
+        if node is None:
+            return ".".join(parents[: depth + 1])
+    return None
 
 
 def _plain_or_tagged(value: Any) -> Any:

@@ -70,19 +70,10 @@ def encode(
     """
     device = own_device(device, tokenizer)
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
-    if not tokenizer.name:
-        raise ConfigError(
-            "this tokenizer was neither saved nor loaded, so that nothing could say whose latents these are: "
-            "save_pretrained it, and load it from there."
-        )
-    for name, number, least in (("shard", shard, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
-        if number < least:
-            raise ConfigError(f"{name} must be at least {least}, not {number}.", setting=name)
+    _check_request(tokenizer, shard=(shard, 1), batch_size=(batch_size, 1), workers=(workers, 0))
     config = tokenizer.to(device).config
     precision = pick_precision(precision, device, training=False)
     source, out = listing(images), Path(out)
-    mirrors = 2 if mirrored else 1
-    check_writable(out, 2 * mirrors * len(source.names) * config.tokens * config.latent_dim, folder=True)
     encoding = Encoding(
         tokenizer=tokenizer.name,
         fingerprint=tokenizer.latent_fingerprint,
@@ -93,6 +84,7 @@ def encode(
         mirrored=mirrored,
         shard=shard,
     )
+    check_writable(out, _bytes_to_come(encoding, len(source.names), out), folder=True)
     out.mkdir(parents=True, exist_ok=True)
     _check_same(out / "encoding.json", {**asdict(encoding), "identity": source.identity})
 
@@ -106,6 +98,27 @@ def encode(
         index.write(out)
     distributed.barrier()
     return index
+
+
+def _check_request(tokenizer: AnyTokenizer, **least: tuple[int, int]) -> None:
+    """Raise `ConfigError` for a tokenizer without a name, and for settings (value, least) that are too small."""
+    if not tokenizer.name:
+        raise ConfigError(
+            "this tokenizer was neither saved nor loaded, so that nothing could say whose latents these are: "
+            "save_pretrained it, and load it from there."
+        )
+    for name, (number, smallest) in least.items():
+        if number < smallest:
+            raise ConfigError(f"{name} must be at least {smallest}, not {number}.", setting=name)
+
+
+def _bytes_to_come(encoding: Encoding, images: int, out: Path) -> int:
+    """Return the number of bytes of the float16 latents that are not in `out` yet."""
+    firsts = (
+        first for first in range(0, images, encoding.shard) if not shard_path(out, first // encoding.shard).exists()
+    )
+    missing = sum(min(encoding.shard, images - first) for first in firsts)
+    return 2 * missing * (2 if encoding.mirrored else 1) * encoding.tokens * encoding.channels
 
 
 def _write(

@@ -6,10 +6,17 @@ epochs are 312,500).
 
 from typing import NamedTuple
 
-Row = tuple[float, float, float | None, float | None]  # gFID, Inception Score, precision, recall
+
+class Row(NamedTuple):
+    """The figures of generated images, 50,000 of ImageNet's classes; None where the paper prints none."""
+
+    gfid: float
+    inception_score: float
+    precision: float | None
+    recall: float | None
 
 
-class Tokenizer(NamedTuple):
+class TokenizerRow(NamedTuple):
     """A tokenizer's row of Tables 1 to 5 or 7, and its rFID (ImageNet validation, 50,000 images)."""
 
     table: str
@@ -17,7 +24,7 @@ class Tokenizer(NamedTuple):
     rfid: float
 
 
-class Generator(NamedTuple):
+class GeneratorRow(NamedTuple):
     """A generator's row, the number of steps it was trained for, and its guidance: scale and interval of time."""
 
     table: str
@@ -27,7 +34,7 @@ class Generator(NamedTuple):
     interval: tuple[float, float]
 
 
-class Cost(NamedTuple):
+class CostRow(NamedTuple):
     """A row of Tables 1 and 2: Gflops of an evaluation as the paper counts, and images a second.
 
     The latter are those on one AMD MI250, in float32 with batches of 64.
@@ -39,95 +46,95 @@ class Cost(NamedTuple):
     images_per_second: float
 
 
-TOKENIZERS: dict[str, Tokenizer] = {
-    "softvq-b-32": Tokenizer("1", "SoftVQ-B", 0.89),
-    "softvq-bl-32": Tokenizer("1", "SoftVQ-BL", 0.68),
-    "softvq-l-32": Tokenizer("1", "SoftVQ-L", 0.74),
-    "softvq-b-64": Tokenizer("1", "SoftVQ-B", 0.88),
-    "softvq-bl-64": Tokenizer("1", "SoftVQ-BL", 0.65),
-    "softvq-l-64": Tokenizer("1", "SoftVQ-L", 0.61),
-    "softvq-bl-64-512": Tokenizer("2", "SoftVQ-BL", 0.71),
-    "softvq-l-32-512": Tokenizer("7", "SoftVQ-L", 0.64),
-    "vq-s-256": Tokenizer("3", "VQ-S", 1.45),
-    "vq-s-128": Tokenizer("3", "VQ-S", 2.61),
-    "vq-s-64": Tokenizer("3", "VQ-S", 4.04),
-    "vq-s-32": Tokenizer("3", "VQ-S", 10.97),
-    "ae-s-256": Tokenizer("3", "AE-S", 1.15),
-    "ae-s-128": Tokenizer("3", "AE-S", 1.33),
-    "ae-s-64": Tokenizer("3", "AE-S", 1.64),
-    "ae-s-32": Tokenizer("3", "AE-S", 2.01),
-    "softvq-s-256": Tokenizer("3", "SoftVQ-S", 0.8),
-    "softvq-s-128": Tokenizer("3", "SoftVQ-S", 0.92),
-    "softvq-s-64": Tokenizer("3", "SoftVQ-S", 1.03),
-    "softvq-s-32": Tokenizer("3", "SoftVQ-S", 1.24),
-    "softvq-b-64-none-none": Tokenizer("4", "SoftVQ-B, encoder and target none-none", 0.98),
-    "softvq-b-64-none-dinov2": Tokenizer("4", "SoftVQ-B, encoder and target none-dinov2", 0.93),
-    "softvq-b-64-dinov2-none": Tokenizer("4", "SoftVQ-B, encoder and target dinov2-none", 0.73),
-    "softvq-b-64-clip-clip": Tokenizer("4", "SoftVQ-B, encoder and target clip-clip", 0.75),
-    "softvq-b-64-eva02-eva02": Tokenizer("4", "SoftVQ-B, encoder and target eva02-eva02", 0.81),
-    "softvq-s-64-plain": Tokenizer("5", "SoftVQ-S", 1.33),
-    "softvq-s-64-pq2": Tokenizer("5", "SoftVQ-S + PQ (G=2)", 1.19),
-    "softvq-s-64-rq": Tokenizer("5", "SoftVQ-S + RQ", 1.55),
-    "softvq-s-64-rpq": Tokenizer("5", "SoftVQ-S + R-PQ (G=4)", 1.17),
-    "gmmvq-s-64": Tokenizer("5", "GMMVQ-S", 1.12),
-    "softvq-s-64-k512": Tokenizer("5", "SoftVQ-S, K = 512", 1.82),
-    "softvq-s-64-k1024": Tokenizer("5", "SoftVQ-S, K = 1024", 1.58),
-    "softvq-s-64-k2048": Tokenizer("5", "SoftVQ-S, K = 2048", 1.35),
-    "softvq-s-64-k4096": Tokenizer("5", "SoftVQ-S, K = 4096", 1.14),
-    "softvq-s-64-k16384": Tokenizer("5", "SoftVQ-S, K = 16384", 1.23),
-    "softvq-s-64-tau0.001": Tokenizer("5", "SoftVQ-S, τ = 0.001", 2.03),
-    "softvq-s-64-tau0.01": Tokenizer("5", "SoftVQ-S, τ = 0.01", 1.37),
-    "softvq-s-64-tau0.1": Tokenizer("5", "SoftVQ-S, τ = 0.1", 1.19),
-    "softvq-s-64-tau1.0": Tokenizer("5", "SoftVQ-S, τ = 1.0", 1.52),
-    "softvq-s-64-tau-learned": Tokenizer("5", "SoftVQ-S, τ learnable", 1.1),
-    "softvq-s-64-d16": Tokenizer("5", "SoftVQ-S, L/D = 64/16", 2.31),
-    "softvq-s-64-d64": Tokenizer("5", "SoftVQ-S, L/D = 64/64", 0.63),
-    "softvq-s-32-d32": Tokenizer("5", "SoftVQ-S, L/D = 32/32", 1.61),
-    "softvq-s-32-d128": Tokenizer("5", "SoftVQ-S, L/D = 32/128", 0.79),
+TOKENIZERS: dict[str, TokenizerRow] = {
+    "softvq-b-32": TokenizerRow("1", "SoftVQ-B", 0.89),
+    "softvq-bl-32": TokenizerRow("1", "SoftVQ-BL", 0.68),
+    "softvq-l-32": TokenizerRow("1", "SoftVQ-L", 0.74),
+    "softvq-b-64": TokenizerRow("1", "SoftVQ-B", 0.88),
+    "softvq-bl-64": TokenizerRow("1", "SoftVQ-BL", 0.65),
+    "softvq-l-64": TokenizerRow("1", "SoftVQ-L", 0.61),
+    "softvq-bl-64-512": TokenizerRow("2", "SoftVQ-BL", 0.71),
+    "softvq-l-32-512": TokenizerRow("7", "SoftVQ-L", 0.64),
+    "vq-s-256": TokenizerRow("3", "VQ-S", 1.45),
+    "vq-s-128": TokenizerRow("3", "VQ-S", 2.61),
+    "vq-s-64": TokenizerRow("3", "VQ-S", 4.04),
+    "vq-s-32": TokenizerRow("3", "VQ-S", 10.97),
+    "ae-s-256": TokenizerRow("3", "AE-S", 1.15),
+    "ae-s-128": TokenizerRow("3", "AE-S", 1.33),
+    "ae-s-64": TokenizerRow("3", "AE-S", 1.64),
+    "ae-s-32": TokenizerRow("3", "AE-S", 2.01),
+    "softvq-s-256": TokenizerRow("3", "SoftVQ-S", 0.8),
+    "softvq-s-128": TokenizerRow("3", "SoftVQ-S", 0.92),
+    "softvq-s-64": TokenizerRow("3", "SoftVQ-S", 1.03),
+    "softvq-s-32": TokenizerRow("3", "SoftVQ-S", 1.24),
+    "softvq-b-64-none-none": TokenizerRow("4", "SoftVQ-B, encoder and target none-none", 0.98),
+    "softvq-b-64-none-dinov2": TokenizerRow("4", "SoftVQ-B, encoder and target none-dinov2", 0.93),
+    "softvq-b-64-dinov2-none": TokenizerRow("4", "SoftVQ-B, encoder and target dinov2-none", 0.73),
+    "softvq-b-64-clip-clip": TokenizerRow("4", "SoftVQ-B, encoder and target clip-clip", 0.75),
+    "softvq-b-64-eva02-eva02": TokenizerRow("4", "SoftVQ-B, encoder and target eva02-eva02", 0.81),
+    "softvq-s-64-plain": TokenizerRow("5", "SoftVQ-S", 1.33),
+    "softvq-s-64-pq2": TokenizerRow("5", "SoftVQ-S + PQ (G=2)", 1.19),
+    "softvq-s-64-rq": TokenizerRow("5", "SoftVQ-S + RQ", 1.55),
+    "softvq-s-64-rpq": TokenizerRow("5", "SoftVQ-S + R-PQ (G=4)", 1.17),
+    "gmmvq-s-64": TokenizerRow("5", "GMMVQ-S", 1.12),
+    "softvq-s-64-k512": TokenizerRow("5", "SoftVQ-S, K = 512", 1.82),
+    "softvq-s-64-k1024": TokenizerRow("5", "SoftVQ-S, K = 1024", 1.58),
+    "softvq-s-64-k2048": TokenizerRow("5", "SoftVQ-S, K = 2048", 1.35),
+    "softvq-s-64-k4096": TokenizerRow("5", "SoftVQ-S, K = 4096", 1.14),
+    "softvq-s-64-k16384": TokenizerRow("5", "SoftVQ-S, K = 16384", 1.23),
+    "softvq-s-64-tau0.001": TokenizerRow("5", "SoftVQ-S, τ = 0.001", 2.03),
+    "softvq-s-64-tau0.01": TokenizerRow("5", "SoftVQ-S, τ = 0.01", 1.37),
+    "softvq-s-64-tau0.1": TokenizerRow("5", "SoftVQ-S, τ = 0.1", 1.19),
+    "softvq-s-64-tau1.0": TokenizerRow("5", "SoftVQ-S, τ = 1.0", 1.52),
+    "softvq-s-64-tau-learned": TokenizerRow("5", "SoftVQ-S, τ learnable", 1.1),
+    "softvq-s-64-d16": TokenizerRow("5", "SoftVQ-S, L/D = 64/16", 2.31),
+    "softvq-s-64-d64": TokenizerRow("5", "SoftVQ-S, L/D = 64/64", 0.63),
+    "softvq-s-32-d32": TokenizerRow("5", "SoftVQ-S, L/D = 32/32", 1.61),
+    "softvq-s-32-d128": TokenizerRow("5", "SoftVQ-S, L/D = 32/128", 0.79),
 }
 
-GENERATORS: dict[str, Generator] = {
-    "sit-xl-softvq-b-32": Generator("1", "SiT-XL, SoftVQ-B", 3_000_000, 2.25, (0.0, 0.7)),
-    "dit-xl-softvq-b-32": Generator("1", "DiT-XL, SoftVQ-B", 3_000_000, 1.45, (0.0, 1.0)),
-    "sit-xl-softvq-bl-32": Generator("1", "SiT-XL, SoftVQ-BL", 3_000_000, 2.25, (0.0, 0.7)),
-    "dit-xl-softvq-bl-32": Generator("1", "DiT-XL, SoftVQ-BL", 3_000_000, 1.45, (0.0, 1.0)),
-    "sit-xl-softvq-l-32": Generator("1", "SiT-XL, SoftVQ-L", 3_000_000, 2.25, (0.0, 0.7)),
-    "dit-xl-softvq-l-32": Generator("1", "DiT-XL, SoftVQ-L", 3_000_000, 1.45, (0.0, 1.0)),
-    "sit-xl-softvq-b-64": Generator("1", "SiT-XL, SoftVQ-B", 3_000_000, 1.75, (0.0, 0.7)),
-    "dit-xl-softvq-b-64": Generator("1", "DiT-XL, SoftVQ-B", 3_000_000, 1.35, (0.0, 1.0)),
-    "sit-xl-softvq-bl-64": Generator("1", "SiT-XL, SoftVQ-BL", 3_000_000, 1.75, (0.0, 0.7)),
-    "dit-xl-softvq-bl-64": Generator("1", "DiT-XL, SoftVQ-BL", 3_000_000, 1.35, (0.0, 1.0)),
-    "sit-xl-softvq-l-64": Generator("1", "SiT-XL, SoftVQ-L", 3_000_000, 1.75, (0.0, 0.7)),
-    "dit-xl-softvq-l-64": Generator("1", "DiT-XL, SoftVQ-L", 3_000_000, 1.35, (0.0, 1.0)),
-    "mar-h-softvq-l-32": Generator("1", "MAR-H, SoftVQ-L", 312_500, 3.0, (0.0, 1.0)),
-    "mar-h-softvq-bl-64": Generator("1", "MAR-H, SoftVQ-BL", 312_500, 3.0, (0.0, 1.0)),
-    "sit-xl-softvq-bl-64-512": Generator("2", "SiT-XL, SoftVQ-BL, 512 px", 3_000_000, 1.75, (0.0, 0.7)),
-    "mar-h-softvq-bl-64-512": Generator("2", "MAR-H, SoftVQ-BL, 512 px", 312_500, 3.0, (0.0, 1.0)),
-    "sit-xl-softvq-l-32-512": Generator("7", "SiT-XL, SoftVQ-L, 512 px", 3_000_000, 2.25, (0.0, 0.7)),
-    "sit-l-vq-s-256": Generator("3", "SiT-L, VQ-S", 400_000, 1.0, (0.0, 1.0)),
-    "sit-l-vq-s-128": Generator("3", "SiT-L, VQ-S", 400_000, 1.0, (0.0, 1.0)),
-    "sit-l-vq-s-64": Generator("3", "SiT-L, VQ-S", 400_000, 1.0, (0.0, 1.0)),
-    "sit-l-vq-s-32": Generator("3", "SiT-L, VQ-S", 400_000, 1.0, (0.0, 1.0)),
-    "sit-l-ae-s-256": Generator("3", "SiT-L, AE-S", 400_000, 1.0, (0.0, 1.0)),
-    "sit-l-ae-s-128": Generator("3", "SiT-L, AE-S", 400_000, 1.0, (0.0, 1.0)),
-    "sit-l-ae-s-64": Generator("3", "SiT-L, AE-S", 400_000, 1.0, (0.0, 1.0)),
-    "sit-l-ae-s-32": Generator("3", "SiT-L, AE-S", 400_000, 1.0, (0.0, 1.0)),
-    "sit-l-softvq-s-256": Generator("3", "SiT-L, SoftVQ-S", 400_000, 1.0, (0.0, 1.0)),
-    "sit-l-softvq-s-128": Generator("3", "SiT-L, SoftVQ-S", 400_000, 1.0, (0.0, 1.0)),
-    "sit-l-softvq-s-64": Generator("3", "SiT-L, SoftVQ-S", 400_000, 1.0, (0.0, 1.0)),
-    "sit-l-softvq-s-32": Generator("3", "SiT-L, SoftVQ-S", 400_000, 1.0, (0.0, 1.0)),
-    "sit-l-softvq-b-64-none-none": Generator("4", "SiT-L, SoftVQ-B none-none", 400_000, 1.0, (0.0, 1.0)),
-    "sit-l-softvq-b-64-none-dinov2": Generator("4", "SiT-L, SoftVQ-B none-dinov2", 400_000, 1.0, (0.0, 1.0)),
-    "sit-l-softvq-b-64-dinov2-none": Generator("4", "SiT-L, SoftVQ-B dinov2-none", 400_000, 1.0, (0.0, 1.0)),
-    "sit-l-softvq-b-64": Generator("4", "SiT-L, SoftVQ-B dinov2-dinov2", 400_000, 1.0, (0.0, 1.0)),
-    "sit-l-softvq-b-64-clip-clip": Generator("4", "SiT-L, SoftVQ-B clip-clip", 400_000, 1.0, (0.0, 1.0)),
-    "sit-l-softvq-b-64-eva02-eva02": Generator("4", "SiT-L, SoftVQ-B eva02-eva02", 400_000, 1.0, (0.0, 1.0)),
-    "dit-xl-2-kl": Generator("1", "DiT-XL/2, KL, 1024 latents", 7_000_000, 1.5, (0.0, 1.0)),
-    "sit-xl-2-kl": Generator("1", "SiT-XL/2, KL, 1024 latents", 7_000_000, 1.5, (0.0, 1.0)),
+GENERATORS: dict[str, GeneratorRow] = {
+    "sit-xl-softvq-b-32": GeneratorRow("1", "SiT-XL, SoftVQ-B", 3_000_000, 2.25, (0.0, 0.7)),
+    "dit-xl-softvq-b-32": GeneratorRow("1", "DiT-XL, SoftVQ-B", 3_000_000, 1.45, (0.0, 1.0)),
+    "sit-xl-softvq-bl-32": GeneratorRow("1", "SiT-XL, SoftVQ-BL", 3_000_000, 2.25, (0.0, 0.7)),
+    "dit-xl-softvq-bl-32": GeneratorRow("1", "DiT-XL, SoftVQ-BL", 3_000_000, 1.45, (0.0, 1.0)),
+    "sit-xl-softvq-l-32": GeneratorRow("1", "SiT-XL, SoftVQ-L", 3_000_000, 2.25, (0.0, 0.7)),
+    "dit-xl-softvq-l-32": GeneratorRow("1", "DiT-XL, SoftVQ-L", 3_000_000, 1.45, (0.0, 1.0)),
+    "sit-xl-softvq-b-64": GeneratorRow("1", "SiT-XL, SoftVQ-B", 3_000_000, 1.75, (0.0, 0.7)),
+    "dit-xl-softvq-b-64": GeneratorRow("1", "DiT-XL, SoftVQ-B", 3_000_000, 1.35, (0.0, 1.0)),
+    "sit-xl-softvq-bl-64": GeneratorRow("1", "SiT-XL, SoftVQ-BL", 3_000_000, 1.75, (0.0, 0.7)),
+    "dit-xl-softvq-bl-64": GeneratorRow("1", "DiT-XL, SoftVQ-BL", 3_000_000, 1.35, (0.0, 1.0)),
+    "sit-xl-softvq-l-64": GeneratorRow("1", "SiT-XL, SoftVQ-L", 3_000_000, 1.75, (0.0, 0.7)),
+    "dit-xl-softvq-l-64": GeneratorRow("1", "DiT-XL, SoftVQ-L", 3_000_000, 1.35, (0.0, 1.0)),
+    "mar-h-softvq-l-32": GeneratorRow("1", "MAR-H, SoftVQ-L", 312_500, 3.0, (0.0, 1.0)),
+    "mar-h-softvq-bl-64": GeneratorRow("1", "MAR-H, SoftVQ-BL", 312_500, 3.0, (0.0, 1.0)),
+    "sit-xl-softvq-bl-64-512": GeneratorRow("2", "SiT-XL, SoftVQ-BL, 512 px", 3_000_000, 1.75, (0.0, 0.7)),
+    "mar-h-softvq-bl-64-512": GeneratorRow("2", "MAR-H, SoftVQ-BL, 512 px", 312_500, 3.0, (0.0, 1.0)),
+    "sit-xl-softvq-l-32-512": GeneratorRow("7", "SiT-XL, SoftVQ-L, 512 px", 3_000_000, 2.25, (0.0, 0.7)),
+    "sit-l-vq-s-256": GeneratorRow("3", "SiT-L, VQ-S", 400_000, 1.0, (0.0, 1.0)),
+    "sit-l-vq-s-128": GeneratorRow("3", "SiT-L, VQ-S", 400_000, 1.0, (0.0, 1.0)),
+    "sit-l-vq-s-64": GeneratorRow("3", "SiT-L, VQ-S", 400_000, 1.0, (0.0, 1.0)),
+    "sit-l-vq-s-32": GeneratorRow("3", "SiT-L, VQ-S", 400_000, 1.0, (0.0, 1.0)),
+    "sit-l-ae-s-256": GeneratorRow("3", "SiT-L, AE-S", 400_000, 1.0, (0.0, 1.0)),
+    "sit-l-ae-s-128": GeneratorRow("3", "SiT-L, AE-S", 400_000, 1.0, (0.0, 1.0)),
+    "sit-l-ae-s-64": GeneratorRow("3", "SiT-L, AE-S", 400_000, 1.0, (0.0, 1.0)),
+    "sit-l-ae-s-32": GeneratorRow("3", "SiT-L, AE-S", 400_000, 1.0, (0.0, 1.0)),
+    "sit-l-softvq-s-256": GeneratorRow("3", "SiT-L, SoftVQ-S", 400_000, 1.0, (0.0, 1.0)),
+    "sit-l-softvq-s-128": GeneratorRow("3", "SiT-L, SoftVQ-S", 400_000, 1.0, (0.0, 1.0)),
+    "sit-l-softvq-s-64": GeneratorRow("3", "SiT-L, SoftVQ-S", 400_000, 1.0, (0.0, 1.0)),
+    "sit-l-softvq-s-32": GeneratorRow("3", "SiT-L, SoftVQ-S", 400_000, 1.0, (0.0, 1.0)),
+    "sit-l-softvq-b-64-none-none": GeneratorRow("4", "SiT-L, SoftVQ-B none-none", 400_000, 1.0, (0.0, 1.0)),
+    "sit-l-softvq-b-64-none-dinov2": GeneratorRow("4", "SiT-L, SoftVQ-B none-dinov2", 400_000, 1.0, (0.0, 1.0)),
+    "sit-l-softvq-b-64-dinov2-none": GeneratorRow("4", "SiT-L, SoftVQ-B dinov2-none", 400_000, 1.0, (0.0, 1.0)),
+    "sit-l-softvq-b-64": GeneratorRow("4", "SiT-L, SoftVQ-B dinov2-dinov2", 400_000, 1.0, (0.0, 1.0)),
+    "sit-l-softvq-b-64-clip-clip": GeneratorRow("4", "SiT-L, SoftVQ-B clip-clip", 400_000, 1.0, (0.0, 1.0)),
+    "sit-l-softvq-b-64-eva02-eva02": GeneratorRow("4", "SiT-L, SoftVQ-B eva02-eva02", 400_000, 1.0, (0.0, 1.0)),
+    "dit-xl-2-kl": GeneratorRow("1", "DiT-XL/2, KL, 1024 latents", 7_000_000, 1.5, (0.0, 1.0)),
+    "sit-xl-2-kl": GeneratorRow("1", "SiT-XL/2, KL, 1024 latents", 7_000_000, 1.5, (0.0, 1.0)),
 }
 
 # Without guidance, and with
-GENERATION: dict[tuple[str, int], tuple[Row | None, Row | None]] = {
+_GENERATION: dict[tuple[str, int], tuple[tuple | None, tuple | None]] = {
     # Table 6
     ("mar-h-softvq-l-32", 312_500): ((3.83, 211.2, 0.77, 0.61), (2.54, 273.6, 0.78, 0.61)),
     ("mar-h-softvq-bl-64", 312_500): ((2.81, 218.3, 0.78, 0.62), (1.93, 289.4, 0.80, 0.61)),
@@ -185,6 +192,10 @@ GENERATION: dict[tuple[str, int], tuple[Row | None, Row | None]] = {
         )
     },
 }
+# (Recipe, steps) -> the row without guidance and the one with it.
+GENERATION: dict[tuple[str, int], tuple[Row | None, Row | None]] = {
+    key: (plain and Row(*plain), guided and Row(*guided)) for key, (plain, guided) in _GENERATION.items()
+}
 
 # Top-1 accuracy in per cent on ImageNet's validation images (Table 4)
 PROBE: dict[str, float] = {
@@ -196,18 +207,18 @@ PROBE: dict[str, float] = {
     "softvq-b-64-eva02-eva02": 44.23,
 }
 
-COSTS: dict[str, Cost] = {
-    "dit-xl-2-kl": Cost("1", "DiT-XL/2, KL, 1024 latents", 80.73, 0.51),
-    "sit-xl-2-kl": Cost("1", "SiT-XL/2, KL, 1024 latents", 81.92, 0.54),
-    "mar-h-kl": Cost("1", "MAR-H, KL, 256 tokens", 145.08, 0.12),
-    "mar-h-32": Cost("1", "MAR-H, SoftVQ-L, 32 tokens", 67.93, 2.08),
-    "mar-h-64": Cost("1", "MAR-H, SoftVQ-BL, 64 tokens", 86.55, 0.89),
-    "dit-xl-32": Cost("1", "DiT-XL, SoftVQ-L, 32 tokens", 14.52, 8.74),
-    "dit-xl-64": Cost("1", "DiT-XL, SoftVQ-L, 64 tokens", 28.81, 4.51),
-    "sit-xl-32": Cost("1", "SiT-XL, SoftVQ-L, 32 tokens", 14.73, 10.11),
-    "sit-xl-64": Cost("1", "SiT-XL, SoftVQ-L, 64 tokens", 29.23, 5.39),
-    "dit-xl-2-kl-512": Cost("2", "DiT-XL/2, KL, 4096 latents", 373.34, 0.1),
-    "sit-xl-2-kl-512": Cost("2", "SiT-XL/2, KL, 4096 latents", 373.32, 0.1),
-    "mar-h-64-512": Cost("2", "MAR-H, SoftVQ-BL, 64 tokens", 86.55, 1.5),
-    "sit-xl-64-512": Cost("2", "SiT-XL, SoftVQ-BL, 64 tokens", 29.23, 5.38),
+COSTS: dict[str, CostRow] = {
+    "dit-xl-2-kl": CostRow("1", "DiT-XL/2, KL, 1024 latents", 80.73, 0.51),
+    "sit-xl-2-kl": CostRow("1", "SiT-XL/2, KL, 1024 latents", 81.92, 0.54),
+    "mar-h-kl": CostRow("1", "MAR-H, KL, 256 tokens", 145.08, 0.12),
+    "mar-h-32": CostRow("1", "MAR-H, SoftVQ-L, 32 tokens", 67.93, 2.08),
+    "mar-h-64": CostRow("1", "MAR-H, SoftVQ-BL, 64 tokens", 86.55, 0.89),
+    "dit-xl-32": CostRow("1", "DiT-XL, SoftVQ-L, 32 tokens", 14.52, 8.74),
+    "dit-xl-64": CostRow("1", "DiT-XL, SoftVQ-L, 64 tokens", 28.81, 4.51),
+    "sit-xl-32": CostRow("1", "SiT-XL, SoftVQ-L, 32 tokens", 14.73, 10.11),
+    "sit-xl-64": CostRow("1", "SiT-XL, SoftVQ-L, 64 tokens", 29.23, 5.39),
+    "dit-xl-2-kl-512": CostRow("2", "DiT-XL/2, KL, 4096 latents", 373.34, 0.1),
+    "sit-xl-2-kl-512": CostRow("2", "SiT-XL/2, KL, 4096 latents", 373.32, 0.1),
+    "mar-h-64-512": CostRow("2", "MAR-H, SoftVQ-BL, 64 tokens", 86.55, 1.5),
+    "sit-xl-64-512": CostRow("2", "SiT-XL, SoftVQ-BL, 64 tokens", 29.23, 5.38),
 }

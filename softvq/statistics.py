@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softvq import distributed, files, hub, progress
+from softvq import distributed, files, hub
+from softvq import progress as progresses
 from softvq.data.loader import Batch, ordered_batches
 from softvq.data.opening import listing
 from softvq.data.order import Order
@@ -45,8 +46,10 @@ def fit_latent_statistics(
     *,
     num: int = 10_000,
     batch_size: int = 32,
+    workers: int = 0,
     device: str | torch.device | None = None,
     precision: str = "auto",
+    progress: bool | None = None,
 ) -> LatentStatistics:
     """Fit a tokenizer's latent statistics on up to `num` images, at random but always the same, and store them.
 
@@ -71,14 +74,14 @@ def fit_latent_statistics(
 
     def seen(done: Any) -> Iterator[Tensor]:
         nonlocal used
-        for batch in statistics_batches(source, tokenizer.config.image_size, num, batch_size):
+        for batch in statistics_batches(source, tokenizer.config.image_size, num, batch_size, workers):
             used += len(batch.images)
             bad.update(batch.bad)
             done(len(batch.images) + len(batch.bad))
             yield batch.images
 
     with (
-        progress.bar(total, "image", "encoding") as done,
+        progresses.bar(total, "image", "encoding", show=progress) as done,
         autocast(device, pick_precision(precision, device, training=False)),
     ):
         mean, std = fit_statistics(tokenizer, seen(done))
@@ -100,11 +103,11 @@ def _is_ours(folder: Path) -> bool:
     return config.is_file() and "format" in files.read_json(config)
 
 
-def statistics_batches(source: Source, size: int, images: int, batch_size: int) -> Iterator[Batch]:
+def statistics_batches(source: Source, size: int, images: int, batch_size: int, workers: int = 0) -> Iterator[Batch]:
     """Return batches of up to `images` centre crops, spread over the source at random but always in the same way."""
     count = len(source.names)
     chosen = sorted(Order(count, seed=0).at(range(min(images, count))))
-    return ordered_batches(source, size=size, batch_size=batch_size, chosen=chosen)
+    return ordered_batches(source, size=size, batch_size=batch_size, chosen=chosen, workers=workers)
 
 
 @torch.no_grad()

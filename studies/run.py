@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def is_done(run: dict, options: argparse.Namespace) -> bool:
-    """Return if the run has left its model or, where its list says so, another `result`."""
+    """Return True when the run has left its model or, where its list says so, another `result`."""
     if "result" in run:
         return Path(filled(run["result"], run, options)).exists()
     return (options.handovers / run["name"] / "config.json").is_file()

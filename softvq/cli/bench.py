@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.common import Machine, Told, Whole, option
+from softvq.cli.options import Machine, Told, Whole, option
 
 
 def cost(

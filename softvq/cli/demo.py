@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.common import BUNDLED_TOKENIZER, Machine, Told, Usage, Whole, Workers, option
+from softvq.cli.options import BUNDLED_TOKENIZER, Machine, Told, Usage, Whole, Workers, option
 
 _RECIPE = "emoji-64-quick"
 
@@ -21,7 +21,7 @@ def demo(
     Writes the picture and prints PSNR and SSIM beside PCA and box-downsampling with the same number of floats. --train
     first trains the small recipe from scratch for some minutes and uses the result.
     """
-    from softvq.evaluation.comparison import demonstrate
+    from softvq.evaluation.demonstration import demonstrate
     from softvq.figures import save_picture
     from softvq.files import check_writable
     from softvq.models import Coder, load_tokenizer

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.common import (
+from softvq.cli.options import (
     BUNDLED_TOKENIZER,
     BatchSize,
     Machine,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from softvq.cli.common import (
+from softvq.cli.options import (
     BUNDLED_TOKENIZER,
     Interval,
     Machine,

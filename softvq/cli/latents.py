@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from softvq.cli.common import BUNDLED_TOKENIZER, Machine, Num, TokenizerName, Told, Whole, Working, option, written
+from softvq.cli.options import BUNDLED_TOKENIZER, Machine, Num, TokenizerName, Told, Whole, Working, option, written
 
 
 def latents(

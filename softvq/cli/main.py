@@ -18,7 +18,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.exceptions import MissingArgumentError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
 from softvq import __version__
-from softvq.cli.common import Common, Told
+from softvq.cli.options import Common, Told
 from softvq.config import nearest
 from softvq.errors import ConfigError, Interrupted, Notice, SoftVQError
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from softvq.cli.common import BUNDLED_TOKENIZER, Machine, Told, Whole, Working, option, written
+from softvq.cli.options import BUNDLED_TOKENIZER, Machine, Told, Whole, Working, option, written
 
 Pool = Literal["flatten", "mean"]
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from softvq.cli.common import Common, Told, Usage, option
+from softvq.cli.options import Common, Told, Usage, option
 
 
 def push(

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from softvq.cli.common import Common, Told, option
+from softvq.cli.options import Common, Told, option
 
 
 def recipes(

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.common import (
+from softvq.cli.options import (
     BUNDLED_TOKENIZER,
     BatchSize,
     Fit,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.common import Common, Told, option
+from softvq.cli.options import Common, Told, option
 from softvq.errors import counted
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from softvq.cli.common import BUNDLED_GENERATOR, BatchSize, Interval, Machine, Num, Told, Usage, Whole, option
+from softvq.cli.options import BUNDLED_GENERATOR, BatchSize, Interval, Machine, Num, Told, Usage, Whole, option
 from softvq.errors import counted
 
 _NUM, _FEW = 16, 16  # images by default; classes that each get as many

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.common import BatchSize, Machine, Num, Told, option
+from softvq.cli.options import BatchSize, Machine, Num, Told, option
 from softvq.errors import counted
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from softvq.cli.common import (
+from softvq.cli.options import (
     Common,
     Machine,
     Pretrained,

@@ -11,16 +11,15 @@ from torch import Tensor
 
 from softvq import progress as progresses
 from softvq.data.images import Fit
-from softvq.data.loader import Batch, NoneReadable, ordered_batches, spread
+from softvq.data.loader import Batch, NoneReadable, ordered_batches
 from softvq.data.objects import Objects
 from softvq.data.opening import BUNDLED, open_source
 from softvq.data.order import evenly
-from softvq.data.sources import EMOJI, Folder, Source
+from softvq.data.sources import Folder, Source
 from softvq.errors import ConfigError, ImageError, counted
 from softvq.evaluation.metrics import CONVENTION
-from softvq.evaluation.reconstruction import measured, score
+from softvq.evaluation.reconstruction import measured
 from softvq.figures import comparison, table
-from softvq.files import read_json
 from softvq.models import Coder
 
 
@@ -164,66 +163,4 @@ def outside_of_domain(about: dict[str, Any], rows: list[dict[str, Any]]) -> str 
         f"{which} came back below {floor:.1f} dB, worse than 99 % of this model's validation images "
         f"({about.get('domain', 'its own data')}): it does not know such images. "
         "The authors' released models, such as SoftVQVAE/softvq-l-64, know photographs."
-    )
-
-
-def yardsticks(size: int, floats: int) -> list[dict[str, Any]]:
-    """Return the figures of PCA and of box-downsampling to as many numbers an image, on the bundled validation images.
-
-    They ship with the package; there are none where they were not measured at this size.
-    """
-    rows = read_json(EMOJI.parent / "yardsticks.json")["rows"]
-    return [row for row in rows if (row["size"], row["floats"]) == (size, floats)]
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """The bundled validation images and a tokenizer's reconstructions of them.
-
-    `rows` are the scores of the tokenizer and of plain methods with as many numbers; `picture` shows some of the images
-    beside their reconstructions.
-    """
-
-    rows: list[dict[str, Any]]
-    picture: Image.Image
-    size: int
-    latent_floats: int
-    compression: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all but the picture, JSON-ready."""
-        fields = {name: getattr(self, name) for name in ("size", "latent_floats", "compression", "rows")}
-        return {**fields, "convention": CONVENTION, "torch": torch.__version__}
-
-    def __str__(self) -> str:
-        """Return the scores as a table."""
-        cells = [(row["method"], f"{row['psnr']:.2f}", f"{row['ssim']:.4f}") for row in self.rows]
-        images = f"{self.rows[0]['images']} bundled validation images, {self.size}×{self.size} pixels"
-        return (
-            f"{images}, {self.latent_floats:,} numbers each ({self.compression:.0f} times fewer)\n\n"
-            f"{table([('', 'PSNR dB', 'SSIM'), *cells])}\n\n{CONVENTION}.\n"
-            "PCA and box-downsampling: python benchmarks/yardsticks.py"
-        )
-
-
-def demonstrate(coder: Coder, name: str, shown: int = 32) -> Demonstration:
-    """Reconstruct the bundled validation images with a tokenizer called `name`; return its scores and others.
-
-    The others are those of PCA and of box-downsampling to as many numbers an image.
-    """
-    source, size = open_source("emoji-val"), coder.tokenizer.config.image_size
-    with progresses.bar(len(source.names), "image", "reconstructing") as done:
-
-        def again(images: Tensor) -> Tensor:
-            done(len(images))
-            return coder.decode(coder.encode(images))
-
-        scores = score(again, (batch.images for batch in ordered_batches(source, size=size, batch_size=28)))
-    some = spread(source, size, shown)
-    return Demonstration(
-        [{"method": name, **scores.summary()}, *yardsticks(size, coder.latent_floats)],
-        comparison(some, coder.decode(coder.encode(some))),
-        size,
-        coder.latent_floats,
-        coder.compression,
     )

@@ -185,7 +185,7 @@ def _of_pipeline(
                 seed_scores.append(
                     generation_scores(parts, real, measuring.network.logits, size, measuring.periods(size))
                 )
-            return measuring.named(spread(seed_scores), "g")
+            return measuring.named(over_seeds(seed_scores), "g")
 
         scores, sweep = measured("own", request.sampling), []
         for cell in cells:
@@ -295,7 +295,7 @@ def generation_scores(
     return scores
 
 
-def spread(scores: list[dict[str, Any]]) -> dict[str, Any]:
+def over_seeds(scores: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the mean of each figure over seeds, and its standard deviation (of a sample) where there are several."""
     result: dict[str, Any] = {}
     for name, value in scores[0].items():

@@ -211,10 +211,11 @@ def _generation(results: list[Stored], out: Path, figures: list[Path]) -> list[s
             "sampler": [_sampler(r) for r in group],
             "guidance": [r.get("sampling", {}).get("guidance") for r in group],
         }
-        for place, (name, title, digits) in enumerate(
-            (("gfid", "gFID", 2), ("inception_score", "IS", 1), ("precision", "precision", 2), ("recall", "recall", 2))
+        for name, title, digits in (
+            *(("gfid", "gFID", 2), ("inception_score", "IS", 1)),
+            *(("precision", "precision", 2), ("recall", "recall", 2)),
         ):
-            columns[f"{title}, paper"] = [p and _number(p[place], digits) for p in printed]
+            columns[f"{title}, paper"] = [row and _number(getattr(row, name), digits) for row in printed]
             columns[title] = _scores(group, name, digits)
         columns["gFD"] = _scores(group, "gfd", 1)
         columns["FID"], columns["FD"] = _scores(group, "fid", 2), _scores(group, "fd", 1)  # of `frechet`

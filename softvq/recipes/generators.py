@@ -36,7 +36,7 @@ _DIMS = {256: 8, 128: 16, 64: 32, 32: 64}  # tokens -> numbers a token (Table 3)
 def _published(name: str) -> PublishedGeneratorRecipe:
     row = published.GENERATORS[name]
     plain, guided = published.GENERATION[name, row.steps]
-    return PublishedGeneratorRecipe(row.table, row.row, plain[0], guided and guided[0])
+    return PublishedGeneratorRecipe(row.table, row.row, plain.gfid, guided and guided.gfid)
 
 
 def _guidance(name: str, own: Guidance) -> Guidance:

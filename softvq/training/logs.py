@@ -79,10 +79,11 @@ class Log:
         for name, value in speed.items():
             self.board.add_scalar(f"speed/{name}", value, step)
         rate, waiting = speed["images_per_second"], speed["waiting_share"]
-        self.bar.set_postfix_str(f"loss {values['loss/total']:.4f}, {rate:.0f} images/s, {waiting:.0%} waiting")
+        loss = f"loss {values['loss/total']:.4f}  " if "loss/total" in values else ""  # a task of one's own
+        self.bar.set_postfix_str(f"{loss}{rate:.0f} images/s, {waiting:.0%} waiting")
         if not self.terminal and (time.monotonic() - self.last_line > 10 or step == self.steps):
             self.last_line = time.monotonic()
-            self.say(f"step {step}/{self.steps}  loss {values['loss/total']:.4f}  {rate:.0f} images/s")
+            self.say(f"step {step}/{self.steps}  {loss}{rate:.0f} images/s")
         if waiting > SLOW_LOADER and self.slow is False and step > 100:
             self.slow = True
             self.say(f"{waiting:.0%} of the time is spent waiting for images to be decoded: more workers may help")

@@ -14,10 +14,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from softvq import progress
 from softvq.evaluation import generation, parts, references
 from softvq.evaluation.distribution import kernel_distance
 from softvq.evaluation.frechet import frechet_distance, moments_of
-from softvq.evaluation.generation import generation_scores, spread
+from softvq.evaluation.generation import generation_scores, over_seeds
 from softvq.evaluation.parts import Part, Parts, moments
 from softvq.evaluation.references import Reference, chosen
 
@@ -268,21 +269,22 @@ def test_kid_draws_from_the_samples_first(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_over_seeds_figures_are_means_with_the_deviation_of_a_sample():
     runs = [{"fd": 1.0, "kid": 0.5, "reliable": True}, {"fd": 4.0, "kid": 0.7, "reliable": False}]
-    found = spread(runs)
+    found = over_seeds(runs)
     assert found == {
         **{"fd": 2.5, "fd_over_seeds": pytest.approx(np.std([1.0, 4.0], ddof=1))},
         **{"kid": pytest.approx(0.6), "kid_over_seeds": pytest.approx(np.std([0.5, 0.7], ddof=1))},
         "reliable": False,
     }
-    assert spread(runs[:1]) == runs[0]
+    assert over_seeds(runs[:1]) == runs[0]
 
 
-def test_progress_is_of_the_images_that_are_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_progress_is_of_the_images_that_are_left(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
     filled(tmp_path, table(0, 25))
-    assert "25/25" in capsys.readouterr().err
+    assert "25 of 25 images" in capsys.readouterr().err
     (tmp_path / "00000020.safetensors").unlink()
     filled(tmp_path, table(0, 25))
-    assert "5/5" in capsys.readouterr().err
+    assert "5 of 5 images" in capsys.readouterr().err
     filled(tmp_path, table(0, 25))
     assert capsys.readouterr().err == ""
 

@@ -113,9 +113,7 @@ class Working:
 class Measuring(Working):
     """The settings of measuring images, and the folder of the result."""
 
-    features: Annotated[str | None, option("The network (default: Inception, for bundled images Lite0).")] = (
-        None
-    )
+    features: Annotated[str | None, option("The network (default: Inception, for bundled images Lite0).")] = None
     resize: Annotated[Resizing | None, option("To its size: as FID is defined, or as clean-fid does.")] = None
     pretrained: Pretrained = ()
 
