@@ -17,7 +17,7 @@ from torch import Tensor
 
 from softvq import distributed
 from softvq.data.latents import INDEX, NAMES, LatentIndex, shard_path
-from softvq.data.loader import Batch, NoneReadable, ordered_batches
+from softvq.data.loader import Batch, ordered_batches, readable
 from softvq.data.opening import listing
 from softvq.data.sources import Source
 from softvq.errors import ConfigError, DataError, counted
@@ -136,12 +136,9 @@ def _write(
 
     def make(numbers: range, done: Callable[[int], object]) -> None:
         made = _Shard(encoding)
-        try:
-            for batch in ordered_batches(source, size=encoding.size, chosen=numbers, **reading):
-                made.add(latents_of, batch)
-                done(len(batch) + len(batch.bad))
-        except NoneReadable as error:  # of this shard; others may hold some
-            made.bad |= error.bad
+        for batch in readable(ordered_batches(source, size=encoding.size, chosen=numbers, **reading), made.bad):
+            made.add(latents_of, batch)
+            done(len(batch) + len(batch.bad))
         made.write(path(numbers.start))
 
     distributed.in_parts(len(source.names), encoding.shard, path, make, "encoding", show=show)
@@ -166,7 +163,6 @@ class _Shard:
         self.latents.append(latents.to(torch.float16))
         self.labels += batch.labels.tolist()
         self.names += batch.names
-        self.bad |= batch.bad
 
     def write(self, path: Path) -> None:
         """Write the shard's file."""

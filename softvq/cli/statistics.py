@@ -31,7 +31,7 @@ def statistics(
     fitted = fit_latent_statistics(model, data, out, num=num, batch_size=batch_size, **common.settings())
     for reason in fitted.unreadable.values():
         print(f"skipped: {reason}", file=sys.stderr)
-    result = {"model": str(fitted.model), "images": fitted.images, "skipped": fitted.unreadable}
+    result = {"model": str(fitted.model), "images": fitted.images, "unreadable": fitted.unreadable}
     mean, std = fitted.mean.mean(), fitted.std.mean()
     return Told(
         {**result, "mean": fitted.mean.tolist(), "std": fitted.std.tolist()},

@@ -2,7 +2,7 @@
 
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -264,6 +264,16 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     torch.set_num_threads(1)
+
+
+def readable(batches: Iterable[Batch], bad: dict[str, str]) -> Iterator[Batch]:
+    """Yield batches, and collect in `bad` the images that cannot be read, by name and reason; it may be all of them."""
+    try:
+        for batch in batches:
+            bad.update(batch.bad)
+            yield batch
+    except NoneReadable as error:
+        bad.update(error.bad)
 
 
 def spread(source: Source, size: int, count: int) -> Tensor:

@@ -1,6 +1,5 @@
 """Images beside a tokenizer's reconstructions of them: a picture, and PSNR and SSIM image by image."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from torch import Tensor
 
 from softvq import progress as progresses
 from softvq.data.images import Fit
-from softvq.data.loader import Batch, NoneReadable, ordered_batches
+from softvq.data.loader import ordered_batches, readable
 from softvq.data.objects import Objects
 from softvq.data.opening import BUNDLED, open_source
 from softvq.data.order import evenly
-from softvq.data.sources import Folder, Source
+from softvq.data.sources import Folder
 from softvq.errors import ConfigError, ImageError, counted
 from softvq.evaluation.metrics import CONVENTION
 from softvq.evaluation.reconstruction import measured
@@ -51,7 +50,13 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return all but the picture and the latents, JSON-ready."""
         settings = {name: getattr(self, name) for name in ("latent_floats", "compression", "fit", "size")}
-        content = {"images": self.rows, **self.means, **settings, "convention": CONVENTION, "skipped": self.unreadable}
+        content = {
+            "images": self.rows,
+            **self.means,
+            **settings,
+            "convention": CONVENTION,
+            "unreadable": self.unreadable,
+        }
         return {**content, "warning": self.warning} if self.warning else content
 
     def __str__(self) -> str:
@@ -90,7 +95,9 @@ def compare(
     pairs: list[tuple[Tensor, Tensor]] = []
     bad: dict[str, str] = {}
     with progresses.bar(len(chosen), "image", "reconstructing", show=progress) as done:
-        for batch in _readable(source, coder.tokenizer.config.image_size, batch_size, fit, bad, chosen):
+        size = coder.tokenizer.config.image_size
+        batches = ordered_batches(source, size=size, batch_size=batch_size, how=fit, chosen=chosen)
+        for batch in readable(batches, bad):
             codes = coder.encode(batch.images)
             output = coder.decode(codes)
             scores = measured(batch.images, output)
@@ -136,17 +143,6 @@ def _files(images: Any) -> Any:
     for path in map(Path, images):
         paths += [str(path / name) for name in Folder(path).names] if path.is_dir() else [str(path)]
     return Objects(paths)
-
-
-def _readable(
-    source: Source, size: int, batch_size: int, fit: Fit, bad: dict[str, str], chosen: list[int]
-) -> Iterator[Batch]:
-    try:
-        for batch in ordered_batches(source, size=size, batch_size=batch_size, how=fit, chosen=chosen):
-            bad.update(batch.bad)
-            yield batch
-    except NoneReadable as error:
-        bad.update(error.bad)
 
 
 def outside_of_domain(about: dict[str, Any], rows: list[dict[str, Any]]) -> str | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from softvq import progress
 from softvq.data.arrays import ArrayFile
 from softvq.data.images import Fit, to_bytes
-from softvq.data.loader import NoneReadable, ordered_batches
+from softvq.data.loader import NoneReadable, ordered_batches, readable
 from softvq.data.opening import BUNDLED, listing
 from softvq.data.sources import Source
 from softvq.errors import DataError, ImageError
@@ -68,12 +68,8 @@ class DataImages(Images):
             chosen=numbers,
             workers=self.workers,
         )
-        try:
-            for batch in batches:
-                bad.update(batch.bad)
-                yield batch.images
-        except NoneReadable as error:  # of these numbers; others may be
-            bad.update(error.bad)
+        for batch in readable(batches, bad):
+            yield batch.images
 
 
 def _common_side(source: Source) -> int:

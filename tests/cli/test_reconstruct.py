@@ -66,7 +66,7 @@ def test_one_bad_image_does_not_stop_the_others(emoji: Path, tmp_path: Path):
     told = json.loads(out)
     assert code == 0
     assert [Path(row["image"]).name for row in told["images"]] == ["emoji.webp"]
-    assert list(told["skipped"]) == [str(tmp_path / "bad.png")]
+    assert list(told["unreadable"]) == [str(tmp_path / "bad.png")]
     assert err.startswith("skipped: ")
     assert "bad.png" in err
 

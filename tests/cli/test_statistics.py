@@ -24,7 +24,7 @@ def test_statistics_are_stored_in_another_folder(tiny: Path, gallery: Path, tmp_
     mean, std = fitted(tiny, gallery)
     assert told["mean"] == pytest.approx(mean.tolist(), rel=1e-5)
     assert told["std"] == pytest.approx(std.tolist(), rel=1e-5)
-    assert (told["images"], told["skipped"], told["model"]) == (7, {}, str(tmp_path / "fitted"))
+    assert (told["images"], told["unreadable"], told["model"]) == (7, {}, str(tmp_path / "fitted"))
     stored = Tokenizer.from_pretrained(tmp_path / "fitted")
     assert stored.latent_mean.tolist() == told["mean"]
     assert stored.latent_std.tolist() == told["std"]
@@ -56,7 +56,7 @@ def test_unreadable_images_are_said_and_left_out(tiny: Path, gallery: Path, tmp_
     assert err.startswith("skipped: cat/bad.png")
     assert err.count("\n") == 1
     assert ", of 7 images; " in out
-    assert list(result(*words)["skipped"]) == ["cat/bad.png"]
+    assert list(result(*words)["unreadable"]) == ["cat/bad.png"]
 
 
 @pytest.mark.parametrize(

@@ -413,8 +413,8 @@ def test_the_command_and_the_function_agree_on_a_latent_space(tmp_path: Path, mo
     assert code == 0, err
     told = json.loads(out)
     found = latent_space(TOKENIZER, str(images), workers=0)
-    assert [Path(name).stem for name in told.pop("pictures")] == list(found.pictures)
-    assert told.pop("file") == str(tmp_path / "out" / "latents.json")
+    assert [Path(name).stem for name in told.pop("pictures")] == [f"{found.name}-{one}" for one in found.pictures]
+    assert told.pop("file") == str(tmp_path / "out" / f"{found.name}.json")
     assert told == found.to_dict()
     held = latent_space(TOKENIZER, [str(path) for path in sorted(images.rglob("*.png"))], workers=0)
     assert held.scores == found.scores
