@@ -31,6 +31,7 @@ from softvq.errors import ConfigError, PluginError, UnknownVariant
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
+_COMPARED = 10_000  # names that are compared for likeness at most: it takes a millisecond for each ten
 _LISTED = 24  # names in an error's sentence at most
 _FAMILIES: dict[type, dict[str, type]] = {}  # base class -> its registered classes by name
 
@@ -364,7 +365,11 @@ def nearest(name: str, valid: list[str], mark: str = "", every: str = "") -> str
     """
     same_end = [other for other in valid if other.split(".")[-1].casefold() == name.split(".")[-1].casefold()]
     folded = {other.casefold(): other for other in reversed(valid)}
-    close = [folded[one] for one in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.6)]
+    close = (
+        []
+        if len(folded) > _COMPARED
+        else [folded[one] for one in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.6)]
+    )
     if near := list(dict.fromkeys([*same_end, *close]))[:3]:
         return f"; did you mean {' or '.join(mark + name for name in near)}?"
     if len(valid) > _LISTED:

@@ -147,7 +147,9 @@ def _number(stored: _Stored, wanted: str | int, where: str | Path) -> int:
         several = " or ".join(stored.names[n] for n in ends[:3])
         raise DataError(f"{where} holds {len(ends)} images called {name!r}: write {several}.", setting="image")
     if not ends:
-        raise DataError(f"{where} holds no image {name!r}{nearest(name, stored.names)}", setting="image")
+        raise DataError(
+            f"{where} holds no image {name!r}{nearest(name, [Path(one).stem for one in stored.names])}", setting="image"
+        )
     return ends[0]
 
 

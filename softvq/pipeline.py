@@ -203,7 +203,12 @@ class Pipeline:
         """
         chosen = self._chosen(classes)
         num = (len(chosen) or 16) if num is None else num
-        for setting, number in (("num", num), ("batch_size", batch_size), ("steps", steps or 1), ("seed", seed)):
+        for setting, number in (
+            ("num", num),
+            ("batch_size", batch_size),
+            ("steps", 1 if steps is None else steps),
+            ("seed", seed),
+        ):
             if not isinstance(number, Integral):
                 raise ConfigError(f"{setting} must be a whole number, not {number!r}.", setting=setting)
             if number < 1 and setting != "seed":
@@ -367,8 +372,9 @@ class Pipeline:
         if distributed.rank() == 0:
             files.write_json(beside, {**record, "labels": labels})
 
-        def last(first: int) -> Path:  # a part is whole when its last image is there
-            return folder / f"{stems[min(first + PART, request.num) - 1]}.png"
+        def missing(first: int) -> Path:  # a part is whole when none of its files is missing
+            own = [folder / f"{stem}.png" for stem in stems[first : first + PART]]
+            return next((path for path in own if not path.is_file()), own[-1])
 
         def make(numbers: range, done: Callable[[int], object]) -> None:
             for batch in _batches(request, numbers):
@@ -376,7 +382,7 @@ class Pipeline:
                     save_picture(Image.fromarray(pixels.permute(1, 2, 0).numpy()), folder / f"{stems[number]}.png")
                 done(len(batch))
 
-        distributed.in_parts(request.num, PART, last, make, "sampling", show=_show(progress))
+        distributed.in_parts(request.num, PART, missing, make, "sampling", show=_show(progress))
         return folder
 
     def write_npz(

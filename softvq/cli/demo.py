@@ -18,6 +18,8 @@ def demo(
 ) -> Told:
     """Reconstruct the bundled validation images with the bundled tokenizer: no network, no GPU, no download.
 
+    `softvq demo`, or `softvq demo --train`.
+
     Writes the picture and prints PSNR and SSIM beside PCA and box-downsampling with the same number of floats. --train
     first trains the small recipe from scratch for some minutes and uses the result.
     """

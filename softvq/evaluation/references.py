@@ -22,6 +22,7 @@ from softvq.evaluation.frechet import Moments
 from softvq.evaluation.images import ArrayImages, DataImages, is_array, is_bundled, open_images
 from softvq.evaluation.measuring import Compared, Measuring, Settings, workplace
 from softvq.evaluation.parts import Parts, appearance_of, moments
+from softvq.files import check_writable
 from softvq.models import own_device
 from softvq.randomness import Stream, rng
 
@@ -134,6 +135,7 @@ def write_reference(images: Any, path: str | Path, size: int = 256, **settings: 
     path, given = Path(path), Settings(**settings)
     if size < 1 or path.suffix.lower() != ".npz":
         raise ConfigError("size must be at least 1, and the statistics are written to an .npz file.")
+    check_writable(path)
     device = own_device(given.device)
     with workplace(given.folder) as folder:
         measuring = Measuring(given, folder, device, is_bundled(images))
