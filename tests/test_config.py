@@ -157,3 +157,20 @@ def test_a_field_that_may_be_missing_is_plain_or_null():
     assert configs.to_dict(Outer(Inner(5))) == {"inner": {"size": 5}}
     with pytest.raises(configs.ConfigError, match=r"config\.inner has the unknown key 'sise'; did you mean size"):
         configs.from_dict(Outer, {"inner": {"sise": 3}})
+
+
+def test_a_field_of_what_is_null_says_to_give_it_whole():
+    recipe = RECIPES["emoji-64-quick"]
+    with pytest.raises(ConfigError, match="adversarial is null and has no fields yet: give it whole") as error:
+        configs.override(recipe, {"adversarial.discriminator.width": "8"})
+    assert 'adversarial = {"discriminator": …}' in str(error.value)
+
+
+def test_a_name_of_many_is_compared_with_none(monkeypatch: pytest.MonkeyPatch):
+    """Which would take minutes; those of the same ending are still found."""
+    monkeypatch.setattr("difflib.get_close_matches", lambda *_, **__: pytest.fail("names were compared"))
+    assert configs.nearest("tabby", [f"{number}" for number in range(20_000)]) == "."
+    assert (
+        configs.nearest("tabby", [*(f"{number}" for number in range(20_000)), "cat.tabby"])
+        == "; did you mean cat.tabby?"
+    )

@@ -226,3 +226,39 @@ def test_the_tokenizer_is_found_or_given_and_must_be_the_right_one(pipeline: Pip
     with pytest.raises(ConfigError, match="does not say which tokenizer"):
         Pipeline.from_pretrained(tmp_path / "alone")
     assert Pipeline.from_pretrained(tmp_path / "alone", tokenizer=tokenizer).classes == NAMES
+
+
+def named(pipeline: Pipeline, names: list[str]) -> Pipeline:
+    """The same pipeline with other class names (as many as wanted: nothing is sampled)."""
+    generator = SiTConfig(TransformerConfig(4, 4, len(names), 16, 1, 1)).build({"classes": names})
+    return Pipeline(generator, pipeline.tokenizer, "named")
+
+
+def test_a_whole_name_comes_before_a_synonym_and_a_name_before_a_number(pipeline: Pipeline):
+    several = named(pipeline, ["corgi, cardigan", "cardigan", "10", "crane", "wading bird, crane", "crane", "2"])
+    assert several.class_number("cardigan") == 1
+    assert several.class_number("corgi") == 0
+    assert (several.class_number("10"), several.class_number("2"), several.class_number(2)) == (2, 6, 2)
+    assert several.class_number("0") == 0  # no class is called so
+    with pytest.raises(ConfigError, match=r"'crane' is the name of 2 classes: say 3 \(crane\) or 5 \(crane\)"):
+        several.class_number("crane")
+
+
+def test_a_synonym_of_two_classes_is_refused_with_both(pipeline: Pipeline):
+    with pytest.raises(ConfigError, match=r"say 0 \(a, x\) or 1 \(b, x\)"):
+        named(pipeline, ["a, x", "b, x"]).class_number("x")
+
+
+def test_an_unknown_class_of_many_is_no_list_of_all(pipeline: Pipeline):
+    with pytest.raises(ConfigError) as error:
+        named(pipeline, [f"class {number}" for number in range(50)]).class_number("zzzz")
+    assert str(error.value) == "there is no class 'zzzz'; `softvq sample --list-classes` lists them all."
+
+
+@pytest.mark.parametrize("move", [lambda p: p.to(torch.bfloat16), lambda p: p.to(dtype="bfloat16")])
+def test_a_pipeline_moves_to_a_type_given_either_way(tokenizer: Tokenizer, move):
+    generator = SiTConfig(TransformerConfig(4, 4, 0, 16, 1, 1)).build({})
+    own = Pipeline(generator, Tokenizer(tokenizer.config), "mine")
+    assert {p.dtype for model in (move(own).generator, own.tokenizer) for p in model.parameters()} == {torch.bfloat16}
+    with pytest.raises(ModelError, match="torch_dtype must be a floating-point type"):
+        own.to(dtype="int32")

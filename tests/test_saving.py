@@ -296,3 +296,15 @@ def test_a_picture_in_memory_is_no_path(tokenizer: Tokenizer):
     photo().save(buffer, "PNG")
     with Image.open(buffer) as opened:  # not read yet
         assert tokenizer.reconstruct(opened).size == (64, 64)
+
+
+def test_any_character_may_stand_in_what_a_model_says_of_itself(tmp_path: Path):
+    """Beyond the first 65,536 too, which JSON may write as two halves; one half alone is a damaged file."""
+    tokenizer = Tokenizer.from_pretrained("softvq-emoji-64")
+    tokenizer.about = {**tokenizer.about, "domain": "😀 and \\ud"}
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert Tokenizer.from_pretrained(tmp_path / "model").about["domain"] == "😀 and \\ud"
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace("😀", "\\ud83d"), encoding="utf-8")
+    with pytest.raises(ModelError, match="is not a softvq model configuration"):
+        Tokenizer.from_pretrained(tmp_path / "model")

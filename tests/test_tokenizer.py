@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from softvq.errors import ConfigError
+from softvq.errors import ConfigError, ImageError, ModelError
 from softvq.layers import PatchEmbed, ViTConfig, resample_positions
 from softvq.quantizers.compose import ProductConfig, ResidualConfig
 from softvq.quantizers.gaussian import AEConfig, KLConfig
@@ -215,3 +215,24 @@ def test_an_image_does_not_depend_on_its_batch():
 def test_impossible_configurations(bad: dict):
     with pytest.raises(ValueError, match=r"at least 1|not a multiple"):
         tiny(**bad)
+
+
+def test_images_of_another_range_are_refused_and_decoded_ones_are_not():
+    tokenizer = tiny()
+    with pytest.raises(ImageError, match=r"images must be in \[-1, 1\], not from 0 to 255"):
+        tokenizer.encode(torch.linspace(0, 255, 3 * 32 * 32).view(1, 3, 32, 32))
+    with pytest.raises(ImageError, match="not from nan to nan"):
+        tokenizer.encode(images() * math.nan)
+    assert tokenizer.encode(images() * 1.5).isfinite().all()  # what a decoder gives is not clamped
+
+
+def test_a_size_to_decode_to_may_be_one_number():
+    tokenizer = tiny()
+    latents = tokenizer.encode(images())
+    assert torch.equal(tokenizer.decode(latents, 48), tokenizer.decode(latents, (48, 48)))
+    assert tokenizer.decode(latents, 48).shape == (2, 3, 48, 48)
+
+
+def test_statistics_of_another_width_are_refused():
+    with pytest.raises(ModelError, match="latent statistics must be one number or 4"):
+        tiny().set_statistics(torch.zeros(3), torch.ones(3))

@@ -2,7 +2,7 @@
 
 import io
 import pickle
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from PIL import Image
 from softvq import distributed
 from softvq.data.images import Augment, fit, open_image, to_tensor
 from softvq.data.loader import Batch, NoneReadable, ordered_batches, training_batches
-from softvq.data.order import Order
+from softvq.data.order import Order, evenly
 from softvq.data.sources import Folder
 from softvq.errors import DataError
 from softvq.randomness import Stream, rng
@@ -334,3 +334,15 @@ def test_an_image_of_another_size_is_a_sentence_with_both_sizes(tmp_path, shape,
         list(batches)
     fitted = list(ordered_batches(source, size=SIZE, batch_size=2, how="crop", workers=workers))
     assert sum(map(len, fitted)) == 5
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 64, 100])
+@pytest.mark.parametrize("count", [1, 2, 7, 64])
+def test_numbers_spread_evenly_have_both_ends_and_no_gap_twice_another(count: int, total: int):
+    numbers = evenly(count, total)
+    assert len(numbers) == len(set(numbers)) == min(count, total)
+    assert numbers[0] == 0
+    if count > 1:
+        assert numbers[-1] == total - 1
+        gaps = [after - before for before, after in pairwise(numbers)] or [1]
+        assert max(gaps) - min(gaps) <= 1

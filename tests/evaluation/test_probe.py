@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from softvq.errors import MetricError
+from softvq.errors import ConfigError, MetricError
 from softvq.evaluation import probe
 from softvq.evaluation.probe import Labelled, ProbeConfig, accuracies, linear_probe, nearest_neighbours
 from softvq.optim import LAMB
@@ -320,3 +320,8 @@ def with_label(one: Labelled, label: int) -> Labelled:
 def test_what_cannot_be_probed_is_one_sentence(measure: Callable, change: Callable, classes: int, sentence: str):
     with pytest.raises(MetricError, match=sentence):
         measure(*change(clouds(20, 0), clouds(8, 1)), classes)
+
+
+def test_another_pooling_is_refused_before_the_work():
+    with pytest.raises(ConfigError, match="pool must be 'flatten' or 'mean', not 'max'"):
+        probe.probe("softvq-emoji-64", "nowhere", pool="max")
