@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.options import Machine, Told, Whole, option
+from softvq.cli.options import Machine, Outcome, Whole, option
 
 
 def cost(
@@ -17,7 +17,7 @@ def cost(
     no_time: Annotated[bool, option("Count parameters and multiply-accumulates alone.")] = False,
     out: Annotated[Path, option("The folder of results.")] = Path("evaluations"),
     common: Machine = Machine(),
-) -> Told:
+) -> Outcome:
     """Measure parameters, multiply-accumulates, memory and throughput, beside the paper's.
 
     ```
@@ -41,7 +41,7 @@ def cost(
 
     if list_rows:
         about = [(name, f"Table {row.table}: {row.about}") for name, row in ROWS.items()]
-        return Told({"rows": list(ROWS)}, table(about, left=2))
+        return Outcome({"rows": list(ROWS)}, table(about, left=2))
     check_writable(out, folder=True)
     result = cost(
         rows,
@@ -54,4 +54,4 @@ def cost(
         **common.settings(),
     )
     whole = result.write(out)
-    return Told(whole, f"{cost_table(result)}\n{whole['file']}")
+    return Outcome(whole, f"{cost_table(result)}\n{whole['file']}")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.options import BatchSize, Machine, Num, Told, option
+from softvq.cli.options import BatchSize, Machine, Num, Outcome, option
 from softvq.errors import counted
 
 
@@ -17,7 +17,7 @@ def decode(
     out: Annotated[Path, option("The folder of the images.")] = Path("decoded"),
     batch_size: BatchSize = 16,
     common: Machine = Machine(),
-) -> Told:
+) -> Outcome:
     """Turn latents back into images: of `softvq encode`, or of `softvq reconstruct --save-latents`.
 
     ```
@@ -29,4 +29,4 @@ def decode(
     from softvq.decoding import decode
 
     files = decode(latents, out, images=image, num=num, tokenizer=model, batch_size=batch_size, **common.settings())
-    return Told({"images": [str(file) for file in files]}, f"{counted(len(files), 'image')} in {out}")
+    return Outcome({"images": [str(file) for file in files]}, f"{counted(len(files), 'image')} in {out}")

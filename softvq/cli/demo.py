@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.options import BUNDLED_TOKENIZER, Machine, Told, Usage, Whole, Workers, option
+from softvq.cli.options import BUNDLED_TOKENIZER, Machine, Outcome, Usage, Whole, Workers, option
 
 _RECIPE = "emoji-64-quick"
 
@@ -15,7 +15,7 @@ def demo(
     out: Annotated[Path, option("The folder to write.")] = Path("softvq-demo"),
     workers: Workers = 2,
     common: Machine = Machine(),
-) -> Told:
+) -> Outcome:
     """Reconstruct the bundled validation images with the bundled tokenizer: no network, no GPU, no download.
 
     `softvq demo`, or `softvq demo --train`.
@@ -46,4 +46,4 @@ def demo(
     shown = demonstrate(coder, f"softvq ({model})")
     save_picture(shown.picture, picture)
     result = {"model": str(model), **shown.to_dict(), "picture": str(picture)}
-    return Told(result, f"{shown}\npicture: {picture}")
+    return Outcome(result, f"{shown}\npicture: {picture}")

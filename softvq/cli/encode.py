@@ -7,8 +7,8 @@ from softvq.cli.options import (
     BUNDLED_TOKENIZER,
     BatchSize,
     Machine,
+    Outcome,
     TokenizerName,
-    Told,
     Whole,
     Workers,
     option,
@@ -28,7 +28,7 @@ def encode(
     shard: Annotated[int, Whole, option("Images a shard.")] = 4096,
     no_mirror: Annotated[bool, option("Leave the mirrored images out.")] = False,
     common: Machine = Machine(),
-) -> Told:
+) -> Outcome:
     """Tokenize a data set once: latents of every image and of its mirror, which generators are trained on.
 
     ```
@@ -57,7 +57,7 @@ def encode(
     count, shards = sum(index.shards), len(index.shards)
     skipped = f", {counted(len(index.bad), 'unreadable image')} left out" if index.bad else ""
     then = try_next("train", "generator", generator_for(model), "--data", out, common=common)
-    return Told(
+    return Outcome(
         {"latents": str(out), "images": count, "shards": shards, "unreadable": len(index.bad)},
         f"{counted(count, 'image')} in {counted(shards, 'shard')}{skipped}; {then}",
     )

@@ -11,9 +11,9 @@ from softvq.cli.options import (
     Machine,
     Measuring,
     Num,
+    Outcome,
     Square,
     TokenizerName,
-    Told,
     Usage,
     Whole,
     option,
@@ -33,7 +33,7 @@ def reconstruction(
     lpips: Annotated[bool | None, option("LPIPS (default: not for bundled models).", negative="--no-lpips")] = None,
     measuring: Measuring = Measuring(),
     common: Machine = Machine(),
-) -> Told:
+) -> Outcome:
     """Measure a tokenizer's images against what they were made of: rFID, PSNR, SSIM, LPIPS, codebook usage.
 
     ```
@@ -71,7 +71,7 @@ def generation(
     checksum: Annotated[str | None, option("Refuse any other reference than the one with this checksum.")] = None,
     measuring: Measuring = Measuring(),
     common: Machine = Machine(),
-) -> Told:
+) -> Outcome:
     """Measure a generator's images, or images that are there: gFID, sFID, Inception Score, KID, precision, recall.
 
     ```
@@ -120,7 +120,7 @@ def reference(
     size: Annotated[int, Whole, option("Their side after ADM's centre crop.")] = 256,
     measuring: Measuring = Measuring(),
     common: Machine = Machine(),
-) -> Told:
+) -> Outcome:
     """Write the statistics of real images as ADM's .npz, which `softvq evaluate generation --reference` takes.
 
     ```
@@ -130,4 +130,4 @@ def reference(
     from softvq.evaluation.references import write_reference
 
     result = write_reference(data, to, size, **measuring.settings(common))
-    return Told(result, f"statistics of {counted(result['images'], 'image')} in {result['reference']}")
+    return Outcome(result, f"statistics of {counted(result['images'], 'image')} in {result['reference']}")

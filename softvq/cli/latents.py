@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from softvq.cli.options import BUNDLED_TOKENIZER, Machine, Num, TokenizerName, Told, Whole, Working, option, written
+from softvq.cli.options import BUNDLED_TOKENIZER, Machine, Num, Outcome, TokenizerName, Whole, Working, option, written
 
 
 def latents(
@@ -14,7 +14,7 @@ def latents(
     seed: Annotated[int, Whole, option("Of UMAP.")] = 0,
     working: Working = Working(),
     common: Machine = Machine(),
-) -> Told:
+) -> Outcome:
     """Draw a tokenizer's latent space: UMAP of ẑ and z (Fig. 4), codebook usage and distances, channel statistics.
 
     ```

@@ -18,7 +18,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.exceptions import MissingArgumentError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
 from softvq import __version__
-from softvq.cli.options import Common, Told
+from softvq.cli.options import Common, Outcome
 from softvq.config import nearest
 from softvq.errors import ConfigError, Interrupted, Notice, SoftVQError
 
@@ -110,7 +110,7 @@ def _run(command: Any, args: tuple, kwargs: dict[str, Any], common: Common) -> N
         plugins.load(file)
     with _notices(), progress.quietly(common.quiet):
         outcome = command(*args, **kwargs)
-    if not isinstance(outcome, Told):  # --help and --version have printed
+    if not isinstance(outcome, Outcome):  # --help and --version have printed
         return
     first = True
     if "torch" in sys.modules:

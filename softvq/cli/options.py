@@ -48,7 +48,7 @@ class Usage(ConfigError):
 
 
 @dataclass(frozen=True)
-class Told:
+class Outcome:
     """The outcome of a command: `result`, which --json prints, and `text` for people."""
 
     result: dict[str, Any]
@@ -127,11 +127,11 @@ class Measuring(Working):
 def pretrained_files(pairs: Sequence[str]) -> dict[str, Path]:
     """Return the files of NAME=FILE pairs."""
     files = {name: Path(file) for name, _, file in (pair.partition("=") for pair in pairs)}
-    for pair, file in zip(pairs, files.values(), strict=False):
-        if "=" not in pair or not file.is_file():
-            raise Usage(f"--pretrained {pair}: write NAME=FILE, with a file that exists.")
     if len(files) < len(pairs):
         raise Usage(f"--pretrained {' '.join(pairs)}: a name is given twice.")
+    for pair, file in zip(pairs, files.values(), strict=True):
+        if "=" not in pair or not file.is_file():
+            raise Usage(f"--pretrained {pair}: write NAME=FILE, with a file that exists.")
     return files
 
 
@@ -140,8 +140,8 @@ def try_next(*words: object, common: Common) -> str:
     return f"try: {shlex.join(['softvq', *map(str, words), *common.words])}"
 
 
-def written(result: Any, folder: Path) -> Told:
+def written(result: Any, folder: Path) -> Outcome:
     """Write an evaluation's result and its pictures into a folder; return them with its figures."""
     whole = result.write(folder)
     pictures = [f"picture: {picture}" for picture in whole.get("pictures", ())]
-    return Told(whole, "\n".join([str(result), *pictures, whole["file"]]))
+    return Outcome(whole, "\n".join([str(result), *pictures, whole["file"]]))

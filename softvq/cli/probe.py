@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from softvq.cli.options import BUNDLED_TOKENIZER, Machine, Told, Whole, Working, option, written
+from softvq.cli.options import BUNDLED_TOKENIZER, Machine, Outcome, Whole, Working, option, written
 
 Pool = Literal["flatten", "mean"]
 
@@ -23,7 +23,7 @@ def probe(
     quick: Annotated[bool, option("k-NN alone.")] = False,
     working: Working = Working(),
     common: Machine = Machine(),
-) -> Told:
+) -> Outcome:
     """Probe how much of an image's class latents, or a generator's features, hold: a linear layer and k-NN.
 
     ```

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from softvq.cli.options import Common, Told, Usage, option
+from softvq.cli.options import Common, Outcome, Usage, option
 
 
 def push(
@@ -13,7 +13,7 @@ def push(
     private: Annotated[bool, option("A new repository is for you alone.")] = False,
     half: Annotated[bool, option("Store float16: half the size, loaded as float32 again.")] = False,
     common: Common = Common(),
-) -> Told:
+) -> Outcome:
     """Share a tokenizer or generator on the Hugging Face hub: weights, configuration, a card with recipe and figures.
 
     ```
@@ -32,7 +32,7 @@ def push(
     if not hasattr(opened, "push_to_hub"):
         raise Usage(f"{model} is not softvq's to share.")
     address = opened.push_to_hub(name, private=private, dtype=torch.float16 if half else torch.float32)
-    return Told(
+    return Outcome(
         {"model": model, "name": name, "address": address},
         f'uploaded to {address}; {opened.kind.capitalize()}.from_pretrained("{name}") loads it',
     )

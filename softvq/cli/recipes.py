@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from softvq.cli.options import Common, Told, option
+from softvq.cli.options import Common, Outcome, option
 
 
 def recipes(
@@ -10,7 +10,7 @@ def recipes(
     /,
     *,
     common: Common = Common(),
-) -> Told:
+) -> Outcome:
     """List the recipes; with a name, print one with every field, as a file that can be edited and trained.
 
     ```
@@ -29,7 +29,7 @@ def recipes(
 
     if name is not None:
         recipe = open_recipe(name)
-        return Told(configs.to_dict(recipe), recipe_text(recipe).rstrip())
+        return Outcome(configs.to_dict(recipe), recipe_text(recipe).rstrip())
     listed = known.listing()
     first = [(one, _figure(row["published_rfid"]), row["about"]) for one, row in listed["tokenizers"].items()]
     second = [
@@ -46,7 +46,7 @@ softvq train tokenizer NAME
 
 gFID: as published. `softvq encode` makes the latents to train on; NAME-tiny tries a recipe out on any latents.
 softvq train generator NAME --data latents"""
-    return Told({**listed["tokenizers"], **listed["generators"]}, text)
+    return Outcome({**listed["tokenizers"], **listed["generators"]}, text)
 
 
 def _figure(figure: float | None) -> str:

@@ -10,8 +10,8 @@ from softvq.cli.options import (
     Fit,
     Machine,
     Num,
+    Outcome,
     TokenizerName,
-    Told,
     Usage,
     Whole,
     option,
@@ -29,7 +29,7 @@ def reconstruct(
     batch_size: BatchSize = 16,
     shown: Annotated[int, Whole, option("Images in the picture at most.")] = 64,
     common: Machine = Machine(),
-) -> Told:
+) -> Outcome:
     """Encode and decode images; write a picture: original | reconstruction | error.
 
     ```
@@ -68,4 +68,4 @@ def reconstruct(
     text = f"{compared}\npicture: {out}"
     if save_latents:
         text += f"\nlatents: {save_latents}; {try_next('decode', save_latents, common=common)}"
-    return Told({"model": str(model), **compared.to_dict(), "picture": str(out)}, text)
+    return Outcome({"model": str(model), **compared.to_dict(), "picture": str(out)}, text)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.options import Common, Told, option
+from softvq.cli.options import Common, Outcome, option
 from softvq.errors import counted
 
 
@@ -13,7 +13,7 @@ def report(
     *,
     out: Annotated[Path | None, option("The Markdown file (default: report.md in the folder).")] = None,
     common: Common = Common(),
-) -> Told:
+) -> Outcome:
     """Make tables and figures of measured results, beside the paper's: Markdown from a folder of results.
 
     ```
@@ -29,7 +29,7 @@ def report(
 
     made = report(folder, out)
     left_out = "".join(f"\nleft out: {reason}" for reason in made.left_out)
-    return Told(
+    return Outcome(
         {
             "report": str(made.file),
             "results": made.results,

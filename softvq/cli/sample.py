@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from softvq.cli.options import BUNDLED_GENERATOR, BatchSize, Interval, Machine, Num, Told, Usage, Whole, option
+from softvq.cli.options import BUNDLED_GENERATOR, BatchSize, Interval, Machine, Num, Outcome, Usage, Whole, option
 from softvq.errors import counted
 
 _NUM, _FEW = 16, 16  # images by default; classes that each get as many
@@ -59,7 +59,7 @@ def sample(
     npz: Annotated[Path | None, option("Write an array of all images here instead of a picture.")] = None,
     list_classes: Annotated[bool, option("Print the model's classes and stop.")] = False,
     common: Machine = Machine(),
-) -> Told:
+) -> Outcome:
     """Make new images with a generator and the tokenizer whose latents it knows.
 
     ```
@@ -80,7 +80,7 @@ def sample(
     pipeline = sampling.pipeline(common)
     if list_classes:
         rows = [f"{number:4}  {name}" for number, name in enumerate(pipeline.classes)]
-        return Told({"classes": pipeline.classes}, "\n".join(rows) or f"{sampling.model} knows no classes")
+        return Outcome({"classes": pipeline.classes}, "\n".join(rows) or f"{sampling.model} knows no classes")
     asked = sampling.settings(common) | {"guidance": guidance, "interval": interval, "batch_size": batch_size}
     asked |= {"num": _balanced(len(sampling.classes), len(pipeline.classes)) if num is None else num, "seed": seed}
     if npz is not None:
@@ -96,7 +96,7 @@ def sample(
 
     record = read_json(beside) if distributed.rank() == 0 else {}
     settings = {key: value for key, value in record.items() if key != "labels"}
-    return Told({"images": str(path), **settings}, f"{counted(asked['num'], 'image')} in {path}")
+    return Outcome({"images": str(path), **settings}, f"{counted(asked['num'], 'image')} in {path}")
 
 
 def _balanced(chosen: int, classes: int) -> int:

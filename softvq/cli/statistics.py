@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.options import BatchSize, Machine, Num, Told, option
+from softvq.cli.options import BatchSize, Machine, Num, Outcome, option
 from softvq.errors import counted
 
 
@@ -17,7 +17,7 @@ def statistics(
     out: Annotated[Path | None, option("The folder to write (default: the model's own).")] = None,
     batch_size: BatchSize = 32,
     common: Machine = Machine(),
-) -> Told:
+) -> Outcome:
     """Fit a tokenizer's latent mean and standard deviation on your images, and store them with its weights.
 
     ```
@@ -33,7 +33,7 @@ def statistics(
         print(f"skipped: {reason}", file=sys.stderr)
     result = {"model": str(fitted.model), "images": fitted.images, "unreadable": fitted.unreadable}
     mean, std = fitted.mean.mean(), fitted.std.mean()
-    return Told(
+    return Outcome(
         {**result, "mean": fitted.mean.tolist(), "std": fitted.std.tolist()},
         f"latent mean {mean:.4g}, standard deviation {std:.4g} (over channels), of {counted(fitted.images, 'image')}; "
         f"stored in {fitted.model}",

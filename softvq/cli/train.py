@@ -12,8 +12,8 @@ from cyclopts import Group, Parameter
 from softvq.cli.options import (
     Common,
     Machine,
+    Outcome,
     Pretrained,
-    Told,
     Usage,
     Whole,
     Workers,
@@ -89,7 +89,7 @@ def tokenizer(
     rfid: Annotated[str | None, option("Measure rFID when validating: inception-2015-12-05.")] = None,
     run: Run = Run(),
     common: Machine = Machine(),
-) -> Told:
+) -> Outcome:
     """Train a tokenizer from a recipe.
 
     ```
@@ -117,7 +117,7 @@ def tokenizer(
     return _train("tokenizer", words, lambda recipe, _: TokenizerTask(recipe, rfid=rfid), run, common)
 
 
-def generator(*words: Words, run: Run = Run(), common: Machine = Machine()) -> Told:
+def generator(*words: Words, run: Run = Run(), common: Machine = Machine()) -> Outcome:
     """Train a generator (SiT, DiT or MAR) from a recipe, on latents that `softvq encode` made.
 
     ```
@@ -138,7 +138,7 @@ def generator(*words: Words, run: Run = Run(), common: Machine = Machine()) -> T
     return _train("generator", words, task, run, common)
 
 
-def _train(kind: Kind, words: tuple[str, ...], task: Any, run: Run, common: Machine) -> Told:
+def _train(kind: Kind, words: tuple[str, ...], task: Any, run: Run, common: Machine) -> Outcome:
     from softvq.files import read_json
     from softvq.training.plan import plan, show_plan
     from softvq.training.run import train
@@ -152,13 +152,13 @@ def _train(kind: Kind, words: tuple[str, ...], task: Any, run: Run, common: Mach
     options = run.options(recipe, named, command, common)
     if run.dry_run:
         planned = plan(task(recipe, fields), options)
-        return Told(planned.to_dict(), show_plan(planned))
+        return Outcome(planned.to_dict(), show_plan(planned))
     folder = train(task(recipe, fields), options)
     about = read_json(folder / "config.json")["about"]
     then: tuple = ("sample", "--model", folder)
     if kind == "tokenizer":
         then = ("reconstruct", recipe.val or recipe.data, "--num", 16, "--model", folder)
-    return Told(
+    return Outcome(
         {"model": str(folder), "steps": recipe.steps, "figures": about.get("figures")},
         f"the {kind} is in {folder}; {try_next(*then, common=common)}",
     )
