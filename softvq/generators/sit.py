@@ -12,7 +12,7 @@ from softvq.generators.denoising import Denoiser, Sampler, SamplerInput
 from softvq.generators.transformer import TransformerConfig
 from softvq.transports import samplers
 from softvq.transports.guidance import Field, Guidance
-from softvq.transports.paths import PATHS, TIMES, mix, times, velocity_of
+from softvq.transports.paths import PATHS, TIMES, mix, times, velocity_of_data, velocity_of_noise
 
 _FEW = 32  # tokens, for which the paper guides more strongly than for 64
 _TWO_DIMENSIONAL = Guidance(1.5)  # SiT-XL/2, at all times
@@ -116,5 +116,5 @@ class SiT(Denoiser):
     def _read(self, x: Tensor, t: Tensor, output: Tensor) -> Tensor:
         if self.config.predict == "velocity":
             return output
-        given = {"x" if self.config.predict == "data" else "noise": output.to(x.dtype)}
-        return velocity_of(self.config.path, x, t.to(x.dtype), **given)
+        velocity = velocity_of_data if self.config.predict == "data" else velocity_of_noise
+        return velocity(self.config.path, x, t.to(x.dtype), output.to(x.dtype))

@@ -183,21 +183,28 @@ class GeneratorTask(Task):
         generator.about = self.about()
         return generator
 
-    def describe(self) -> dict[str, Any]:
-        """Return what a resumed run must share: the recipe's choices, precision, and the identity of the latents.
+    def prepare(self) -> None:
+        """Open the training and validation latents and the tokenizer.
 
-        The validation latents and the tokenizer are opened too, so that missing ones are reported first. Raise
-        `ConfigError` when another tokenizer has made the latents.
+        Raise `ConfigError` when another tokenizer has made either of the latents, or the classes differ.
         """
         check_used(self.options.pretrained, ())
-        latents, index = self.latents, self.latents.index
-        self.held_out  # noqa: B018 - what is missing, or does not fit, is said before anything is downloaded
-        if not self.tokenizer.makes(index.fingerprint):
+        opened = {self.recipe.data: self.latents, self.recipe.val: self.held_out}  # both, before anything is downloaded
+        for folder, latents in opened.items():
+            if latents is not None and not self.tokenizer.makes(latents.index.fingerprint):
+                raise configs.ConfigError(
+                    f"the latents in {folder} were made with another tokenizer ({latents.index.tokenizer}, "
+                    f"{latents.index.fingerprint}) than {self.recipe.tokenizer} "
+                    f"({self.tokenizer.latent_fingerprint}); encode the images again."
+                )
+        if self.held_out is not None and self.held_out.index.classes != self.latents.index.classes:
             raise configs.ConfigError(
-                f"the latents in {self.recipe.data} were made with another tokenizer ({index.tokenizer}, "
-                f"{index.fingerprint}) than {self.recipe.tokenizer} ({self.tokenizer.latent_fingerprint}); "
-                "encode the images again."
+                f"the latents in {self.recipe.val} have other classes than those in {self.recipe.data}.", setting="val"
             )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a resumed run must share: the recipe's choices, precision, and the identity of the latents."""
+        latents, index = self.latents, self.latents.index
         left_out = ("about", "published", "data", "val", "sampling", "steps")
         choices = {key: value for key, value in configs.to_dict(self.recipe).items() if key not in left_out}
         return {

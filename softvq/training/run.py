@@ -35,6 +35,7 @@ def train(task: Task, options: RunOptions | str | Path, *, hooks: Sequence[Hook]
     task.options, task.resumes = options, bool(checkpoints.all())
     check_batch(task.recipe.batch_size, task.accumulate)
     with progress.waiting("looking through the data"):
+        task.prepare()
         description = task.describe()
     before, task.lengthened = _compared(options.out, description, task.steps)
     distributed.barrier()  # all have looked

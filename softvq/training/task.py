@@ -85,6 +85,10 @@ class Task(ABC):
         """The number of parts into which each batch is split, and which are processed one after the other."""
         return getattr(self.recipe, "accumulate", 1)
 
+    def prepare(self) -> None:
+        """Open the data, and raise an error where recipe, options and data do not fit: before anything is built."""
+        return
+
     @abstractmethod
     def build(self, weights: bool = True) -> Players:
         """Return the players before the first step, on the CPU, a function of the recipe alone.

@@ -234,20 +234,23 @@ class TokenizerTask(Task):
             tokenizer.about |= validation.figures(tokenizer)
         return tokenizer
 
-    def describe(self) -> dict[str, Any]:
-        """Return what a resumed run must share: the recipe's choices, precision, and which images and networks it uses.
+    def prepare(self) -> None:
+        """Open the training and the validation images.
 
-        The validation images are opened too, so that missing ones are reported first. Raise `ConfigError` when the
-        run's folder lies inside that of its images, or a file is given for a network that the run does not use.
+        Raise `ConfigError` when the run's folder lies inside that of its images, or a file is given for a network that
+        the run does not use.
         """
         check_used(self.options.pretrained, [*self.recipe.networks, *([self.rfid] if self.rfid else [])])
-        if self.source.holds(self.options.out):
-            raise configs.ConfigError(
-                f"the run's folder {self.options.out} lies inside its images' folder, and its pictures would become "
-                "training images; use another folder.",
-                setting="out",
-            )
-        self.held_out  # noqa: B018 - what is missing is said first
+        for source in (self.source, self.held_out):
+            if source is not None and source.holds(self.options.out):
+                raise configs.ConfigError(
+                    f"the run's folder {self.options.out} lies inside its images' folder, and its pictures would "
+                    "become images of the run; use another folder.",
+                    setting="out",
+                )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a resumed run must share: the recipe's choices, precision, images and pretrained networks."""
         left_out = ("about", "published", "steps")
         choices = {key: value for key, value in configs.to_dict(self.recipe).items() if key not in left_out}
         return {

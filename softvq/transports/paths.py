@@ -71,17 +71,16 @@ def split(path: str, point: Tensor, velocity: Tensor, t: Float[Tensor, " B"]) ->
     return x, noise
 
 
-def velocity_of(path: str, point: Tensor, t: Float[Tensor, " B"], *, x: Tensor | None = None, noise=None) -> Tensor:
-    """Return the velocity of a point, given its data or its noise.
-
-    A divisor α or σ counts as at least 0.001.
-    """
+def velocity_of_data(path: str, point: Tensor, t: Float[Tensor, " B"], x: Tensor) -> Tensor:
+    """Return the velocity of a point, given its data x; the divisor σ counts as at least 0.001."""
     c = coefficients(path, like(t, point))
-    if x is None:
-        x = (point - c.sigma * noise) / c.alpha.clamp_min(_LEAST)
-    else:
-        noise = (point - c.alpha * x) / c.sigma.clamp_min(_LEAST)
-    return c.d_alpha * x + c.d_sigma * noise
+    return c.d_alpha * x + c.d_sigma * ((point - c.alpha * x) / c.sigma.clamp_min(_LEAST))
+
+
+def velocity_of_noise(path: str, point: Tensor, t: Float[Tensor, " B"], noise: Tensor) -> Tensor:
+    """Return the velocity of a point, given its noise ε; the divisor α counts as at least 0.001."""
+    c = coefficients(path, like(t, point))
+    return c.d_alpha * ((point - c.sigma * noise) / c.alpha.clamp_min(_LEAST)) + c.d_sigma * noise
 
 
 def score_of(path: str, point: Tensor, velocity: Tensor, t: Float[Tensor, " B"]) -> Tensor:

@@ -1,6 +1,7 @@
 """Generators' runs: that they learn, resume bitwise, keep to their tokenizer, and draw."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +128,25 @@ def test_latents_of_another_tokenizer_or_shape_are_refused(latents: Path, tmp_pa
     paper = replace(recipes.find_generator("sit-xl-softvq-l-64"), data=str(latents))
     with pytest.raises(ConfigError, match=r"is for latents of 64 × 32, but those in .* are 64 × 16"):
         run(paper, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"fingerprint": "0123456789abcdef"}, r"latents in .*held_out were made with another tokenizer"),
+        ({"classes": ["cat", "retriever", "dog"]}, r"latents in .*held_out have other classes than those in"),
+    ],
+)
+def test_validation_latents_of_another_tokenizer_or_of_other_classes_are_refused(
+    latents: Path, tmp_path: Path, changes: dict, reason: str
+):
+    """They would give a loss that says nothing."""
+    held_out = tmp_path / "held_out"
+    shutil.copytree(latents, held_out)
+    replace(LatentIndex.read(held_out), **changes).write(held_out)
+    with pytest.raises(ConfigError, match=reason):
+        run(replace(recipe("sit", latents), val=str(held_out)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", [name for name, r in recipes.GENERATORS.items() if r.published is not None])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from softvq.transports.paths import coefficients, mix, score_of, split, times, velocity_of
+from softvq.transports.paths import coefficients, mix, score_of, split, times, velocity_of_data, velocity_of_noise
 
 PATHS: tuple[str, ...] = ("linear", "cosine")
 SHAPE = (5, 3, 2)
@@ -66,8 +66,8 @@ def test_split_is_the_inverse_of_mix_at_all_times(path):
 def test_velocity_score_noise_and_data_say_the_same(path):
     x, noise = draw(0), draw(1)
     point, velocity = mix(path, x, noise, T)
-    torch.testing.assert_close(velocity_of(path, point, T, x=x), velocity, rtol=0, atol=1e-11)
-    torch.testing.assert_close(velocity_of(path, point, T, noise=noise), velocity, rtol=0, atol=1e-11)
+    torch.testing.assert_close(velocity_of_data(path, point, T, x), velocity, rtol=0, atol=1e-11)
+    torch.testing.assert_close(velocity_of_noise(path, point, T, noise), velocity, rtol=0, atol=1e-11)
     score = score_of(path, point, velocity, T)
     for i, t in enumerate(T.tolist()):
         sigma = t if path == "linear" else math.sin(math.pi * t / 2)
@@ -91,7 +91,7 @@ def test_the_score_of_standard_normal_data_is_minus_the_point_over_its_variance(
 def test_velocities_from_data_or_noise_are_finite_at_both_ends(path):
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
     point, said = draw(0, (2, 4)), draw(1, (2, 4))
-    of_data, of_noise = velocity_of(path, point, t, x=said), velocity_of(path, point, t, noise=said)
+    of_data, of_noise = velocity_of_data(path, point, t, said), velocity_of_noise(path, point, t, said)
     assert of_data.isfinite().all()
     assert of_noise.isfinite().all()
     # Where nothing is divided by, nothing is changed: at the noise's end for data, at the data's end for noise.
