@@ -102,6 +102,8 @@ def _open(path: Path) -> _Stored:
         return _folder(path)
     if path.is_dir():
         raise DataError(f"{path} holds no latents ({INDEX} is missing); give a folder that encode wrote, or a file.")
+    if path.is_file() and path.suffix.lower() != ".safetensors":
+        raise DataError(f"{path} is no file of latents (.safetensors); give one, or a folder that encode wrote.")
     tensors = read_tensors(path)
     if "latents" not in tensors or tensors["latents"].ndim != 3:
         raise DataError(f"{path} holds no tensor 'latents' of shape (N, L, D).")
@@ -147,9 +149,9 @@ def _number(stored: _Stored, wanted: str | int, where: str | Path) -> int:
         several = " or ".join(stored.names[n] for n in ends[:3])
         raise DataError(f"{where} holds {len(ends)} images called {name!r}: write {several}.", setting="image")
     if not ends:
-        raise DataError(
-            f"{where} holds no image {name!r}{nearest(name, [Path(one).stem for one in stored.names])}", setting="image"
-        )
+        stems = (Path(one).stem for one in stored.names)
+        hint = nearest(name, list(dict.fromkeys([*stored.names, *(stem for stem in stems if not stem.isdecimal())])))
+        raise DataError(f"{where} holds no image {name!r}{hint}", setting="image")
     return ends[0]
 
 

@@ -140,7 +140,7 @@ def misunderstood(error: CycloptsError) -> str:
         word = error.token.keyword or error.token.value
         hint = nearest(word, [name for name in words if name.startswith("--")])
         said = f"unknown option {word}{hint if hint.endswith('?') else ''}"
-    said = said if said[1:2].isupper() else f"{said[0].lower()}{said[1:]}"
+    said = said if said[1:2].isupper() else said[0].lower() + said[1:]
     return f"{said}{'' if said.endswith('?') else '.'} {command} --help explains it."
 
 

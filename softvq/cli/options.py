@@ -16,7 +16,6 @@ from softvq.errors import ConfigError
 
 BUNDLED_TOKENIZER = "softvq-emoji-64"
 BUNDLED_GENERATOR = "emoji-sit"
-
 Interval = tuple[float, float]
 Precision = Literal["auto", "float32", "bfloat16"]
 Resizing = Literal["tf1", "clean"]

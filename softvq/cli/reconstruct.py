@@ -51,8 +51,11 @@ def reconstruct(
     if not images:
         raise Usage("which images? Give files, folders or emoji-val.")
     format_of(out)
-    for path in (out, *([] if save_latents is None else [save_latents])):
+    given = {Path(one).resolve() for one in images}
+    for path in filter(None, (out, save_latents)):
         check_writable(path)
+        if path.exists() and {path.resolve(), *path.resolve().parents} & given:
+            raise Usage(f"{path} is one of the images; name another file to write.")
     tokenizer = load_tokenizer(model).to(pick_device(common.device))
     coder = Coder(tokenizer, common.precision)
     compared = compare(
@@ -61,11 +64,10 @@ def reconstruct(
     for reason in compared.unreadable.values():
         print(f"skipped: {reason}", file=sys.stderr)
     save_picture(compared.picture, out)
-    if save_latents:
-        write_latents(save_latents, compared.latents, [row["image"] for row in compared.rows], tokenizer)
     if compared.warning:
         print(compared.warning, file=sys.stderr)
     text = f"{compared}\npicture: {out}"
     if save_latents:
+        write_latents(save_latents, compared.latents, [row["image"] for row in compared.rows], tokenizer)
         text += f"\nlatents: {save_latents}; {try_next('decode', save_latents, common=common)}"
     return Outcome({"model": str(model), **compared.to_dict(), "picture": str(out)}, text)

@@ -22,10 +22,10 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str
             told.append(demonstrate(*arguments))
             return told[-1]
 
-        from softvq.evaluation import comparison
+        from softvq.evaluation import demonstration
 
-        demonstrate = comparison.demonstrate
-        patch.setattr(comparison, "demonstrate", remember)
+        demonstrate = demonstration.demonstrate
+        patch.setattr(demonstration, "demonstrate", remember)
         code, text, errors = softvq("demo")
     assert code == 0, errors
     assert all(PROGRESS.match(line) for line in errors.splitlines()), errors
@@ -51,7 +51,7 @@ def test_the_demos_figures_are_those_stored_with_the_model(shown):
 
 def test_one_that_is_trained_first_is_shown(tmp_path: Path, monkeypatch):
     """--steps are those of the recipe emoji-64-quick; the model that was trained is the one that is shown."""
-    from softvq.evaluation import comparison
+    from softvq.evaluation import demonstration
     from softvq.training import run
 
     seen: list[Any] = []
@@ -66,6 +66,6 @@ def test_one_that_is_trained_first_is_shown(tmp_path: Path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "train", train)
-    monkeypatch.setattr(comparison, "demonstrate", demonstrate)
+    monkeypatch.setattr(demonstration, "demonstrate", demonstrate)
     assert softvq("demo", "--train", "--steps", 3, "--out", tmp_path)[0] == 130
     assert seen == ["emoji-64-quick", 3, tmp_path / "run", f"softvq ({tmp_path / 'run' / 'model'})"]

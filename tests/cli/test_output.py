@@ -11,7 +11,7 @@ from PIL import Image
 
 from softvq import Pipeline, Tokenizer, progress
 from softvq.cli.main import main
-from softvq.evaluation import comparison, cost, generation, latent_space, probe, reconstruction
+from softvq.evaluation import comparison, cost, demonstration, generation, latent_space, probe, reconstruction
 from softvq.evaluation.measuring import Measuring
 from softvq.training.generator import GeneratorTask
 from softvq.training.tokenizer import TokenizerTask
@@ -103,7 +103,7 @@ def fails(*_: Any, **__: Any) -> None:
 
 
 WRITING = {  # what a command is asked, with a folder or file below a file to write to, and what its work is
-    "demo": ("demo --out {out}", (comparison, "demonstrate")),
+    "demo": ("demo --out {out}", (demonstration, "demonstrate")),
     "reconstruct": ("reconstruct {gallery} --out {out}/r.png", (comparison, "compare")),
     "reconstruct latents": ("reconstruct {gallery} --save-latents {out}/l.st", (comparison, "compare")),
     "encode": ("encode {gallery} --model {tiny}/tokenizer --out {out}", (Tokenizer, "encode")),

@@ -123,3 +123,12 @@ def test_what_cannot_be_done_is_said_before_the_work(
     images = () if words == ("nowhere",) else (gallery,)
     assert said in refusal(code, "reconstruct", *images, "--model", tiny / "tokenizer", *words)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_image_is_never_overwritten_by_its_picture(tiny: Path, gallery: Path):
+    own = sorted(path for path in gallery.rglob("*") if path.is_file())[0]
+    before = own.read_bytes()
+    for words in ((own, "--out", own), (gallery, "--out", own), (own, "--save-latents", own)):
+        said = refusal(2, "reconstruct", *words, "--model", tiny / "tokenizer")
+        assert f"{own} is one of the images; name another file to write." in said or ".png, .jpg" in said
+    assert own.read_bytes() == before
