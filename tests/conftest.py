@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
+os.environ["OMP_NUM_THREADS"] = "1"  # numpy's threads too, and those of the processes that tests start
+os.environ["NUMBA_NUM_THREADS"] = "1"  # UMAP's: with more of them, each later call of torch here would have as many
 
 import pytest
 import torch

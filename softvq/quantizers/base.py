@@ -224,7 +224,11 @@ def assign(log_q: Float[Tensor, "B L K"], indices: Int[Tensor, "B L"], reduce: R
 
 def assign_hard(indices: Int[Tensor, "B L"], codebook_size: int, reduce: Reduce = identity) -> Assignment:
     """Summarise a one-hot posterior (Eq. 2), given by its indices."""
-    counts = reduce(torch.bincount(indices.flatten(), minlength=codebook_size).float())
+    flat = indices.flatten()  # whole numbers are added, so that no order and no number of them rounds
+    counts = torch.zeros(codebook_size, dtype=torch.int64, device=flat.device).scatter_add(
+        0, flat, torch.ones_like(flat)
+    )
+    counts = reduce(counts.float())
     zero = counts.new_zeros(())
     return Assignment(entropy=zero, mean=counts / counts.sum(), used=(counts > 0).float(), largest=zero + 1)
 

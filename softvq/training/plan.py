@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils.flop_counter import FlopCounterMode
 
 from softvq import progress
@@ -117,7 +117,7 @@ def _counted(task: Task, rows: int) -> _Count:
 def _step(task: Task, players: Players, batch: Any) -> None:
     try:
         task.step(players, batch)
-    except DataDependentOutputException as error:
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise ConfigError(f"recipe {task.recipe.name} cannot be planned: its step depends on numbers.") from error
 
 
