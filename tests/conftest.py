@@ -16,10 +16,11 @@ torch.set_num_threads(1)
 
 # The files that take longest, which are begun first: begun last, one of them would keep one process busy alone.
 LONGEST = (
-    *("training/test_plan.py", "training/test_ranks.py", "cli/test_demo.py", "cli/test_train.py", "cli/test_main.py"),
-    *("training/test_generator.py", "training/test_shares.py", "cli/test_evaluate.py", "test_benchmarks.py"),
-    *("training/test_generator_ranks.py", "evaluation/test_functions.py", "recipes/test_paper.py", "test_studies.py"),
-    *("training/test_step.py", "training/test_kill.py", "test_fuzz.py", "test_hub_real_client.py", "test_extension.py"),
+    *("training/test_plan.py", "training/test_run_ranks.py", "cli/test_demo.py", "cli/test_train.py"),
+    *("cli/test_main.py", "training/test_generator.py", "training/test_run_shares.py"),
+    *("cli/test_evaluate.py", "test_benchmarks.py", "training/test_generator_ranks.py"),
+    *("evaluation/test_functions.py", "recipes/test_paper.py", "test_studies.py", "training/test_step.py"),
+    *("training/test_run_killed.py", "test_fuzz.py", "test_hub_real_client.py", "test_plugins.py"),
 )
 
 

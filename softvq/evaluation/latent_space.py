@@ -226,9 +226,13 @@ def umap(vectors: Float[Tensor, "N F"], seed: int = 0) -> Float[Tensor, "N 2"]:
     make = umap_learn()
     if len(vectors) < 16:
         raise MetricError(f"UMAP needs at least 16 images, not {len(vectors)}.")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="n_jobs value")  # what a seed costs
-        embedding = make(random_state=seed).fit_transform(vectors.float().numpy())
+    threads = torch.get_num_threads()  # which numba's may change for the rest of the process
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="n_jobs value")  # what a seed costs
+            embedding = make(random_state=seed).fit_transform(vectors.float().numpy())
+    finally:
+        torch.set_num_threads(threads)
     return torch.from_numpy(embedding)
 
 

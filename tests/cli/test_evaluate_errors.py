@@ -12,7 +12,7 @@ import softvq
 from tests.cli.running import refusal
 from tests.cli.test_evaluate import done
 from tests.evaluation.images import COUNT, SIZE, close, lay
-from tests.training.test_ranks import complete
+from tests.training.test_run_ranks import complete
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -28,7 +28,7 @@ def refused(code: int, out: Path, *words: object) -> str:
         (["reconstructions"], "no command 'reconstructions'; did you mean reconstruction?"),
         (["reference"], "--data"),
         (["reference", "--data", "x"], "--to"),
-        (["reconstruction", "--batch", "8"], "unknown option --batch; did you mean --batch-size?"),
+        (["reconstruction", "--batch", "8"], "unknown option --batch; did you mean --batch-size"),
         (["reference", "--data", "x", "--to", "ref"], "the statistics are written to an .npz file"),
         (["reference", "--data", "x", "--to", "ref.npz", "--size", "0"], "size must be at least 1"),
         (["generation", "--samples", "x.npz"], "need a reference to be compared with (--reference)"),

@@ -69,9 +69,11 @@ def test_pictures_and_figures_of_the_bundled_tokenizer(pictures: Path, tmp_path:
     code, out, err = softvq(*arguments, "--out", tmp_path / "a")
     assert code == 0, err
     result = json.loads(out)
-    assert result.pop("file") == str(tmp_path / "a" / "latents.json")
-    assert json.loads((tmp_path / "a" / "latents.json").read_text()) == result
-    assert result["pictures"] == [str(tmp_path / "a" / f"{name}.png") for name in ("channels", "codebooks", "umap")]
+    file = Path(result.pop("file"))
+    assert (file.parent, file.name[:24]) == (tmp_path / "a", "latents-softvq-emoji-64-")
+    assert json.loads(file.read_text()) == result
+    drawn = [str(tmp_path / "a" / f"{file.stem}-{name}.png") for name in ("channels", "codebooks", "umap")]
+    assert result["pictures"] == drawn
     assert are_pngs(result["pictures"])
     assert pyplot.get_fignums() == []  # none is left open
     assert result["protocol"]["images"] == 27
@@ -96,7 +98,7 @@ def test_pictures_and_figures_of_the_bundled_tokenizer(pictures: Path, tmp_path:
 
     for folder, seed in (("b", 0), ("c", 1)):
         assert softvq(*arguments, "--seed", seed, "--out", tmp_path / folder)[0] == 0
-    umaps = [(tmp_path / folder / "umap.png").read_bytes() for folder in "abc"]
+    umaps = [path.read_bytes() for folder in "abc" for path in (tmp_path / folder).glob("*-umap.png")]
     assert umaps[0] == umaps[1] != umaps[2]
 
 
@@ -111,8 +113,9 @@ def test_images_are_taken_evenly_of_the_first_classes(pictures: Path, tmp_path: 
     torch.testing.assert_close(placed[1], own.quantized.latent[chosen].flatten(1), rtol=1e-3, atol=1e-3)
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[:2]] == ["cosine", "unexplained"]
-    drawn = [f"picture: {tmp_path / name}.png" for name in ("channels", "codebooks", "umap")]
-    assert lines[-4:] == [*drawn, str(tmp_path / "latents.json")]
+    (file,) = tmp_path.glob("*.json")
+    drawn = [f"picture: {file.with_suffix('')}-{name}.png" for name in ("channels", "codebooks", "umap")]
+    assert lines[-4:] == [*drawn, str(file)]
 
 
 @pytest.mark.parametrize("config", [AEConfig(), KLConfig()])
@@ -122,7 +125,8 @@ def test_without_codewords_there_is_no_picture_of_them(pictures: Path, tmp_path:
     code, out, err = softvq("latents", *arguments)
     assert code == 0, err
     result = json.loads(out)
-    assert [Path(path).name for path in result["pictures"]] == ["channels.png", "umap.png"]
+    stem = Path(result["file"]).stem
+    assert [Path(path).name for path in result["pictures"]] == [f"{stem}-channels.png", f"{stem}-umap.png"]
     assert "codebook_usage" not in result["scores"]
     if isinstance(config, AEConfig):
         assert result["scores"] == pytest.approx({"cosine": 1, "unexplained": 0}, abs=1e-6)
@@ -175,10 +179,19 @@ def test_what_cannot_be_looked_at_is_one_sentence(
 
 
 def test_the_report_shows_them(pictures: Path, tmp_path: Path, placed):
-    out = tmp_path / "evaluations" / "latents-mine"
+    out = tmp_path / "evaluations" / "of mine"
     assert softvq("latents", "--data", pictures, "--workers", 0, "--out", out)[0] == 0
     assert softvq("report", tmp_path / "evaluations")[0] == 0
     text = (tmp_path / "evaluations" / "report.md").read_text()
-    cosine = json.loads((out / "latents.json").read_text())["scores"]["cosine"]
+    (file,) = out.glob("*.json")
+    cosine = json.loads(file.read_text())["scores"]["cosine"]
     assert f"| {cosine:.3f} |" in text
-    assert "![umap](latents-mine/umap.png)" in text
+    assert f"(of%20mine/{file.stem}-umap.png)" in text
+
+
+def test_results_of_two_models_stand_beside_each_other(pictures: Path, tmp_path: Path, placed):
+    """In one folder, as by default; the same command replaces its own."""
+    own = ("latents", "--data", pictures, "--workers", 0, "--out", tmp_path / "out")
+    for seed in (0, 1, 0):
+        assert softvq(*own, "--seed", seed)[0] == 0
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".json"] * 2 + [".png"] * 6

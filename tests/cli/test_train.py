@@ -209,18 +209,7 @@ def test_a_runs_options_reach_it(images: Path, tmp_path: Path, monkeypatch):
 
     monkeypatch.setattr(run, "train", stop)
     words = ("--workers", 3, "--parallel", "fsdp", "--most-bad", 0.5, "--recompute", "--compile", "--wandb", "p")
-    every = (
-        "--log-every",
-        1,
-        "--checkpoint-every",
-        2,
-        "--sample-every",
-        3,
-        "--device",
-        "cpu",
-        "--precision",
-        "float32",
-    )
+    every = ("--log-every", 1, "--checkpoint-every", 2, "--sample-every", 3)
     named = ("--pretrained", f"vgg16={__file__}", "--plugin", "a.py", "--rfid", "tiny_inception")
     where = ("--device", "cpu", "--precision", "float32")
     monkeypatch.setattr("softvq.plugins.load", lambda file: None)

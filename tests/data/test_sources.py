@@ -12,7 +12,7 @@ from PIL import Image
 from softvq.data.opening import emoji_labels, open_source
 from softvq.data.sources import EMOJI, Folder, TarFile
 from softvq.errors import DataError
-from tests.data.test_shards import encoded, write
+from tests.data.test_sources_shards import encoded, write
 
 SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 BUNDLED = {"emoji": ("train", 3094), "emoji-val": ("val", 280)}

@@ -18,7 +18,7 @@ from softvq.data.loader import training_batches
 from softvq.data.opening import listing, open_source
 from softvq.data.stream import ShardCache, ShardStream
 from softvq.errors import DataError
-from tests.data.test_shards import encoded, write
+from tests.data.test_sources_shards import encoded, write
 
 SIZES = (5, 3, 7, 4, 6)  # images of each shard
 

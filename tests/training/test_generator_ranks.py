@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.training.test_generator import latents  # noqa: F401
-from tests.training.test_ranks import TORCHRUN, assert_same, begin, data, run, state  # noqa: F401
+from tests.training.test_run_ranks import TORCHRUN, assert_same, begin, data, run, state  # noqa: F401
 
 SMALL = ["--model.network.width", "16", "--model.network.heads", "2", "--model.network.depth", "2"]
 

@@ -9,7 +9,7 @@ from softvq.data.images import Augment
 from softvq.data.loader import ordered_batches, training_batches
 from softvq.data.opening import open_source
 from softvq.errors import DataError
-from tests.data.test_shards import encoded
+from tests.data.test_sources_shards import encoded
 
 datasets = pytest.importorskip("datasets")
 
