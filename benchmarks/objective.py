@@ -47,13 +47,14 @@ PIXELS = {"reconstruction": 1.0, "kl": 0.01}
 VAL = "emoji-val"
 
 
-def recipes(steps: int, data: str) -> list[TokenizerRecipe]:
+def recipes(steps: int, data: str, val: str) -> list[TokenizerRecipe]:
     """Pixel and KL terms alone, and all of Eq. 7."""
     optimizer = AdamWConfig(lr=1e-4, warmup_steps=50)
     pixels = replace(
         EMOJI_64,
         name="pixels",
         data=data,
+        val=val,
         init=START,
         optimizer=optimizer,
         batch_size=16,
@@ -80,7 +81,7 @@ def recipes(steps: int, data: str) -> list[TokenizerRecipe]:
 
 def run(options: argparse.Namespace) -> None:
     """Train both, each in its own folder."""
-    for recipe in recipes(options.steps, options.data):
+    for recipe in recipes(options.steps, options.data, options.val):
         print(
             train(TokenizerTask(recipe), RunOptions(options.out / recipe.name, options.device, "bfloat16", workers=1))
         )
