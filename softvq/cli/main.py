@@ -85,8 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        if words and words[0].startswith("-") and words[0] not in ("-h", "--help", "--version"):
-            return _say(f"{words[0]} stands before the command; write softvq COMMAND {words[0]} …", 2)
+        before = words[:1] if words and words[0] in ABOUT else []  # such as `train`, which a command follows
+        first = next(iter(words[len(before) :]), "")
+        if first.startswith("-") and first not in ("-h", "--help", "--version"):
+            return _say(
+                f"{first} stands before the command; write {' '.join(['softvq', *before])} COMMAND {first} …", 2
+            )
         command, bound, _ = app().parse_args(words, exit_on_error=False, print_error=False)
         _run(command, bound.args, bound.kwargs, bound.arguments.get("common", Common()))
         sys.stdout.flush()
@@ -156,9 +160,7 @@ def sentence(error: Exception) -> str:
 
 def exit_code_of(error: Exception) -> int:
     """Return 128 + the signal's number for an interrupted run, 2 for a wrong setting, else 1."""
-    if isinstance(error, Interrupted):
-        return 128 + error.signal
-    return 2 if isinstance(error, ConfigError) else 1
+    return 128 + error.signal if isinstance(error, Interrupted) else 2 if isinstance(error, ConfigError) else 1
 
 
 @contextmanager
