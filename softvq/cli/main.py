@@ -1,8 +1,7 @@
 """The `softvq` command: its commands, its errors as sentences, its exit codes.
 
 0 done · 1 it could not be done (one sentence says why) · 2 the command was not understood · 128 + n stopped by signal n
-(a run in progress has been saved). With --json the last thing on standard output is one JSON object; messages and
-progress go to standard error.
+(a run has been saved). With --json standard output is one JSON object; messages and progress go to standard error.
 """
 
 import json
@@ -26,10 +25,8 @@ from softvq.errors import ConfigError, Interrupted, Notice, SoftVQError
 COMMANDS = {
     "Images": ("demo", "reconstruct", "encode", "decode", "sample"),
     "Training": ("train tokenizer", "train generator", "recipes", "statistics", "push"),
-    "Measuring": (
-        *("evaluate reconstruction", "evaluate generation", "evaluate reference"),
-        *("probe", "latents", "bench cost", "report"),
-    ),
+    "Measuring": ("evaluate reconstruction", "evaluate generation", "evaluate reference", "probe", "latents"),
+    "Cost and reports": ("bench cost", "report"),
 }
 ABOUT = {  # commands of commands
     "train": "Train a tokenizer or a generator from a recipe.",

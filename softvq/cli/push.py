@@ -21,7 +21,7 @@ def push(
     softvq push runs/emoji-64 me/my-tokenizer --private --half
     ```
 
-    Needs an account: sign in once with `hf auth login`, or set HF_TOKEN. Anyone then loads it as `me/my-tokenizer`. The
+    Needs an account: sign in once with `hf auth login`, or set HF_TOKEN. Anyone then loads it as `me/my-tokenizer`; its
     card and config.json say how it was trained: the command, and the names of the data folders as you gave them.
     """
     import torch
