@@ -197,8 +197,8 @@ def _check_same(path: Path, description: dict) -> None:
         if differing := [key for key in description if old.get(key) != description[key]]:
             key = differing[0]
             raise DataError(
-                f"{path.parent} holds latents of another {key} ({old.get(key)!r} there, {description[key]!r} now); "
-                "use another folder.",
+                f"{path.parent} holds latents that were made otherwise: {key} was {old.get(key)!r}, and is "
+                f"{description[key]!r} now; use another folder.",
                 setting="out",
             )
     elif (path.parent / INDEX).exists():

@@ -61,7 +61,7 @@ def fit_latent_statistics(
     if num < 2 or batch_size < 1:
         raise ConfigError(f"num must be at least 2 and batch_size at least 1, not {num} and {batch_size}.")
     if out is None and not _is_ours(Path(model)):
-        raise ConfigError(f"{model} is no folder in our format to write to; name one.", setting="out")
+        raise ConfigError(f"{model} is no finished model's folder to write to; name one.", setting="out")
     folder = Path(out) if out is not None else hub.find(model)
     files.check_writable(folder, folder=True)
     device = own_device(device)
@@ -90,7 +90,8 @@ def fit_latent_statistics(
             f"{constant} of {len(std)} latent channels are the same for all these images; give more of them."
         )
     tokenizer.set_statistics(mean, std)
-    stored = files.read_tensors(hub.find(model) / hub.WEIGHTS)
+    weights = hub.find(model) / hub.WEIGHTS  # a run that has not ended has none yet
+    stored = files.read_tensors(weights) if weights.is_file() else {}
     tokenizer.save_pretrained(folder, stored.get("decoder.mask_token", mean).dtype)
     return LatentStatistics(mean, std, used, bad, folder)
 

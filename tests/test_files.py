@@ -313,7 +313,7 @@ def test_a_file_of_the_other_kind_is_a_sentence(tmp_path: Path):
         other = next(one for one in kinds if one != kind)
         for given in (path, str(path), name):
             with pytest.raises(
-                ConfigError, match=rf"{Path(given).name} is the recipe of a {kind}, not of a {other}\.$"
+                ConfigError, match=rf"{Path(given).name} is the recipe of a {kind}, not of a {other}: `softvq train"
             ):
                 open_recipe(given, other)
 

@@ -21,10 +21,11 @@ def decode(
     """Turn latents back into images: of `softvq encode`, or of `softvq reconstruct --save-latents`.
 
     ```
-    softvq encode emoji-val --out latents
-    softvq decode latents --image 12 --image 13
-    softvq decode photo.safetensors --out decoded/
+    softvq encode emoji-val --out val_latents
+    softvq decode val_latents --image 12 --image 13
+    softvq decode photo.safetensors --out decoded_photo
     ```
+    Writes PNG files by number and name. The tokenizer must be the one that made the latents.
     """
     from softvq.decoding import decode
 

@@ -66,7 +66,7 @@ def generation(
     seed: Annotated[Integers, option("One or several: figures are means, with their deviation.")] = (0,),
     samples: Annotated[str | None, option("Measure these instead of a model's: ADM's .npz, or images.")] = None,
     fit: Annotated[Square | None, option("Of --samples: make squares of images of several sizes.")] = None,
-    size: Annotated[int | None, Whole, option("Their side (default: an .npz reference's, else the first's).")] = None,
+    size: Annotated[int | None, Whole, option("Of --fit: the side in pixels (default: an .npz reference's).")] = None,
     reference: Annotated[str | None, option("Real images, or an .npz (default: what the model learned).")] = None,
     checksum: Annotated[str | None, option("Refuse any other reference than the one with this checksum.")] = None,
     measuring: Measuring = Measuring(),

@@ -11,7 +11,7 @@ def latents(
     data: Annotated[str, option("Images.")] = "emoji",
     num: Annotated[int, Num, option("How many images, evenly over them.")] = 2000,
     classes: Annotated[int, Whole, option("Of the first so many classes.")] = 20,
-    seed: Annotated[int, Whole, option("Of UMAP.")] = 0,
+    seed: Annotated[int, Whole, option("The seed of UMAP.")] = 0,
     working: Working = Working(),
     common: Machine = Machine(),
 ) -> Outcome:

@@ -19,7 +19,7 @@ def probe(
     epochs: Annotated[int, Whole, option("Epochs of the linear layer.")] = 90,
     probe_batch: Annotated[int | None, Whole, option("Images a step of the probe (default: 16384).")] = None,
     lr: Annotated[float, option("The learning rate at the start.")] = 0.003,
-    seed: Annotated[int, Whole, option("Of the probe's start and order.")] = 0,
+    seed: Annotated[int, Whole, option("The seed of the layer's first weights and of the order of images.")] = 0,
     quick: Annotated[bool, option("k-NN alone.")] = False,
     working: Working = Working(),
     common: Machine = Machine(),

@@ -51,7 +51,7 @@ def sample(
     sampling: Sampling = Sampling(),
     guidance: Annotated[float | None, option("Guidance scale; 1 is none (default: the model's own).")] = None,
     interval: Annotated[Interval | None, option("LOW HIGH: guide in these times, 0 data … 1 noise.")] = None,
-    num: Annotated[int | None, Num, option("How many images (default: 16, or a few more).")] = None,
+    num: Annotated[int | None, Num, option("How many images (default: 16, or an equal number a class).")] = None,
     seed: Annotated[int, Whole, option("An image is a function of the seed and its number.")] = 0,
     batch_size: BatchSize = 64,
     out: Annotated[Path | None, option("A .png, .jpg or .webp; with --separate a folder.")] = None,

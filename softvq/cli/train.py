@@ -143,7 +143,7 @@ def _train(kind: Kind, words: tuple[str, ...], task: Any, run: Run, common: Mach
     from softvq.training.plan import plan, show_plan
     from softvq.training.run import train
 
-    named, fields = recipe_and_fields(words)
+    named, fields = recipe_and_fields(words, kind)
     if kind == "tokenizer" and fields.get("data", "emoji") != "emoji" and "val" not in fields:
         fields["val"] = "null"  # the recipe's validation images are of another kind than yours
         print("validating on nothing: give --val FOLDER (or --val emoji-val) to measure as it goes", file=sys.stderr)
@@ -164,7 +164,7 @@ def _train(kind: Kind, words: tuple[str, ...], task: Any, run: Run, common: Mach
     )
 
 
-def recipe_and_fields(words: Sequence[str]) -> tuple[str, dict[str, str]]:
+def recipe_and_fields(words: Sequence[str], kind: Kind = "tokenizer") -> tuple[str, dict[str, str]]:
     """Return the recipe's name and its fields: pairs `--field value` or `--field=value`, before or behind it."""
     named, fields, rest = [], {}, list(words)
     while rest:
@@ -180,7 +180,7 @@ def recipe_and_fields(words: Sequence[str]) -> tuple[str, dict[str, str]]:
         fields[name.replace("-", "_")] = value
     if len(named) != 1:
         problem = f"{named[1]!r} is one word too many" if named else "which recipe? `softvq recipes` lists them"
-        raise Usage(f"{problem}; write softvq train KIND RECIPE --FIELD VALUE …")
+        raise Usage(f"{problem}; write softvq train {kind} RECIPE --FIELD VALUE …")
     return named[0], fields
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from softvq import progress as progresses
+from softvq.config import nearest
 from softvq.data.images import Fit
 from softvq.data.loader import ordered_batches, readable
 from softvq.data.objects import Objects
@@ -135,10 +136,12 @@ def _files(images: Any) -> Any:
     """
     if not isinstance(images, list | tuple) or not all(isinstance(one, str | Path) for one in images):
         return images
-    if len(images) == 1 and not Path(images[0]).is_file():
+    if len(images) == 1 and not Path(images[0]).exists():
         named = str(images[0])
         if named in BUNDLED or named.startswith("hf:") or named.lower().endswith((".tar", ".parquet")):
             return named
+        if (hint := nearest(named, list(BUNDLED))).endswith("?"):
+            raise ImageError(f"{named} does not exist{hint}")
     paths: list[str] = []
     for path in map(Path, images):
         paths += [str(path / name) for name in Folder(path).names] if path.is_dir() else [str(path)]

@@ -76,10 +76,13 @@ def evaluate_generation(
             images, num, seeds, {"batch_size": given.batch_size, "precision": given.precision, **(sampling or {})}
         )
         return _of_pipeline(images, asked, seeds, _cells(asked.sampling, scales, intervals), reference, checksum, given)
-    if num is not None or scales or intervals or sampling:
-        raise ConfigError(
-            "images that are there are measured as they are; num, scales and sampling are for a pipeline."
-        )
+    settings_of_model = {"num": num is not None, "guidance": scales, "interval": intervals, "sampling": sampling}
+    for name, is_given in settings_of_model.items():
+        if is_given:
+            raise ConfigError(
+                f"images that are there are measured as they are, all of them: {name} is for a generator's.",
+                setting=name,
+            )
     if reference is None:
         raise ConfigError("images that are there need a reference to be compared with.", setting="reference")
     fit = "crop" if fit is None and size is not None else fit

@@ -9,6 +9,7 @@ start: none, none, and weights of deviation 0.01 are taken here.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from softvq import distributed, progress
 from softvq.data.latents import INDEX, Latents
 from softvq.data.loader import NoneReadable, ordered_batches
 from softvq.data.opening import listing
-from softvq.errors import ConfigError, DataError, MetricError, counted
+from softvq.errors import ConfigError, DataError, MetricError, Notice, counted
 from softvq.evaluation.measuring import Working, concatenated, evaluating, workplace
 from softvq.evaluation.parts import Part, Parts
 from softvq.evaluation.results import Result, described, short_name
@@ -100,12 +101,14 @@ def probe(
     classes = [side.classes for side in sides]
     if classes[0] != classes[1]:
         raise DataError(
-            f"{sides[0].name} and {sides[1].name} have other classes ({len(classes[0])} and {len(classes[1])})."
+            f"{sides[0].name} and {sides[1].name} have different classes ({len(classes[0])} and {len(classes[1])})."
         )
     if len(classes[0]) < 2:
         raise MetricError(
             f"probing needs at least two classes, and {sides[0].name} has {len(classes[0])}: one sub-folder a class."
         )
+    if sides[0].identity == sides[1].identity:
+        warnings.warn("training and validation images are the same: the figures say nothing.", Notice, stacklevel=2)
     conditions = (config.epochs, config.batch_size, config.lr, config.seed, quick)
     data = [(side.identity, side.encoded) for side in sides]
     name = f"probe-{Path(probed.description['name']).name}-{probed.stem(data, conditions)}"

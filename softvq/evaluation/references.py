@@ -133,8 +133,10 @@ def write_reference(images: Any, path: str | Path, size: int = 256, **settings: 
     takes, cut to `size`; `settings` are the fields of `Settings`.
     """
     path, given = Path(path), Settings(**settings)
-    if size < 1 or path.suffix.lower() != ".npz":
-        raise ConfigError("size must be at least 1, and the statistics are written to an .npz file.")
+    if size < 1:
+        raise ConfigError(f"size must be at least 1, not {size}.", setting="size")
+    if path.suffix.lower() != ".npz":
+        raise ConfigError(f"{path}: the statistics are written as .npz.", setting="to")
     check_writable(path)
     device = own_device(given.device)
     with workplace(given.folder) as folder:

@@ -5,7 +5,6 @@ The parameters have the names of the released checkpoints.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from softvq.layers import Attention, Mlp, modulated
 
 _FREQUENCIES = 256
-Positions = Literal["1d", "2d"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class TransformerConfig:
     depth: int = 28
     heads: int = 16
     mlp_ratio: float = 4.0
-    positions: Positions = "1d"
+    positions: str = "1d"
 
     def __post_init__(self):
         if min(self.tokens, self.channels, self.width, self.depth, self.heads) < 1 or self.classes < 0:
@@ -49,9 +47,7 @@ class TransformerConfig:
             raise ValueError(f"2-D positions need a square number of tokens, not {self.tokens}")
 
     @classmethod
-    def named(
-        cls, size: str, tokens: int, channels: int, classes: int, positions: Positions = "1d"
-    ) -> "TransformerConfig":
+    def named(cls, size: str, tokens: int, channels: int, classes: int, positions: str = "1d") -> "TransformerConfig":
         """Return one of `SIZES`: tiny, S, B, L, XL."""
         if size not in SIZES:
             raise ValueError(f"there is no size {size!r}; there are {', '.join(SIZES)}.")

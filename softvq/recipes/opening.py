@@ -54,6 +54,8 @@ def _parsed(data: dict[str, Any], where: str, kind: Kind | None = None) -> Recip
 
 
 def _data(path: Path) -> dict[str, Any]:
+    if path.is_dir() and not any((path / name).exists() for name in (hub.CONFIG, "model", "model.json")):
+        raise ConfigError(f"{path} holds no model, whose recipe could be told.")
     data = read_json(hub.find(path) / hub.CONFIG) if path.is_dir() else read_data(path)
     if "format" not in data:
         return data

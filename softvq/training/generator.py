@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from softvq import config as configs
 from softvq import distributed
 from softvq.data.latents import LatentBatch, Latents
-from softvq.errors import Notice
+from softvq.errors import Notice, counted
 from softvq.generators.base import Generator, GeneratorConfig, Sampling
 from softvq.models import AnyTokenizer, load_tokenizer
 from softvq.optim import AdamWConfig, OptimizerConfig
@@ -154,6 +154,10 @@ class GeneratorTask(Task):
 
     def batches(self, start: int) -> Iterator[LatentBatch]:
         """Return endless batches of training latents from step `start` on, this process's share of each."""
+        index = self.latents.index
+        self.say(
+            f"training on latents of {counted(len(self.latents), 'image')} of {index.source} in {self.recipe.data}"
+        )
         return self.latents.batches(self.recipe.batch_size, self.recipe.seed, start, self.recipe.accumulate)
 
     def step(self, players: Players, batch: LatentBatch) -> dict[str, Tensor]:
@@ -199,7 +203,8 @@ class GeneratorTask(Task):
                 )
         if self.held_out is not None and self.held_out.index.classes != self.latents.index.classes:
             raise configs.ConfigError(
-                f"the latents in {self.recipe.val} have other classes than those in {self.recipe.data}.", setting="val"
+                f"the latents in {self.recipe.val} have different classes from those in {self.recipe.data}.",
+                setting="val",
             )
 
     def describe(self) -> dict[str, Any]:

@@ -34,10 +34,17 @@ class Log:
         project: str | None = None,
         description: dict[str, Any] | None = None,
     ):
-        self.steps, self.last_line, self.slow = steps, 0.0, False
+        self.steps, self.last_line, self.slow, self.begun = steps, 0.0, False, False
         self.writes = distributed.rank() == 0
         self.terminal = progress.on_terminal() and self.writes and not progress.is_quiet()
-        self.bar = tqdm(total=steps, initial=start_step, unit="step", disable=not self.terminal, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=steps,
+            initial=start_step,
+            desc=folder.name,
+            unit="step",
+            disable=not self.terminal,
+            dynamic_ncols=True,
+        )
         self.wandb = None
         if not self.writes:
             return
@@ -58,8 +65,11 @@ class Log:
                 temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def advance(self) -> None:
-        """Advance the bar by one step."""
+        """Advance the bar by one step; off a terminal, say that the first is done, for the next word may take long."""
         self.bar.update()
+        if not self.terminal and not self.begun:
+            self.say("the first step is done")
+        self.begun = True
 
     def values(self, step: int, values: dict[str, float], speed: dict[str, float] | None = None) -> None:
         """Log the numbers of one step.
@@ -80,10 +90,11 @@ class Log:
             self.board.add_scalar(f"speed/{name}", value, step)
         rate, waiting = speed["images_per_second"], speed["waiting_share"]
         loss = f"loss {values['loss/total']:.4f}  " if "loss/total" in values else ""  # a task of one's own
-        self.bar.set_postfix_str(f"{loss}{rate:.0f} images/s, {waiting:.0%} waiting")
+        speed_text = f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s"
+        self.bar.set_postfix_str(f"{loss}{speed_text}, {waiting:.0%} waiting")
         if not self.terminal and (time.monotonic() - self.last_line > 10 or step == self.steps):
             self.last_line = time.monotonic()
-            self.say(f"step {step}/{self.steps}  {loss}{rate:.0f} images/s")
+            self.say(f"step {step}/{self.steps}  {loss}{speed_text}")
         if waiting > SLOW_LOADER and self.slow is False and step > 100:
             self.slow = True
             self.say(f"{waiting:.0%} of the time is spent waiting for images to be decoded: more workers may help")

@@ -66,8 +66,9 @@ class PublishedRecipe:
 
 def check_run(recipe: Any) -> None:
     """Raise `ValueError` when a recipe, a tokenizer's or a generator's, cannot be run."""
-    if recipe.batch_size < 1 or recipe.steps < 1:
-        raise ValueError(f"batch_size and steps must be at least 1, not {recipe.batch_size} and {recipe.steps}")
+    for name in ("batch_size", "steps"):
+        if getattr(recipe, name) < 1:
+            raise ValueError(f"{name} must be at least 1, not {getattr(recipe, name)}.")
     if not 0 <= recipe.seed < 2**63:
         raise ValueError(f"seed must not be negative and be below 2^63, not {recipe.seed}")
     if not 0 <= recipe.ema_decay < 1:

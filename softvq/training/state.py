@@ -132,7 +132,7 @@ def check_same_run(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any])
     """
     if fields := differences(old, new):
         takes_init = "init" in new.get("recipe", {})
-        start = f" (with init={str(folder)!r} a new run begins with its weights)" if takes_init else ""
+        start = f" (a new run whose field init is {folder} begins with its weights)" if takes_init else ""
         raise ConfigError(
             f"{folder} holds a run that differs in {', '.join(fields[:4])}; use another folder{start}, or the same "
             "settings to go on.",

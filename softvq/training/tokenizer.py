@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from softvq import config as configs
-from softvq import distributed
+from softvq import distributed, progress
 from softvq.config import lookup
 from softvq.data.loader import Batch, training_batches
 from softvq.data.opening import listing, open_source
 from softvq.data.sources import Source
-from softvq.errors import ModelError
+from softvq.errors import ModelError, counted
 from softvq.evaluation.reconstruction import Features
 from softvq.files import checksum
 from softvq.losses.alignment import Projector
@@ -46,6 +46,7 @@ from softvq.training.step import (
 from softvq.training.task import Hook, Task, check_recipe
 
 STATISTICS_IMAGES = 10_000  # enough for a standard error of 0.1 % at 64 tokens an image
+_LEAST_STATISTICS_IMAGES, _STATISTICS_BATCH = 512, 64
 
 
 class TokenizerTask(Task):
@@ -145,6 +146,7 @@ class TokenizerTask(Task):
     def batches(self, start: int) -> Iterator[Batch]:
         """Return endless batches of augmented training images from step `start` on, this process's share of each."""
         recipe = self.recipe
+        self.say(f"training on {counted(len(self.source), 'image')} of {recipe.data}")
         return training_batches(
             self.source,
             size=recipe.tokenizer.image_size,
@@ -216,14 +218,18 @@ class TokenizerTask(Task):
         tokenizer.load_state_dict({name: distributed.whole(t).cpu() for name, t in average.state_dict().items()})
         tokenizer.to(options.device).eval()
         if recipe.trains == "all":  # else the latents, and so their statistics, are what they were
-            self.say("fitting the latent statistics")
-            batches = statistics_batches(
-                self.source.listing(STATISTICS_IMAGES),
-                recipe.tokenizer.image_size,
-                STATISTICS_IMAGES,
-                recipe.batch_size,
-            )
-            mean, std = fit_statistics(tokenizer, (batch.images for batch in batches))
+            seen = recipe.steps * recipe.batch_size  # a trial of a few steps is not worth thousands of images
+            images = min(STATISTICS_IMAGES, max(_LEAST_STATISTICS_IMAGES, seen))
+            source = self.source.listing(images)
+            size, batch_size = recipe.tokenizer.image_size, max(recipe.batch_size, _STATISTICS_BATCH)
+            with progress.bar(min(images, len(source.names)), "image", "fitting the latent statistics") as done:
+
+                def counted_images() -> Iterator[Tensor]:
+                    for batch in statistics_batches(source, size, images, batch_size):
+                        yield batch.images
+                        done(len(batch) + len(batch.bad))
+
+                mean, std = fit_statistics(tokenizer, counted_images())
             if (constant := std == 0).any():
                 self.say(
                     f"{int(constant.sum())} of {len(std)} latent channels never change: the latents have collapsed"

@@ -29,12 +29,12 @@ def refused(code: int, out: Path, *words: object) -> str:
         (["reference"], "--data"),
         (["reference", "--data", "x"], "--to"),
         (["reconstruction", "--batch", "8"], "unknown option --batch; did you mean --batch-size"),
-        (["reference", "--data", "x", "--to", "ref"], "the statistics are written to an .npz file"),
+        (["reference", "--data", "x", "--to", "ref"], "the statistics are written as .npz"),
         (["reference", "--data", "x", "--to", "ref.npz", "--size", "0"], "size must be at least 1"),
         (["generation", "--samples", "x.npz"], "need a reference to be compared with (--reference)"),
         (
             ["generation", "--samples", "x", "--reference", "y", "-n", "4"],
-            "num, scales and sampling are for a pipeline",
+            "is for a generator's",
         ),
         (
             ["generation", "--samples", "x", "--reference", "y", "--guidance", "2"],

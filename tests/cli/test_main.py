@@ -289,7 +289,7 @@ def test_a_runs_options_and_a_recipes_fields_stand_anywhere(text: str):
         ("demo --device meta", "softvq runs on cpu, cuda and mps"),
         ("demo --device tpu", "the device 'tpu' cannot be used here"),
         ("reconstruct a.png --out a.txt", "a.txt: a picture is written as .png, .jpg, .jpeg, .webp (--out)"),
-        ("statistics softvq-emoji-64 --data emoji", "is no folder in our format to write to; name one (--out)"),
+        ("statistics softvq-emoji-64 --data emoji", "is no finished model's folder to write to; name one (--out)"),
         ("sample --npz a.npz --separate", "leave --out and --separate out"),
         ("sample --npz a.npz --out b.png", "leave --out and --separate out"),
         ("decode x.safetensors -n 0", "num must be at least 1, not 0 (--num)"),

@@ -231,7 +231,7 @@ def test_a_stopped_command_encodes_no_image_again(pictures: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["--val", "{pictures}/other-classes"], 1, "have other classes (3 and 2)"),
+        (["--val", "{pictures}/other-classes"], 1, "have different classes (3 and 2)"),
         (
             ["--data", "{pictures}/flat", "--val", "{pictures}/flat"],
             1,
@@ -271,5 +271,5 @@ def test_one_class_and_other_classes_are_refused_before_the_work(pictures: Path,
     monkeypatch.setattr(Tokenizer, "encode", lambda *_: pytest.fail("an image was encoded"))
     words = ("probe", "--workers", 0, "--out", tmp_path / "out", "--data", one)
     assert "needs at least two classes" in refusal(1, *words, "--val", one)
-    assert "have other classes (1 and 3)" in refusal(1, *words, "--val", pictures / "val")
+    assert "have different classes (1 and 3)" in refusal(1, *words, "--val", pictures / "val")
     assert not (tmp_path / "out").exists()

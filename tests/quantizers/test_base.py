@@ -8,7 +8,11 @@ import torch
 
 from softvq.errors import ConfigError, ModelError
 from softvq.losses.total import total
+from softvq.memory import without_contents
 from softvq.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from softvq.quantizers.compose import ProductConfig, ResidualConfig
+from softvq.quantizers.hard import VQConfig
+from softvq.quantizers.soft import SoftVQConfig
 from softvq.training.tokenizer import new_tokenizer
 from tests.training.test_run import tiny_recipe
 
@@ -100,3 +104,12 @@ def test_indices_that_are_none_are_a_sentence():
     for wrong in (torch.zeros(1, 4), torch.zeros(4, dtype=torch.long), torch.zeros(1, 3, dtype=torch.long)):
         with pytest.raises((ModelError, TypeError), match=r"indices must be whole numbers|Type-check"):
             tokenizer.decode_indices(wrong)
+
+
+@pytest.mark.parametrize("config", [VQConfig(16), ResidualConfig(ProductConfig(SoftVQConfig(16), 2, "token"), 2)])
+def test_a_quantizer_can_be_counted_on_tensors_without_contents(config: QuantizerConfig):
+    """Which codewords are taken is a matter of numbers, and the plan of a run has none."""
+    with without_contents():
+        quantized = config.build(4)(torch.randn(2, 8, 4))
+        assert quantized.latent.shape == (2, 8, 4)
+        assert {value.shape for value in quantized.statistics.values()} == {torch.Size([])}

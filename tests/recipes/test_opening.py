@@ -135,5 +135,5 @@ def test_a_run_inside_its_own_images_is_refused(tmp_path: Path, mine: Path, caps
     (tmp_path / "link").symlink_to(tmp_path)
     for data, out in ((tmp_path, tmp_path / "runs" / "x"), (tmp_path / "link", tmp_path / "runs" / "x")):
         assert main(["train", "tokenizer", str(mine), "--data", str(data), "--out", str(out), *WORDS]) == 2
-        assert "would become training images; use another folder (--out)" in capsys.readouterr().err
+        assert "would become images of the run; use another folder (--out)" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

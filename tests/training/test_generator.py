@@ -134,7 +134,7 @@ def test_latents_of_another_tokenizer_or_shape_are_refused(latents: Path, tmp_pa
     ("changes", "reason"),
     [
         ({"fingerprint": "0123456789abcdef"}, r"latents in .*held_out were made with another tokenizer"),
-        ({"classes": ["cat", "retriever", "dog"]}, r"latents in .*held_out have other classes than those in"),
+        ({"classes": ["cat", "retriever", "dog"]}, r"latents in .*held_out have different classes from those in"),
     ],
 )
 def test_validation_latents_of_another_tokenizer_or_of_other_classes_are_refused(

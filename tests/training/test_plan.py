@@ -195,11 +195,3 @@ def test_the_plan_for_people():
         "8 devices, 4 images",
     ):
         assert part in words
-
-
-@pytest.mark.parametrize("name", ["vq-s-64-tiny", "softvq-s-64-rpq-tiny"])
-def test_a_plan_counts_codewords_without_knowing_them(name: str):
-    """Which codewords are taken is a matter of numbers, and a plan has none."""
-    counted = planned(TokenizerTask(find(name)))
-    assert counted.flops > 0
-    assert counted.parameters["tokenizer"] > 0

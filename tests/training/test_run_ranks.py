@@ -24,10 +24,11 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 RECIPE = "softvq-s-64-tiny"  # perceptual, adversarial and alignment terms, the discriminator from its second step on
 
 
-def command(out: Path, data: Path, *more: str) -> list[str]:
+def command(out: Path, data: Path, *more: str, checkpoint_every: int = 3) -> list[str]:
     fields = ["--steps", str(STEPS), "--data", str(data), "--val", "null"]
     fields += ["--tokenizer.image_size", "64", "--batch_size", "4"]
-    own = ["--device", "cpu", "--precision", "float32", "--workers", "0", "--log-every", "1", "--checkpoint-every", "3"]
+    own = ["--device", "cpu", "--precision", "float32", "--workers", "0", "--log-every", "1"]
+    own += ["--checkpoint-every", str(checkpoint_every)]
     return ["train", "tokenizer", RECIPE, "--out", str(out), *own, *fields, *more]
 
 
@@ -127,7 +128,7 @@ def test_both_killed_and_resumed_as_one_or_two(alone: Path, data: Path, tmp_path
 
 def test_told_to_stop_all_ranks_stop_after_the_same_step_and_the_run_is_saved(data: Path, tmp_path: Path):
     out = tmp_path / "run"
-    process = begin([*TORCHRUN, *command(out, data, "--steps", "5000", "--checkpoint-every", "5000")])
+    process = begin([*TORCHRUN, *command(out, data, "--steps", "5000", checkpoint_every=5000)])
     wait_for_lines(process, out, 3)
     os.kill(process.pid, signal.SIGTERM)  # torchrun hands it on
     _, errors = process.communicate(timeout=200)
