@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -182,8 +183,7 @@ def training_batches(
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_start_worker,
         )
-        batches = iter(loader)
-    for step, batch in enumerate(batches, start_step):
+    for step, batch in zip(count(start_step), _ended(loader), strict=False):
         if isinstance(batch, DataError):
             raise batch
         yield replace(batch, step=step)
@@ -211,10 +211,10 @@ def ordered_batches(
     bad: dict[str, str] = {}
     dataset = Samples(InOrder(source), Fitted(size, how), replaces=False)
     with _workers_as_asked():
-        loader = iter(
-            DataLoader(plugins.carried(dataset), batch_size, sampler=list(chosen), num_workers=workers, collate_fn=list)
+        loader = DataLoader(
+            plugins.carried(dataset), batch_size, sampler=list(chosen), num_workers=workers, collate_fn=list
         )
-    for samples in loader:
+    for samples in _ended(loader):
         if failed := [sample for sample in samples if isinstance(sample, DataError)]:
             raise failed[0]
         bad |= {name: reason for sample in samples if sample.image is None for name, reason in sample.bad.items()}
@@ -245,6 +245,20 @@ def _collate(samples: list[Sample]) -> Batch:
         [sample.position for sample in samples],
         bad,
     )
+
+
+def _ended(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield batches of a loader, and end its workers at once when no more are wanted, or reading them fails.
+
+    Left to the garbage collector, the queues of a loader may go before it, and its workers are waited for in vain: ten
+    seconds for each.
+    """
+    with _workers_as_asked():
+        iterator = iter(batches)
+    try:
+        yield from iterator
+    finally:
+        del iterator
 
 
 @contextmanager

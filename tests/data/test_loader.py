@@ -1,6 +1,7 @@
 """The order of images and every batch are functions of the seed and the sample number, whoever makes them."""
 
 import io
+import multiprocessing
 import pickle
 from itertools import islice, pairwise
 from pathlib import Path
@@ -238,6 +239,7 @@ def test_a_folder_of_bad_files_only_is_a_sentence(tmp_path, workers):
     with pytest.raises(DataError, match="none of the 3 images can be read") as error:
         first(1, lay(tmp_path, 3, bad=(0, 1, 2)), workers=workers)
     assert "\n" not in str(error.value).strip()
+    assert not multiprocessing.active_children()  # they have ended with it, and are not waited for later
 
 
 # Ordered batches
