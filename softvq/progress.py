@@ -5,6 +5,7 @@ for epoch in progress.through(range(90), "epoch", "probe"): ...
 with progress.waiting("counting operations"): ...
 """
 
+import os
 import sys
 import threading
 import time
@@ -46,7 +47,12 @@ def is_quiet() -> bool:
 
 def on_terminal() -> bool:
     """Return True on a terminal or in a notebook, where a line can be drawn over."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    if not sys.stderr.isatty():
+        return "ipykernel" in sys.modules
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0  # some logs call themselves terminals of no width
+    except OSError:
+        return True
 
 
 @contextmanager
