@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from softvq import progress
+from softvq.errors import ConfigError
 
 Parallel = Literal["ddp", "fsdp"]
 
@@ -114,6 +115,10 @@ def shard(module: nn.Module, blocks: list[nn.Module]) -> None:
     """Split a module's parameters over ranks in place, each of `blocks` as a unit (FSDP2)."""
     from torch.distributed.fsdp import fully_shard  # costs a second, and only sharded runs need it
 
+    if torch.__version__.startswith("2.6.") and next(module.parameters()).device.type == "cpu":
+        raise ConfigError(
+            "PyTorch 2.6 shares no parameters out between CPUs; use ddp, or PyTorch 2.7.", setting="parallel"
+        )
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing here works in place
     for block in blocks:
         fully_shard(block)

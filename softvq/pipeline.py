@@ -213,6 +213,8 @@ class Pipeline:
                 raise ConfigError(f"{setting} must be a whole number, not {number!r}.", setting=setting)
             if number < 1 and setting != "seed":
                 raise ConfigError(f"{setting} must be at least 1, not {number}.", setting=setting)
+        if guidance is not None and guidance < 0:
+            raise ConfigError(f"guidance must not be negative, not {guidance:g}; 1 is none.", setting="guidance")
         if not 0 <= seed < 2**63:
             raise ConfigError(f"seed must not be negative and be below 2^63, not {seed}.", setting="seed")
         if labels not in ("balanced", "random"):

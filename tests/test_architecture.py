@@ -26,7 +26,7 @@ ALLOWED = {
     "config": {"errors", "plugins"},
     "layers": set(),
     "optim": {"config", "runtime"},
-    "distributed": {"progress"},
+    "distributed": {"errors", "progress"},
     "progress": set(),
     "transports": {"errors"},
     "memory": set(),

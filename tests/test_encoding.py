@@ -62,7 +62,7 @@ def test_the_same_call_keeps_what_is_there_and_other_images_are_refused(tmp_path
     made(TENSOR, tmp_path / "array")
     made(TENSOR.clone(), tmp_path / "array")
     for other in (changed, TENSOR[:-1], data):
-        with pytest.raises(DataError, match="holds latents of another") as error:
+        with pytest.raises(DataError, match="holds latents that were made otherwise") as error:
             made(other, tmp_path / "array")
         assert error.value.setting == "out"
 

@@ -12,6 +12,8 @@ from softvq.training.generator import Generating, new_generator
 from softvq.training.tokenizer import new_tokenizer
 from tests.training.test_run import tiny_recipe
 
+NEEDS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch 2.6 has no Muon of its own")
+
 
 def test_warm_up_then_cosine_to_the_floor():
     config = AdamWConfig(lr=1.0, warmup_steps=10, min_lr=0.1)
@@ -137,6 +139,7 @@ def test_mars_decay_leaves_out_the_head_positions_and_mask():
     assert not any(name.startswith("head") or name.endswith(("pos_embed", "mask_token")) for name in decayed)
 
 
+@NEEDS_MUON
 @pytest.mark.parametrize("shape", [(12, 5), (5, 12), (8, 8)])
 def test_muon_in_float32_is_pytorchs_in_bfloat16(shape: tuple[int, int]):
     """Up to bfloat16's rounding; and the update of a matrix has nearly equal singular values."""
@@ -156,6 +159,7 @@ def test_muon_in_float32_is_pytorchs_in_bfloat16(shape: tuple[int, int]):
     assert 0.5 < values.min() <= values.max() < 1.5
 
 
+@NEEDS_MUON
 @pytest.mark.parametrize("gains", [True, False])
 def test_the_faster_muon_is_taken(monkeypatch: pytest.MonkeyPatch, gains: bool):
     monkeypatch.setattr("softvq.optim.gains_from_bfloat16", lambda device: gains)

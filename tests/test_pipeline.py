@@ -102,6 +102,7 @@ def test_classes_by_number_name_or_a_word_of_it(pipeline: Pipeline):
         ({"interval": (0.5, 0.2)}, "interval must be a lower and a higher time"),
         ({"interval": (0.5, 1.2)}, "interval must lie in"),
         ({"guidance": float("nan")}, "guidance scale must be finite"),
+        ({"guidance": -1.0}, "guidance must not be negative, not -1; 1 is none"),
         ({"classes": []}, "classes is empty"),
         ({"sampler": "ddpm"}, "a SiT is sampled with euler, heun"),
     ],

@@ -99,16 +99,7 @@ def probe(
     probed = _Probed(model, tokenizer, layer, time, pool, config.seed, device, given)
     sides = [probed.side(data) for data in (train, val)]
     classes = [side.classes for side in sides]
-    if classes[0] != classes[1]:
-        raise DataError(
-            f"{sides[0].name} and {sides[1].name} have different classes ({len(classes[0])} and {len(classes[1])})."
-        )
-    if len(classes[0]) < 2:
-        raise MetricError(
-            f"probing needs at least two classes, and {sides[0].name} has {len(classes[0])}: one sub-folder a class."
-        )
-    if sides[0].identity == sides[1].identity:
-        warnings.warn("training and validation images are the same: the figures say nothing.", Notice, stacklevel=2)
+    _check_sides(*sides)
     conditions = (config.epochs, config.batch_size, config.lr, config.seed, quick)
     data = [(side.identity, side.encoded) for side in sides]
     name = f"probe-{Path(probed.description['name']).name}-{probed.stem(data, conditions)}"
@@ -130,6 +121,20 @@ def probe(
             "precision": probed.precision,
         }
         return Result("probe", name, probed.description, protocol, scores, parts=folder / name)
+
+
+def _check_sides(train: "_Side", val: "_Side") -> None:
+    """Raise an error when two data sets cannot be probed together: before anything is encoded."""
+    if train.classes != val.classes:
+        raise DataError(
+            f"{train.name} and {val.name} have different classes ({len(train.classes)} and {len(val.classes)})."
+        )
+    if len(train.classes) < 2:
+        raise MetricError(
+            f"probing needs at least two classes, and {train.name} has {len(train.classes)}: one sub-folder a class."
+        )
+    if train.identity == val.identity:
+        warnings.warn("training and validation images are the same: the figures say nothing.", Notice, stacklevel=3)
 
 
 def _bar(epochs: range) -> Iterable:

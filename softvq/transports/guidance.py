@@ -31,8 +31,8 @@ class Guidance:
     schedule: Literal["constant", "linear"] = "constant"
 
     def __post_init__(self):
-        if not math.isfinite(self.scale) or self.scale < 0:
-            raise ValueError(f"the guidance scale must be finite and not negative, not {self.scale}")
+        if not math.isfinite(self.scale):
+            raise ValueError(f"the guidance scale must be finite, not {self.scale}")
         if len(self.interval) != 2 or self.interval[0] > self.interval[1]:
             raise ValueError(f"the guidance interval must be a lower and a higher time, not {list(self.interval)}")
         if not 0 <= self.interval[0] <= self.interval[1] <= 1:

@@ -438,9 +438,9 @@ def test_the_command_and_the_function_agree_on_a_cost(tmp_path: Path):
     [
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"workers": -1}, "workers must be at least 0, not -1"),
-        ({"num": 4}, "are for a pipeline"),
-        ({"scales": (2,)}, "are for a pipeline"),
-        ({"sampling": {"steps": 2}}, "are for a pipeline"),
+        ({"num": 4}, "is for a generator's"),
+        ({"scales": (2,)}, "is for a generator's"),
+        ({"sampling": {"steps": 2}}, "is for a generator's"),
         ({"reference": None}, "need a reference to be compared with"),
         ({"device": "tpu"}, "the device 'tpu' cannot be used here"),
     ],

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from softvq.cli.main import main
-from softvq.errors import ConfigError, ModelError
+from softvq.errors import ConfigError
 from softvq.files import read_json, read_tensors
 from softvq.recipes.opening import open_recipe, recipe_text
 from tests.pictures import few_emoji
@@ -112,7 +112,7 @@ def test_a_recipes_name_comes_before_a_folder_of_that_name(monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     (tmp_path / "emoji-64").mkdir()
     assert open_recipe("emoji-64").name == "emoji-64"
-    with pytest.raises(ModelError, match="does not exist"):
+    with pytest.raises(ConfigError, match="holds no model, whose recipe could be told"):
         open_recipe("./emoji-64")
 
 

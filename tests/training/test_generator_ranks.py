@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.training.test_generator import latents  # noqa: F401
-from tests.training.test_run_ranks import TORCHRUN, assert_same, begin, data, run, state  # noqa: F401
+from tests.training.test_run_ranks import FSDP, TORCHRUN, assert_same, begin, data, run, state  # noqa: F401
 
 SMALL = ["--model.network.width", "16", "--model.network.heads", "2", "--model.network.depth", "2"]
 
@@ -41,7 +41,7 @@ def one(latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noq
     return out
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=FSDP)])
 def test_two_ranks_make_the_generator_that_one_makes(parallel: str, one: Path, latents: Path, tmp_path: Path):  # noqa: F811
     run(2, training(tmp_path / "two", latents, "--parallel", parallel))
     assert_same(state(tmp_path / "two", 8), state(one, 8))
