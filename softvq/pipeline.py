@@ -213,8 +213,6 @@ class Pipeline:
                 raise ConfigError(f"{setting} must be a whole number, not {number!r}.", setting=setting)
             if number < 1 and setting != "seed":
                 raise ConfigError(f"{setting} must be at least 1, not {number}.", setting=setting)
-        if guidance is not None and guidance < 0:
-            raise ConfigError(f"guidance must not be negative, not {guidance:g}; 1 is none.", setting="guidance")
         if not 0 <= seed < 2**63:
             raise ConfigError(f"seed must not be negative and be below 2^63, not {seed}.", setting="seed")
         if labels not in ("balanced", "random"):
@@ -223,6 +221,8 @@ class Pipeline:
         try:
             scale = base.guidance.scale if guidance is None else guidance
             own = replace(base.guidance, scale=float(scale), interval=tuple(interval or base.guidance.interval))
+            if own.scale < 0:
+                raise ConfigError(f"guidance must not be negative, not {own.scale:g}; 1 is none.", setting="guidance")
             own = own if self.generator.classes else Guidance()
             steps = base.steps if steps is None else steps
             whole = replace(base, sampler=sampler or base.sampler, steps=steps, guidance=own)

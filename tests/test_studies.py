@@ -124,7 +124,7 @@ def test_a_stopped_stage_goes_on_and_ends_as_if_it_had_not_been_stopped(tmp_path
 
 def test_a_stage_that_takes_too_long_is_stopped_and_says_where_it_stands(tmp_path: Path):
     list_ = write_list(tmp_path, {"name": "one", "command": [*TRAIN, "--steps", "100000", "--log-every", "1"]})
-    process = run(tmp_path, list_, "--hours", "0.005", "--every", "1", wait=False)
+    process = run(tmp_path, list_, "--hours", "0.003", "--every", "1", wait=False)
     assert process.wait(100) == 143
     assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d one: 0\.00 h, ", (tmp_path / "log").read_text(), re.MULTILINE)
 

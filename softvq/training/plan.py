@@ -98,7 +98,8 @@ def _counted(task: Task, rows: int) -> _Count:
         for player in players.values():
             player.place(None)
         batch = task.example(rows)
-        _step(task, players, batch)  # makes the optimizers' averages
+        with flops:
+            _step(task, players, batch)  # which makes the optimizers' averages, too
         saved = [t for p in players.values() if not p.is_frozen for part in p.tensors().values() for t in part.values()]
         frozen = [t for p in players.values() if p.is_frozen for t in p.module.state_dict().values()]
         fixed = sum(t.untyped_storage().nbytes() for t in [*saved, *frozen])
@@ -106,8 +107,6 @@ def _counted(task: Task, rows: int) -> _Count:
         fixed += sum(p.numel() * p.element_size() for p in trained if p.requires_grad)
         with memory:
             memory.hold([*saved, *frozen, *(t for t in vars(batch).values() if isinstance(t, Tensor))])
-            _step(task, players, batch)
-        with flops:
             _step(task, players, batch)
         checkpoint = sum(t.numel() * t.element_size() for t in saved)
         parameters = _parameters(task, players)

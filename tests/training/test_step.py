@@ -363,7 +363,7 @@ def test_recomputing_in_the_backward_pass_changes_no_bit():
 def grown() -> float:
     """MB by which this process grows in 450 steps with every term on, after 50."""
     torch.set_num_threads(1)
-    run = Run(recipe_of())
+    run = Run(recipe_of(batch_size=2))
 
     def resident() -> float:
         gc.collect()
