@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from softvq import files, hub
+from softvq.data.images import check_range
 from softvq.errors import ImageError, ModelError
 from softvq.layers import fold, unfold
 from softvq.quantizers.base import Quantized
@@ -114,6 +115,7 @@ class FoldedAutoencoder(nn.Module):
         c = self.config
         if images.shape[1:] != (3, c.image_size, c.image_size):
             raise ImageError(f"images must be (B, 3, {c.image_size}, {c.image_size}), not {tuple(images.shape)}.")
+        check_range(images)
         latents = _encoded(self.model, c.kind, images)
         return fold((latents - self.latent_mean) / self.latent_std, c.patch)
 

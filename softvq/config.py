@@ -323,8 +323,8 @@ def parse(base: type, value: Any, where: str) -> Any:
         raise ConfigError(f"{where}.type must be one of {', '.join(variants(base))}, not {_show(name)}.")
     if name not in _FAMILIES[base] and name not in variants(base):
         known = ", ".join(variants(base))
-        near = difflib.get_close_matches(name, variants(base), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else "."
+        near = nearest(name, list(variants(base)))
+        hint = near if near.endswith("?") else "."
         raise UnknownVariant(name, f"{where}.type must be one of {known}, not {_show(name)}{hint}")
     return from_dict(_FAMILIES[base][name], {k: v for k, v in value.items() if k != "type"}, where)
 

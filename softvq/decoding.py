@@ -92,8 +92,9 @@ def save_latents(
     path: str | Path, latents: Float[Tensor, "N L D"], names: Sequence[str], tokenizer: AnyTokenizer
 ) -> None:
     """Write normalised latents as safetensors, with the images' names, the tokenizer's and its fingerprint."""
-    name = str(Path(tokenizer.name).resolve()) if Path(tokenizer.name).is_dir() else str(tokenizer.name)
-    made_by = {"model": name, "fingerprint": tokenizer.latent_fingerprint}
+    name = str(tokenizer.name)  # none, where it was neither saved nor loaded
+    name = str(Path(name).resolve()) if name and Path(name).is_dir() else name
+    made_by = {**({"model": name} if name else {}), "fingerprint": tokenizer.latent_fingerprint}
     write_tensors(Path(path), {"latents": latents}, {"names": json.dumps(list(names)), **made_by})
 
 
@@ -108,6 +109,8 @@ def _open(path: Path) -> _Stored:
     if "latents" not in tensors or tensors["latents"].ndim != 3:
         raise DataError(f"{path} holds no tensor 'latents' of shape (N, L, D).")
     latents, metadata = tensors["latents"], read_metadata(path)
+    if not len(latents):
+        raise DataError(f"{path} holds the latents of no image.")
     if not latents.isfinite().all():
         raise DataError(f"{path} holds latents that are NaN or infinite; the file is damaged.")
     try:

@@ -81,7 +81,7 @@ def in_parts(
     barrier()  # all have looked
     mine = [range(first, min(count, first + size)) for first in firsts[rank() :: world_size()]]
     total = sum(map(len, mine))
-    with progress.bar(total, "image", title, show=False if rank() > 0 else show) as done:
+    with progress.bar(total, "image", title, show=show) as done:
         for numbers in mine:
             make(numbers, done)
     barrier()

@@ -77,6 +77,7 @@ def class_grid(images: UInt8[Tensor, "N 3 H W"], classes: Sequence[str]) -> Imag
     where it has none.
     """
     N, _, H, W = images.shape
+    classes = [name.encode("utf-8", "replace").decode() for name in classes]  # of folders that are no UTF-8
     names = list(dict.fromkeys(classes))
     if names in ([], [""]):
         return grid([images], ("",), rows=max(1, round(N**0.5)))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from softvq import config as configs
 from softvq import released
-from softvq.data.images import Fit, a_kind, as_image, fit, to_bytes, to_tensor
+from softvq.data.images import Fit, a_kind, as_image, check_range, fit, to_bytes, to_tensor
 from softvq.errors import ImageError, ModelError
 from softvq.files import fingerprint
 from softvq.layers import Refinement, Trunk, VisionTransformer, ViTConfig, init_linear
@@ -43,9 +43,6 @@ SIZES = {  # encoder and decoder of Section 4.1; BL is a B encoder with an L dec
 
 def _released_quantizer() -> ProductConfig:
     return ProductConfig(SoftVQConfig.released(), groups=4, axis="token", kl="pooled")
-
-
-_BEYOND = 10.0  # the largest size of a value that is still taken for a decoded image's
 
 
 @dataclass(frozen=True)
@@ -192,7 +189,7 @@ class Tokenizer(Saved):
         Images of another size than the model's are encoded as they are (positions interpolate); `prepare` and
         `reconstruct` fit PIL images and files to its size.
         """
-        _check_range(images)
+        check_range(images)
         latents = self.quantizer.latent(*self._to_quantize(images)).to(self.latent_mean.dtype)
         return (latents - self.latent_mean) / self.latent_std
 
@@ -367,18 +364,6 @@ class Tokenizer(Saved):
         size = (size, size) if isinstance(size, int) else tuple(size)
         _check_size(size, self.config.decoder.patch_size)
         return self.decoder(self.from_quantizer(latents.to(self.dtype)), size)
-
-
-def _check_range(images: Any) -> None:
-    """Raise `ImageError` for images that are not in [-1, 1], such as those from 0 to 255.
-
-    Decoded images reach a little beyond it and may be encoded again.
-    """
-    if torch.compiler.is_compiling() or type(images) is not Tensor or not images.numel():
-        return  # tensors without contents, by which a run is planned, have no range
-    low, high = (float(bound) for bound in images.aminmax())
-    if not -_BEYOND <= low <= high <= _BEYOND:
-        raise ImageError(f"images must be in [-1, 1], not from {low:g} to {high:g}.")
 
 
 def _check_size(size: tuple[int, ...], patch_size: int) -> None:

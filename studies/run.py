@@ -27,6 +27,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 HERE = Path(__file__).parent
+ROOT = HERE.resolve().parent
 LARGEST = 13_000_000  # bytes of a hand-over's weights
 
 
@@ -142,6 +143,8 @@ def hand_over(run: dict, options: argparse.Namespace, unfinished: bool) -> None:
 
     loaded = (Tokenizer if kind_of(folder) == Tokenizer.kind else Generator).from_pretrained(folder)
     target = part if unfinished else options.handovers / run["name"]
+    # What is handed over is committed: it names places as they are in any checkout, and no folder of this machine.
+    loaded.about = json.loads(json.dumps(loaded.about).replace(f"{ROOT}/", ""))
     loaded.save_pretrained(target, torch.float16)
     if not unfinished:
         shutil.rmtree(part, ignore_errors=True)

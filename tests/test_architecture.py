@@ -38,7 +38,7 @@ ALLOWED = {
     "data": {"config", "distributed", "errors", "files", "plugins", "progress", "randomness"},
     "released": {"config", "layers", "quantizers"},
     "tokenizer": {"config", "data", "errors", "files", "layers", "quantizers", "released", "saving"},
-    "autoencoders": {"errors", "files", "hub", "layers", "quantizers", "tokenizer"},
+    "autoencoders": {"data", "errors", "files", "hub", "layers", "quantizers", "tokenizer"},
     "generators": {"config", "errors", "layers", "randomness", "released", "saving", "transports"},
     "losses": {"config", "distributed", "errors", "layers"},
     "figures": {"data", "errors", "files"},

@@ -157,3 +157,11 @@ def test_every_command_of_a_list_is_understood(path: Path):
             open_recipe(
                 *train.recipe_and_fields(bound.args)[:1], command.__name__, train.recipe_and_fields(bound.args)[1]
             )
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "studies" / "handovers").glob("*/*.*")), ids=lambda path: path.parent.name
+)
+def test_what_is_handed_over_names_no_folder_of_a_machine(path: Path):
+    if path.suffix != ".safetensors":
+        assert re.findall(r"[\s\"'=]/\w[^\s\"']*", path.read_text(encoding="utf-8")) == []

@@ -21,6 +21,7 @@ from torch import Tensor
 from softvq.errors import ImageError
 
 Fit = Literal["crop", "resize", "pad"]  # how an image becomes a square
+_BEYOND = 10.0  # the largest size of a value that is still taken for a decoded image's
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
@@ -46,7 +47,7 @@ def open_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
         raise ImageError(f"{name} is not an image that can be read, or is truncated ({error}).") from error
 
 
-def image_size(data: bytes, name: str) -> tuple[int, int]:
+def size_of(data: bytes, name: str) -> tuple[int, int]:
     """Return the width and height of an encoded image without decoding its pixels; `ImageError` when it is none."""
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
@@ -209,3 +210,15 @@ def to_bytes(images: Float[Tensor, "*B 3 H W"]) -> UInt8[Tensor, "*B 3 H W"]:
 def to_image(image: Float[Tensor, "3 H W"]) -> Image.Image:
     """Return one tensor in [-1, 1] as an 8-bit RGB image."""
     return Image.fromarray(to_bytes(image).permute(1, 2, 0).cpu().numpy())
+
+
+def check_range(images: Any) -> None:
+    """Raise `ImageError` for images that are not in [-1, 1], such as those from 0 to 255.
+
+    Decoded images reach a little beyond it and may be encoded again.
+    """
+    if torch.compiler.is_compiling() or type(images) is not Tensor or not images.numel():
+        return  # tensors without contents, by which a run is planned, have no range
+    low, high = (float(bound) for bound in images.aminmax())
+    if not -_BEYOND <= low <= high <= _BEYOND:
+        raise ImageError(f"images must be in [-1, 1], not from {low:g} to {high:g}.")

@@ -132,7 +132,7 @@ class Objects(Source):
         """Raise `DataError`: images in memory have no bytes of a file."""
         raise DataError("these images are held in memory and have no bytes of a file.")
 
-    def size(self, index: int) -> tuple[int, int]:
+    def image_size(self, index: int) -> tuple[int, int]:
         """Return an image's width and height in pixels."""
         return self.image(index)[0].size
 

@@ -16,7 +16,7 @@ from typing import ClassVar
 from PIL import Image
 
 from softvq.config import family, register
-from softvq.data.images import EXTENSIONS, image_size, open_image
+from softvq.data.images import EXTENSIONS, open_image, size_of
 from softvq.data.order import Order, Reader, SampleOrder
 from softvq.errors import DataError, ImageError, counted
 
@@ -50,9 +50,9 @@ class Source(ABC):
         except OSError as error:
             raise ImageError(f"{name} cannot be read ({error.strerror}).") from error
 
-    def size(self, index: int) -> tuple[int, int]:
+    def image_size(self, index: int) -> tuple[int, int]:
         """Return an image's width and height in pixels; `ImageError` where they cannot be read."""
-        return image_size(self.read(index), self.names[index])
+        return size_of(self.read(index), self.names[index])
 
     def __len__(self) -> int:
         """Return the number of images, for a stream approximately."""

@@ -79,7 +79,7 @@ def _common_side(source: Source) -> int:
     for index in progress.through(range(len(source.names)), "image", "looking at sizes", kept=False):
         name = source.names[index]
         try:
-            width, height = source.size(index)
+            width, height = source.image_size(index)
         except (ImageError, OSError) as error:
             bad[name] = str(error)
             continue
@@ -101,7 +101,7 @@ def shortest_side(data: Any) -> int:
     source, bad = listing(data), {}
     for index, name in enumerate(source.names):
         try:
-            return min(source.size(index))
+            return min(source.image_size(index))
         except (ImageError, OSError) as error:
             bad[name] = str(error)
     raise NoneReadable(bad)

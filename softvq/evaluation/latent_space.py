@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from softvq import distributed, progress
+from softvq import progress
 from softvq.data.loader import ordered_batches
 from softvq.data.opening import listing
 from softvq.data.order import evenly
@@ -101,8 +101,7 @@ class _Seen:
 def _seen(tokenizer: AnyTokenizer, batches: Any, total: int, precision: str) -> _Seen:
     counts = CodebookCounts(getattr(tokenizer, "quantizer", None))  # diffusers' have none
     encoded, latents, labels = [], [], []
-    show = False if distributed.rank() > 0 else None
-    with counts, progress.bar(total, "image", "encoding", show=show) as done:
+    with counts, progress.bar(total, "image", "encoding") as done:
         for batch in batches:
             with autocast(tokenizer.device, precision):
                 reconstruction = tokenizer(batch.images.to(tokenizer.device))

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from softvq import distributed, progress
+from softvq import progress
 from softvq.data.latents import INDEX, Latents
 from softvq.data.loader import NoneReadable, ordered_batches
 from softvq.data.opening import listing
@@ -138,7 +138,7 @@ def _check_sides(train: "_Side", val: "_Side") -> None:
 
 
 def _bar(epochs: range) -> Iterable:
-    return progress.through(epochs, "epoch", "probe", show=False if distributed.rank() > 0 else None)
+    return progress.through(epochs, "epoch", "probe")
 
 
 @dataclass(frozen=True)

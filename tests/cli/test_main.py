@@ -130,16 +130,17 @@ def examples(text: str) -> Iterator[list[str]]:
             yield words[words.index("softvq" if "softvq" in words else ".venv/bin/softvq") + 1 :]
 
 
-def parse(words: list[str]) -> None:
-    """Fail where a command would not be understood, or a recipe's fields are not there."""
+def parse(words: list[str]) -> str:
+    """Return the module of a command; fail where it would not be understood, or a recipe's fields are not there."""
     if words == ["--version"]:
-        return
+        return words[0]
     command, bound, _ = app().parse_args(words, exit_on_error=False, print_error=False)
     assert "--help" in words or command.__module__ == f"softvq.cli.{words[0]}"
     if command in (train.tokenizer, train.generator):
         named, fields = train.recipe_and_fields(bound.args)
         if not is_file(named) and "--plugin" not in words:
             open_recipe(named, command.__name__, fields)
+    return words[0]
 
 
 @pytest.mark.parametrize("words", WORDS)
@@ -154,8 +155,17 @@ def test_every_example_of_a_commands_help_is_understood(words: str):
     "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
 )
 def test_every_command_of_a_document_is_understood(path: Path):
-    for line in examples(path.read_text(encoding="utf-8")):
-        parse(line)
+    lines = list(examples(path.read_text(encoding="utf-8")))
+    assert [parse(line) for line in lines] == [line[0] for line in lines]
+    assert lines or path.name in ("README.md", "deviations.md", "house.md"), "a document without a command"
+
+
+def test_the_commands_in_the_readmes_sentences_are_understood():
+    """Those that are whole: of three words or more, none of them a placeholder."""
+    spans = re.findall(r"`softvq ([a-z][^`]*)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    whole = [shlex.split(span) for span in spans if len(span.split()) > 1 and "COMMAND" not in span]
+    assert len(whole) > 6
+    assert [parse(line) for line in whole] == [line[0] for line in whole]
 
 
 def test_examples_are_found():

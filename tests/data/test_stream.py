@@ -192,6 +192,8 @@ def test_a_download_is_tried_again(shards: Path, tmp_path: Path, monkeypatch: py
     opened, calls = fsspec.open, []
 
     def flaky(url: str, mode: str):
+        if str(shards) not in url:  # what another test's thread reads ahead
+            return opened(url, mode)
         calls.append(url)
         if len(calls) < 3:
             raise TimeoutError("no answer")
