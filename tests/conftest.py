@@ -1,9 +1,12 @@
 """Every call in the tests has its shapes checked (jaxtyping with beartype), on one thread, without a network."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of the processes that tests start compiles everything anew
+sys.dont_write_bytecode = False
 os.environ["OMP_NUM_THREADS"] = "1"  # numpy's threads too, and those of the processes that tests start
 os.environ["NUMBA_NUM_THREADS"] = "1"  # UMAP's: with more of them, each later call of torch here would have as many
 
