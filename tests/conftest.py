@@ -6,7 +6,6 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of the processes that tests start compiles everything anew
-sys.dont_write_bytecode = False
 os.environ["OMP_NUM_THREADS"] = "1"  # numpy's threads too, and those of the processes that tests start
 os.environ["NUMBA_NUM_THREADS"] = "1"  # UMAP's: with more of them, each later call of torch here would have as many
 
@@ -16,6 +15,7 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
+sys.dont_write_bytecode = False
 
 # The files that take longest, which are begun first: begun last, one of them would keep one process busy alone.
 LONGEST = (
