@@ -71,7 +71,12 @@ def evaluate_generation(
     curve. `sampling` holds settings of `Pipeline.request`. `settings` are the fields of `Settings`.
     """
     given = Settings(**settings)
+    if size is not None and size < 1:
+        raise ConfigError(f"size must be at least 1, not {size}.", setting="size")
     if isinstance(images, Pipeline):
+        for name, value in (("fit", fit), ("size", size)):
+            if value is not None:
+                raise ConfigError(f"{name} is for images that are there; a generator's have its size.", setting=name)
         asked = _asked(
             images, num, seeds, {"batch_size": given.batch_size, "precision": given.precision, **(sampling or {})}
         )

@@ -45,6 +45,8 @@ def refused(code: int, out: Path, *words: object) -> str:
             "--guidance and --interval are for a model",
         ),
         (["generation", "--samples", "x.npz", "--reference", "y", "--fit", "crop"], "of one size already"),
+        (["generation", "--fit", "crop"], "fit is for images that are there; a generator's have its size (--fit)"),
+        (["generation", "--size", "64"], "size is for images that are there; a generator's have its size (--size)"),
         (["generation", "--samples", "x", "--reference", "y", "--fit", "cut"], '"crop", "resize", "pad"'),
         (["generation", "-n", "1"], "num must be at least 2, not 1 (--num)"),
         (["generation", "-n", "-5"], "num must be at least 2, not -5 (--num)"),

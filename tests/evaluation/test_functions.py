@@ -443,6 +443,7 @@ def test_the_command_and_the_function_agree_on_a_cost(tmp_path: Path):
         ({"scales": (2,)}, "is for a generator's"),
         ({"sampling": {"steps": 2}}, "is for a generator's"),
         ({"reference": None}, "need a reference to be compared with"),
+        ({"fit": "crop", "size": 0}, "size must be at least 1, not 0"),
         ({"device": "tpu"}, "the device 'tpu' cannot be used here"),
     ],
 )
