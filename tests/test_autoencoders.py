@@ -20,8 +20,10 @@ from softvq.autoencoders import FoldedAutoencoder
 from softvq.cli.main import main
 from softvq.data.latents import Latents
 from softvq.errors import ModelError
+from tests.later import Later
 
-diffusers = pytest.importorskip("diffusers", reason="pip install 'softvq[autoencoders]'")
+pytestmark = pytest.mark.skipif(find_spec("diffusers") is None, reason="pip install 'softvq[autoencoders]'")
+diffusers = Later("diffusers")
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 MEANS, STDS = [0.1, -0.2, 0.3, 0.0], [0.5, 2.0, 1.0, 0.25]

@@ -15,7 +15,7 @@ import torch
 
 from softvq import Tokenizer
 from softvq.cli import train
-from softvq.cli.main import app
+from softvq.cli.main import app, main
 from softvq.recipes.opening import open_recipe
 from tests.pictures import few_emoji
 
@@ -113,8 +113,9 @@ def test_a_stopped_stage_goes_on_and_ends_as_if_it_had_not_been_stopped(tmp_path
     assert "the run is saved" in told
     run(stopped, stopped / "list.json")
     assert not part.exists()
-    run(straight, write_list(straight, runs))
-    found, wanted = weights(stopped / "handovers" / "one"), weights(straight / "handovers" / "one")
+    places = {"{run}": str(straight / "run"), "IMAGES": str(few_emoji(straight / "images"))}
+    assert main([places.get(word, word) for word in runs["command"]]) == 0
+    found, wanted = weights(stopped / "runs" / "one" / "model"), weights(straight / "run" / "model")
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     run(lost, write_list(lost, runs))
     assert {path.name for path in (lost / "handovers").iterdir()} == {"one"}
@@ -124,7 +125,7 @@ def test_a_stopped_stage_goes_on_and_ends_as_if_it_had_not_been_stopped(tmp_path
 
 def test_a_stage_that_takes_too_long_is_stopped_and_says_where_it_stands(tmp_path: Path):
     list_ = write_list(tmp_path, {"name": "one", "command": [*TRAIN, "--steps", "100000", "--log-every", "1"]})
-    process = run(tmp_path, list_, "--hours", "0.003", "--every", "1", wait=False)
+    process = run(tmp_path, list_, "--hours", "0.002", "--every", "1", wait=False)
     assert process.wait(100) == 143
     assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d one: 0\.00 h, ", (tmp_path / "log").read_text(), re.MULTILINE)
 

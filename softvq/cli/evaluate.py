@@ -95,8 +95,8 @@ def generation(
         images, asked = sampling.pipeline(common), sampling.settings(common)
         if not several:
             asked |= {"guidance": next(iter(guidance), None), "interval": next(iter(interval), None)}
-    elif guidance or interval:
-        raise Usage("--guidance and --interval are for a model; --samples are measured as they are.")
+    elif guidance or interval or seed != (0,) or sampling != Sampling():
+        raise Usage("--samples are measured as they are: leave out what says how a model draws images.")
     result = evaluate_generation(
         images,
         reference,

@@ -29,6 +29,11 @@ def refused(code: int, out: Path, *words: object) -> str:
         (["reference"], "--data"),
         (["reference", "--data", "x"], "--to"),
         (["reconstruction", "--batch", "8"], "unknown option --batch; did you mean --batch-size"),
+        (["generation", "--samples", "x", "--reference", "y", "--steps", "4"], "leave out what says how a model draws"),
+        (
+            ["generation", "--samples", "x", "--reference", "y", "--seed", "1", "2"],
+            "leave out what says how a model draws",
+        ),
         (["reference", "--data", "x", "--to", "ref"], "the statistics are written as .npz"),
         (["reference", "--data", "x", "--to", "ref.npz", "--size", "0"], "size must be at least 1"),
         (["generation", "--samples", "x.npz"], "need a reference to be compared with (--reference)"),
@@ -38,11 +43,11 @@ def refused(code: int, out: Path, *words: object) -> str:
         ),
         (
             ["generation", "--samples", "x", "--reference", "y", "--guidance", "2"],
-            "--guidance and --interval are for a model; --samples are measured as they are",
+            "leave out what says how a model draws images",
         ),
         (
             ["generation", "--samples", "x", "--reference", "y", "--interval", "0", "1"],
-            "--guidance and --interval are for a model",
+            "leave out what says how a model draws images",
         ),
         (["generation", "--samples", "x.npz", "--reference", "y", "--fit", "crop"], "of one size already"),
         (["generation", "--fit", "crop"], "fit is for images that are there; a generator's have its size (--fit)"),

@@ -1,5 +1,6 @@
 """Hugging Face datasets, as parquet files in their format: images, classes, and what they are not."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ from softvq.data.loader import ordered_batches, training_batches
 from softvq.data.opening import open_source
 from softvq.errors import DataError
 from tests.data.test_sources_shards import encoded
+from tests.later import Later
 
-datasets = pytest.importorskip("datasets")
+pytestmark = pytest.mark.skipif(find_spec("datasets") is None, reason="pip install 'softvq[data]'")
+datasets = Later("datasets")
 
 
 @pytest.fixture

@@ -7,22 +7,24 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from softvq.errors import ConfigError, MetricError
 from softvq.evaluation import probe
 from softvq.evaluation.probe import Labelled, ProbeConfig, accuracies, linear_probe, nearest_neighbours
 from softvq.optim import LAMB
+from tests.later import Later
+
+datasets, linear_model, model_selection = (
+    Later(f"sklearn.{name}") for name in ("datasets", "linear_model", "model_selection")
+)
 
 
 @cache
 def digits() -> tuple[Labelled, Labelled]:
     """scikit-learn's 1,797 handwritten digits of 8 × 8 pixels, two thirds to train on, standardised."""
-    images, labels = load_digits(return_X_y=True)
-    train, val, train_labels, val_labels = train_test_split(
+    images, labels = datasets.load_digits(return_X_y=True)
+    train, val, train_labels, val_labels = model_selection.train_test_split(
         images, labels, test_size=597, random_state=0, stratify=labels
     )
     mean, std = train.mean(0), train.std(0)
@@ -66,7 +68,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 def test_the_probe_reaches_what_logistic_regression_reaches(seen: list[Tensor]):
     """Of the same features: on unseen digits within 2 points (a standard error is 0.8), on its own within 1."""
     train, val = digits()
-    model = LogisticRegression(max_iter=1000).fit(train.features.numpy(), train.labels.numpy())
+    model = linear_model.LogisticRegression(max_iter=1000).fit(train.features.numpy(), train.labels.numpy())
     theirs = [model.score(side.features.numpy(), side.labels.numpy()) for side in (train, val)]
     assert theirs[1] > 0.96
     both = Labelled(torch.cat([train.features, val.features]), torch.cat([train.labels, val.labels]))

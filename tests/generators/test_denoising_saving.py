@@ -92,7 +92,7 @@ DAMAGE = {
     "type": (
         lambda f: edit(f, lambda d: d["config"].update(type="GiT")),
         ModelError,
-        "must be one of DiT, MAR, SiT, not \"GiT\"; did you mean SiT; if a Python file of one's own adds 'GiT', import",
+        "not \"GiT\"; did you mean SiT or DiT; if a Python file of one's own adds 'GiT', import",
     ),
     "path": (
         lambda f: edit(f, lambda d: d["config"].update(path="edm")),
