@@ -18,6 +18,7 @@ import difflib
 import inspect
 import json
 import math
+import numbers
 import sys
 import types
 import typing
@@ -175,6 +176,28 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
         raise
     except ValueError as error:  # a dataclass's own __post_init__ check
         raise ConfigError(f"{where}: {error}") from error
+
+
+def check_numbers(config: Any, where: str) -> None:
+    """Raise `ConfigError` when a dataclass that was made in Python holds a number that its file could not.
+
+    Every number must be finite, and whole where the field says so, also in dataclasses, lists and dictionaries inside.
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        _check_number(hint, getattr(config, name, None), f"{where}.{name}")
+
+
+def _check_number(hint: Any, value: Any, where: str) -> None:
+    kinds = {arg for arg in typing.get_args(hint) if arg not in (Ellipsis, type(None), str)}
+    inner = kinds.pop() if len(kinds) == 1 else hint
+    if dataclasses.is_dataclass(value):
+        check_numbers(value, where)
+    elif isinstance(value, Mapping | tuple | list):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            _check_number(inner, item, f"{where}[{key!r}]")
+    elif isinstance(value, numbers.Real):
+        plain = getattr(value, "item", lambda: value)()  # NumPy's numbers as Python's
+        _parse(inner if inner in (int, float) else type(plain), plain, where)
 
 
 def _with_type(field: dataclasses.Field, hint: Any, value: Any) -> Any:

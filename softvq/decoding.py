@@ -17,7 +17,7 @@ from softvq import progress as progresses
 from softvq.config import nearest
 from softvq.data.images import to_image
 from softvq.data.latents import INDEX, Latents
-from softvq.errors import ConfigError, DataError, ModelError
+from softvq.errors import ConfigError, DataError, ModelError, check_whole
 from softvq.figures import save_picture
 from softvq.files import check_writable, read_metadata, read_tensors, write_tensors
 from softvq.models import AnyTokenizer, Coder, load_tokenizer, own_device
@@ -62,8 +62,7 @@ def decode(
     Raise `DataError` when there are no such latents or images, and `ModelError` when the tokenizer makes other latents.
     """
     for name, number in (("batch_size", batch_size), ("num", 1 if num is None else num)):
-        if number < 1:
-            raise ConfigError(f"{name} must be at least 1, not {number}.", setting=name)
+        check_whole(name, number, 1)
     if images and num is not None:
         raise ConfigError("images are named, or the first `num` are decoded, not both.", setting="num")
     out, stored = Path(out), _open(Path(latents))

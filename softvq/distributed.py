@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from softvq import progress
+from softvq import files, progress
 from softvq.errors import ConfigError
 
 Parallel = Literal["ddp", "fsdp"]
@@ -40,14 +40,41 @@ def world_size() -> int:
 
 def start(device: torch.device) -> torch.device:
     """Join the group that torchrun describes, if it started this process; return this process's own device."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or active():
+    if active() or not _is_described(device):
         return device
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    # Rank 0 alone writes checkpoints: hours, not minutes, may pass for the others on a slow disk.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    try:
+        # Rank 0 alone writes checkpoints: hours, not minutes, may pass for the others on a slow disk.
+        with progress.waiting("waiting for the other processes of the group"):
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = files.first_line(error).rstrip(".")
+        raise ConfigError(f"the group of processes cannot be joined ({reason}); start them with torchrun.") from error
     return device
+
+
+def _is_described(device: torch.device) -> bool:
+    """Return True when torchrun describes a group of several processes in the environment.
+
+    Raise `ConfigError` when only some of it is there, such as from a shell or a scheduler.
+    """
+    numbers = ("WORLD_SIZE", "RANK", *(("LOCAL_RANK",) if device.type == "cuda" else ()))
+    words = {name: os.environ.get(name, "") for name in (*numbers, "MASTER_ADDR", "MASTER_PORT")}
+    if words["WORLD_SIZE"] in ("", "1") and words["RANK"] in ("", "0"):
+        return False
+    how = "start several processes with torchrun, or unset it for one alone."
+    if missing := [name for name, word in words.items() if not word]:
+        given = next(f"{name}={word}" for name, word in words.items() if word)
+        raise ConfigError(f"the environment has {given} but no {', '.join(missing)}: {how}")
+    if odd := [name for name in numbers if not words[name].isdecimal()]:
+        raise ConfigError(f"the environment has {odd[0]}={words[odd[0]]!r}, which is no number: {how}")
+    if int(words["RANK"]) >= int(words["WORLD_SIZE"]):
+        raise ConfigError(
+            f"the environment has RANK={words['RANK']}, of WORLD_SIZE={words['WORLD_SIZE']} processes: {how}"
+        )
+    return True
 
 
 def stop() -> None:
@@ -60,6 +87,11 @@ def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:
         dist.barrier()
+
+
+def locked(folder: Path, setting: str | None = "out") -> AbstractContextManager:
+    """Return a block in which these processes alone work in a folder; the first of them holds the lock."""
+    return files.locked(folder, setting) if rank() == 0 else nullcontext()
 
 
 def in_parts(

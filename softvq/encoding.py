@@ -6,22 +6,24 @@ Images are cut by ADM's centre crop. Work is shared out over ranks and goes on, 
 """
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from softvq import distributed
-from softvq.data.latents import INDEX, NAMES, LatentIndex, shard_path
+from softvq import progress as progresses
+from softvq.data.latents import CONTENTS, INDEX, NAMES, LatentIndex, shard_path
 from softvq.data.loader import Batch, ordered_batches, readable
 from softvq.data.opening import listing
 from softvq.data.sources import Source
-from softvq.errors import ConfigError, DataError, counted
-from softvq.files import check_writable, write_json, write_tensors
+from softvq.errors import ConfigError, DataError, Notice, counted
+from softvq.files import check_writable, read_json, read_metadata, read_tensors, write_json, write_tensors
 from softvq.models import AnyTokenizer, load_tokenizer, own_device
 from softvq.runtime import autocast, pick_precision
 
@@ -62,7 +64,8 @@ def encode(
     `tokenizer` is loaded, or a name. `images` are anything that `data.open_source` takes. `mirrored` is for every
     image's mirror too. `device` is the place of the encoding (None: where the tokenizer is, else the best there is),
     and `workers` the number of processes that decode. `progress` is that of `softvq.progress`. Shards that are there
-    already are kept; each process makes its own.
+    already are kept where their images and labels are what they were, and made again, with a `Notice`, where not; a
+    file of which the time alone has changed is looked into. Each process makes its own shards.
 
     Raise `DataError` when `out` holds latents of something else, or no image can be read; `ConfigError` when a
     tokenizer that was neither saved nor loaded has no name for those who use its latents; `StorageError` when `out`
@@ -85,19 +88,17 @@ def encode(
         shard=shard,
     )
     check_writable(out, _bytes_to_come(encoding, len(source.names), out), folder=True)
-    out.mkdir(parents=True, exist_ok=True)
-    _check_same(out / "encoding.json", {**asdict(encoding), "identity": source.identity})
 
     def latents_of(batch: Tensor) -> Tensor:
         with autocast(device, precision):
             return tokenizer.encode(batch.to(device)).float().cpu()
 
-    _write(latents_of, source, out, encoding, {"batch_size": batch_size, "workers": workers}, progress)
-    index = _index(out, source, encoding, -(-len(source.names) // shard))
-    if distributed.rank() == 0:
-        index.write(out)
-    distributed.barrier()
-    return index
+    with distributed.locked(out):
+        with progresses.waiting(f"comparing the images with the latents in {out}", show=progress):
+            is_known = _check_same(out / "encoding.json", asdict(encoding)) and isinstance(images, str | Path)
+            _remove_stale(out, source, encoding, is_known)
+        _write(latents_of, source, out, encoding, {"batch_size": batch_size, "workers": workers}, progress)
+        return _index(out, source, encoding)
 
 
 def _check_request(tokenizer: AnyTokenizer, **least: tuple[int, int]) -> None:
@@ -135,11 +136,13 @@ def _write(
         return shard_path(out, first // encoding.shard)
 
     def make(numbers: range, done: Callable[[int], object]) -> None:
-        made = _Shard(encoding)
-        for batch in readable(ordered_batches(source, size=encoding.size, chosen=numbers, **reading), made.bad):
+        made, stamps = _Shard(encoding), _stamps(source)
+        batches = ordered_batches(source, size=encoding.size, chosen=numbers, digests=True, **reading)
+        for batch in readable(batches, made.bad):
             made.add(latents_of, batch)
             done(len(batch) + len(batch.bad))
-        made.write(path(numbers.start))
+        digests = [made.digests.get(number) or source.digest(number) for number in numbers]
+        made.write(path(numbers.start), {**_contents(source, numbers, stamps), "digests": digests})
 
     distributed.in_parts(len(source.names), encoding.shard, path, make, "encoding", show=show)
 
@@ -153,6 +156,7 @@ class _Shard:
         self.labels: list[int] = []
         self.names: list[str] = []
         self.bad: dict[str, str] = {}
+        self.digests: dict[int, str] = {}
 
     def add(self, latents_of: Callable[[Tensor], Tensor], batch: Batch) -> None:
         """Encode a batch, and its mirror images where they are wanted."""
@@ -163,20 +167,89 @@ class _Shard:
         self.latents.append(latents.to(torch.float16))
         self.labels += batch.labels.tolist()
         self.names += batch.names
+        self.digests |= batch.digests
 
-    def write(self, path: Path) -> None:
-        """Write the shard's file."""
+    def write(self, path: Path, contents: dict[str, Any]) -> None:
+        """Write the shard's file, with what it was made of."""
         shape = (0, 2 if self.encoding.mirrored else 1, self.encoding.tokens, self.encoding.channels)
         tensors = {
             "latents": torch.cat(self.latents) if self.latents else torch.zeros(shape, dtype=torch.float16),
             "labels": torch.tensor(self.labels, dtype=torch.int32),
         }
-        write_tensors(path, tensors, {"bad": json.dumps(self.bad), NAMES: json.dumps(self.names)})
+        metadata = {"bad": self.bad, NAMES: self.names, CONTENTS: contents}
+        write_tensors(path, tensors, {name: json.dumps(part) for name, part in metadata.items()})
 
 
-def _index(out: Path, source: Source, encoding: Encoding, shards: int) -> LatentIndex:
+def _stamps(source: Source) -> list[list[int]] | None:
+    """Return the sizes and times of change of all images as JSON has them; None where they are not known."""
+    stamps = source.stamps()
+    return None if stamps is None else [list(stamp) for stamp in stamps]
+
+
+def _contents(source: Source, numbers: range, stamps: list[list[int]] | None) -> dict[str, Any]:
+    """Return what tells the images of a shard from others, but for their contents."""
+    names, labels = (part[numbers.start : numbers.stop] for part in (source.names, source.labels))
+    return {"names": names, "labels": labels, "stamps": stamps and stamps[numbers.start : numbers.stop]}
+
+
+def _remove_stale(out: Path, source: Source, encoding: Encoding, is_known: bool) -> None:
+    """Delete the shards of images that have changed, each process its share, and the index that counts them.
+
+    Raise `DataError` instead when the images are not known (`is_known`) by name as those that the shards are of.
+    """
+    count = -(-len(source.names) // encoding.shard)
+    held = {int(path.stem.partition("-")[2]): path for path in out.glob("latents-*.safetensors")}
+    stamps = _stamps(source) if held else None
+    stale = []
+    for number, path in sorted(held.items())[distributed.rank() :: distributed.world_size()]:
+        numbers = range(number * encoding.shard, min(len(source.names), (number + 1) * encoding.shard))
+        if number >= count or not _is_fresh(path, source, numbers, stamps):
+            stale.append(path)
+    stale = [path for paths in distributed.gathered(stale) for path in paths]
+    if not stale:
+        return
+    if not is_known:
+        raise DataError(
+            f"{out} holds latents that were made otherwise: of other images than those of {encoding.source}; use "
+            "another folder.",
+            setting="out",
+        )
+    if distributed.rank() == 0:
+        (out / INDEX).unlink(missing_ok=True)
+        for path in stale:
+            path.unlink()
+        shards = f"{len(stale)} of {counted(len(held), 'shard')} in {out}"
+        warnings.warn(f"{shards}: images or labels have changed since, they are encoded again.", Notice, stacklevel=3)
+    distributed.barrier()
+
+
+def _is_fresh(path: Path, source: Source, numbers: range, stamps: list[list[int]] | None) -> bool:
+    """Return True when a shard is of the images with these numbers as they are now.
+
+    Images whose times alone have changed are looked into, and the shard then notes the new times.
+    """
+    try:
+        before = json.loads(read_metadata(path)[CONTENTS])
+    except (KeyError, ValueError, OSError, SafetensorError):  # an earlier version's, or damaged
+        return False
+    now = _contents(source, numbers, stamps)
+    if any(before[part] != now[part] for part in ("names", "labels")):
+        return False
+    old, new = before["stamps"] or [None] * len(numbers), now["stamps"] or [[0, 0]] * len(numbers)
+    touched = [place for place in range(len(numbers)) if old[place] != new[place]]
+    for place in touched:
+        if before["digests"][place] != source.digest(numbers[place]):
+            return False
+    if touched and now["stamps"]:
+        metadata = read_metadata(path) | {CONTENTS: json.dumps({**now, "digests": before["digests"]})}
+        write_tensors(path, read_tensors(path), metadata)
+    return True
+
+
+def _index(out: Path, source: Source, encoding: Encoding) -> LatentIndex:
+    """Write and return the index of all shards."""
     counts, bad = [], {}
-    for number in range(shards):
+    for number in range(-(-len(source.names) // encoding.shard)):
         with safe_open(shard_path(out, number), "pt") as file:
             counts.append(file.get_slice("labels").get_shape()[0])
             bad |= json.loads(file.metadata()["bad"])
@@ -186,16 +259,27 @@ def _index(out: Path, source: Source, encoding: Encoding, shards: int) -> Latent
         )
     e = encoding
     classes = source.classes
-    return LatentIndex(
+    index = LatentIndex(
         e.tokenizer, e.fingerprint, e.source, source.identity, e.tokens, e.channels, classes, counts, e.mirrored, bad
     )
+    if distributed.rank() == 0:
+        index.write(out)
+        write_json(out / "encoding.json", asdict(encoding))
+    distributed.barrier()
+    return index
 
 
-def _check_same(path: Path, description: dict) -> None:
+def _check_same(path: Path, description: dict) -> bool:
+    """Raise `DataError` when a folder's latents were made otherwise; return True when the images' name is the same.
+
+    Images of another name may be a copy, and must then be the same images.
+    """
+    differing: list[str] = []
     if path.is_file():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        if differing := [key for key in description if old.get(key) != description[key]]:
-            key = differing[0]
+        old = read_json(path)
+        differing = [key for key in description if old.get(key) != description[key]]
+        if keys := [key for key in differing if key != "source"]:
+            key = keys[0]
             raise DataError(
                 f"{path.parent} holds latents that were made otherwise: {key} was {old.get(key)!r}, and is "
                 f"{description[key]!r} now; use another folder.",
@@ -207,3 +291,4 @@ def _check_same(path: Path, description: dict) -> None:
     if distributed.rank() == 0 and not path.is_file():
         write_json(path, description)
     distributed.barrier()
+    return not differing

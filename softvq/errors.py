@@ -3,6 +3,10 @@
 `except SoftVQError` catches all that this library raises on purpose; anything else is a bug, or Python's own.
 """
 
+import math
+from numbers import Integral, Real
+from typing import Any
+
 
 class SoftVQError(Exception):
     """The base of all errors of this library.
@@ -75,3 +79,32 @@ class StorageError(SoftVQError, OSError):
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun, for a sentence, in the singular or the plural: `1 image`, `1,024 images`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def is_whole(value: Any, least: float = -math.inf) -> bool:
+    """Return True for a whole number of at least `least`; True and False are no numbers."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and bool(value >= least)
+
+
+def is_number(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
+    """Return True for a finite number from `least` to `most`; True and False are no numbers."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+        return False
+    return bool(least <= value <= most)
+
+
+def check_whole(name: str, value: Any, least: float = -math.inf) -> None:
+    """Raise `ConfigError` unless a setting is a whole number of at least `least`."""
+    if not is_whole(value):
+        raise ConfigError(f"{name} must be a whole number, not {value!r}.", setting=name)
+    if value < least:
+        raise ConfigError(f"{name} must be at least {least}, not {value}.", setting=name)
+
+
+def check_number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> None:
+    """Raise `ConfigError` unless a setting is a finite number from `least` to `most`."""
+    if not is_number(value):
+        raise ConfigError(f"{name} must be a finite number, not {value!r}.", setting=name)
+    if not least <= value <= most:
+        within = f"from {least:g} to {most:g}" if math.isfinite(most) else f"at least {least:g}"
+        raise ConfigError(f"{name} must be {within}, not {value:g}.", setting=name)

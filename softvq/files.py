@@ -6,17 +6,19 @@
 New files have the modes that the umask gives; files that would not fit on the disk are refused before they are written.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,7 +28,15 @@ from torch import Tensor
 
 from softvq.errors import ConfigError, ModelError, StorageError
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks, and processes there are not kept apart
+    fcntl = None
+
 AGAIN = "delete it, and make or download it again"
+LOCK = ".lock"  # in a folder in which one process alone may work
+_HELD: set[Path] = set()  # locks of this process, which the system would give it once more
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _MARGIN = 2**20  # bytes that are left free
 
 
@@ -37,20 +47,86 @@ def atomic(path: Path, size: int = 0) -> Iterator[Path]:
     It lies beside `path`, and is removed when the block does not end well. `size` is the number of bytes that it will
     have, where it is known. Raise `StorageError` when there is no room for them, or the file cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     need_room(path, size)
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the umask takes its part
     except OSError as error:
-        raise StorageError(f"{path} cannot be written ({error.strerror}).") from error
+        raise _cannot_write(path, error) from error
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with storing(path, temporary):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def storing(path: Path, *temporary: Path) -> Iterator[None]:
+    """Open a block in which a full disk, and any error of a `temporary` file, is a `StorageError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename is not None and Path(os.fsdecode(error.filename)) in temporary
+        if isinstance(error, StorageError) or not (named or error.errno in _NO_ROOM):
+            raise
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path} cannot be written ({error.strerror or first_line(error)}).")
+
+
+@contextmanager
+def locked(folder: Path, setting: str | None = "out") -> Iterator[None]:
+    """Open a block in which this process alone works in a folder, which is made where it is missing.
+
+    The system frees the lock of a process however it ends, and its children do not inherit it. Folders that were made
+    for the block and are empty at its end go again. Raise `StorageError` when another process is at work there; it
+    names the process, and `setting` as what to change.
+    """
+    path, new = folder.resolve() / LOCK, [one for one in (folder, *folder.parents) if not one.exists()]
+    busy = f"{folder} is in use by %s; wait until it has ended, or use another folder."
+    if path in _HELD:
+        raise StorageError(busy % "this process already", setting=setting)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    with file:
+        if (owner := _lock(file, path)) is not None:
+            raise StorageError(busy % owner, setting=setting)
+        _HELD.add(path)
+        try:
+            yield
+        finally:
+            _HELD.discard(path)
+            path.unlink(missing_ok=True)  # while it is held, see `_lock`
+            with suppress(OSError):  # it holds something
+                for one in new:
+                    one.rmdir()
+
+
+def _lock(file: TextIO, path: Path) -> str | None:
+    """Lock a file and write into it who has; return who has locked it, if another process."""
+    try:
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):  # some file systems know no locks
+            file.seek(0)
+            return file.read().strip() or "another process"
+    if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+        return "another process"  # which has just left, and another may have come
+    with storing(path):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+    return None
 
 
 @contextmanager
@@ -59,15 +135,18 @@ def atomic_folder(path: Path, size: int = 0) -> Iterator[Path]:
 
     `size` is as in `atomic`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     need_room(path, size)
     temporary = path.with_name(f".writing-{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        yield temporary
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.replace(path)
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        with storing(path, temporary):
+            yield temporary
+            shutil.rmtree(path, ignore_errors=True)
+            temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -92,7 +171,7 @@ def check_writable(path: Path, size: int = 0, *, folder: bool = False) -> None:
         os.close(os.open(trial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         trial.unlink()
     except OSError as error:
-        raise StorageError(f"{path} cannot be written ({error.strerror}).") from error
+        raise _cannot_write(path, error) from error
     need_room(path, size)
 
 
@@ -116,9 +195,10 @@ def size_of(tensors: Mapping[str, Tensor]) -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file (UTF-8) atomically."""
-    with atomic(path, len(text)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    r"""Write a text file (UTF-8) atomically; bytes of names that are no UTF-8 become escapes, `\udce9`, JSON's own."""
+    data = text.encode("utf-8", "backslashreplace")
+    with atomic(path, len(data)) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

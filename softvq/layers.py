@@ -362,10 +362,10 @@ class Trunk(nn.Module):
         return [*intermediates, tokens]
 
     def _with_prefix(self, patches: Tensor, positions: Tensor) -> Tensor:
-        cls_token = self.cls_token.expand(len(patches), -1, -1)
+        cls_token = self.cls_token.expand(patches.shape[0], -1, -1)
         if self.reg_token is None:
             return torch.cat([cls_token, patches], dim=1) + positions
-        return torch.cat([cls_token, self.reg_token.expand(len(patches), -1, -1), patches + positions], dim=1)
+        return torch.cat([cls_token, self.reg_token.expand(patches.shape[0], -1, -1), patches + positions], dim=1)
 
 
 class VisionTransformer(Trunk):
@@ -462,5 +462,6 @@ def fold(latents: Float[Tensor, "B C H W"], patch: int) -> Float[Tensor, "B T pC
 def unfold(tokens: Float[Tensor, "B T pC"], patch: int, grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
     """Return the 2-D latents that `fold` made tokens of; `grid` is the number of squares down and across."""
     h, w = grid
-    x = tokens.view(len(tokens), h, w, patch, patch, -1)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, h * patch, w * patch)
+    B, _, width = tokens.shape
+    x = tokens.view(B, h, w, patch, patch, width // patch**2)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(B, width // patch**2, h * patch, w * patch)

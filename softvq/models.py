@@ -98,6 +98,16 @@ def own_device(device: str | torch.device | None, model: Any = None) -> torch.de
     return distributed.start(pick_device("auto" if device is None else device))
 
 
+def check_finite(numbers: Tensor, what: str) -> Tensor:
+    """Return a network's output as it is; raise `ModelError` when it holds NaN or Inf. `what` is its name, a plural."""
+    if not numbers.isfinite().all():
+        raise ModelError(
+            f"{what} are not finite: the weights are damaged, or the precision is too low for them.",
+            setting="precision",
+        )
+    return numbers
+
+
 class Coder:
     """A tokenizer in a precision: images in, latents out and back, on the CPU in float32."""
 
@@ -107,15 +117,17 @@ class Coder:
 
     @torch.inference_mode()
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L D"]:
-        """Return the latents of images in [-1, 1]."""
+        """Return the latents of images in [-1, 1]; `ModelError` when they are not finite."""
         with autocast(self.tokenizer.device, self.precision):
-            return self.tokenizer.encode(images.to(self.tokenizer.device)).float().cpu()
+            latents = self.tokenizer.encode(images.to(self.tokenizer.device)).float().cpu()
+        return check_finite(latents, "the tokenizer's latents")
 
     @torch.inference_mode()
     def decode(self, latents: Float[Tensor, "B L D"]) -> Float[Tensor, "B 3 H W"]:
-        """Return images, not clamped."""
+        """Return images, not clamped; `ModelError` when they are not finite."""
         with autocast(self.tokenizer.device, self.precision):
-            return self.tokenizer.decode(latents.to(self.tokenizer.device)).float().cpu()
+            images = self.tokenizer.decode(latents.to(self.tokenizer.device)).float().cpu()
+        return check_finite(images, "the tokenizer's images")
 
     @property
     def latent_floats(self) -> int:

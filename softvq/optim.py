@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from softvq.config import family, register
+from softvq.errors import is_whole
 from softvq.runtime import gains_from_bfloat16
 
 # Not decayed, as usual for ViTs: biases, norms and scales (1-D), and learned tokens, positions and codebooks.
@@ -63,11 +64,11 @@ class AdamWConfig(OptimizerConfig):
     sharded = True
 
     def __post_init__(self):
-        if self.lr <= 0 or self.weight_decay < 0 or self.warmup_steps < 0:
-            raise ValueError("lr must be positive, weight_decay and warmup_steps not negative")
+        if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf and is_whole(self.warmup_steps, 0)):
+            raise ValueError("lr must be positive, weight_decay and warmup_steps not negative, and all finite")
         if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.min_lr <= 1:
             raise ValueError("betas must be in [0, 1), min_lr in [0, 1]")
-        if self.grad_clip is not None and self.grad_clip <= 0:
+        if self.grad_clip is not None and not 0 < self.grad_clip < math.inf:
             raise ValueError(f"grad_clip must be positive or null, not {self.grad_clip}")
 
     def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
@@ -112,8 +113,8 @@ class MuonConfig(OptimizerConfig):
     rest: AdamWConfig = field(default_factory=AdamWConfig)
 
     def __post_init__(self):
-        if self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.momentum < 1:
-            raise ValueError("lr must be positive, weight_decay not negative, momentum in [0, 1)")
+        if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf and 0 <= self.momentum < 1):
+            raise ValueError("lr must be positive, weight_decay not negative, both finite, momentum in [0, 1)")
 
     @property
     def grad_clip(self) -> float | None:

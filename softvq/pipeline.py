@@ -14,7 +14,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,13 +28,13 @@ from softvq import progress as progresses
 from softvq.config import from_dict, nearest
 from softvq.data.arrays import ArrayFile, write_arrays
 from softvq.data.images import to_bytes
-from softvq.errors import ConfigError, DataError
+from softvq.errors import ConfigError, DataError, check_whole
 from softvq.figures import class_grid, enlarge, format_of, save_picture
 from softvq.generators.base import Generator, Noise, Sampling
-from softvq.models import AnyTokenizer, tokenizer_of
+from softvq.models import AnyTokenizer, check_finite, tokenizer_of
 from softvq.randomness import Stream, rng
 from softvq.runtime import Precision, autocast, pick_device, pick_precision
-from softvq.saving import float_type
+from softvq.saving import float_type, recorded_plugins
 from softvq.transports.guidance import Guidance
 
 Classes = Any  # names or numbers, one or several: a list, an array, a tensor; None
@@ -203,26 +202,17 @@ class Pipeline:
         """
         chosen = self._chosen(classes)
         num = (len(chosen) or 16) if num is None else num
-        for setting, number in (
-            ("num", num),
-            ("batch_size", batch_size),
-            ("steps", 1 if steps is None else steps),
-            ("seed", seed),
-        ):
-            if not isinstance(number, Integral):
-                raise ConfigError(f"{setting} must be a whole number, not {number!r}.", setting=setting)
-            if number < 1 and setting != "seed":
-                raise ConfigError(f"{setting} must be at least 1, not {number}.", setting=setting)
+        for setting, value in (("num", num), ("batch_size", batch_size), ("steps", 1 if steps is None else steps)):
+            check_whole(setting, value, 1)
+        check_whole("seed", seed)
         if not 0 <= seed < 2**63:
             raise ConfigError(f"seed must not be negative and be below 2^63, not {seed}.", setting="seed")
         if labels not in ("balanced", "random"):
             raise ConfigError(f"labels must be 'balanced' or 'random', not {labels!r}.", setting="labels")
         base = sampling or self.sampling
         try:
-            scale = base.guidance.scale if guidance is None else guidance
-            own = replace(base.guidance, scale=float(scale), interval=tuple(interval or base.guidance.interval))
-            if own.scale < 0:
-                raise ConfigError(f"guidance must not be negative, not {own.scale:g}; 1 is none.", setting="guidance")
+            own = base.guidance if guidance is None else base.guidance.scaled(guidance)
+            own = own if interval is None else replace(own, interval=tuple(interval))
             own = own if self.generator.classes else Guidance()
             steps = base.steps if steps is None else steps
             whole = replace(base, sampler=sampler or base.sampler, steps=steps, guidance=own)
@@ -291,7 +281,8 @@ class Pipeline:
         noise = Noise(request.seed, numbers, self.generator.shape)
         through = _bar(progress, f"images {numbers[0] + 1} to {numbers[-1] + 1}")
         with autocast(self.device, request.precision):
-            return self.generator.sample(labels, noise, request.sampling, through)
+            latents = self.generator.sample(labels, noise, request.sampling, through)
+        return check_finite(latents, "the generator's latents")
 
     def settings(self, request: Request) -> dict[str, Any]:
         """Return all that the images are a function of, JSON-ready."""
@@ -309,6 +300,7 @@ class Pipeline:
             "schedule": guidance.schedule,
             "state": request.sampling.dtype,
             "precision": request.precision,
+            **recorded_plugins(self.generator.config),
         }
 
     def write_picture(
@@ -365,6 +357,10 @@ class Pipeline:
         """
         request, folder = self._asked(classes, num, settings), Path(folder)
         files.check_writable(folder, folder=True)
+        with distributed.locked(folder):
+            return self._write_images(request, folder, progress)
+
+    def _write_images(self, request: Request, folder: Path, progress: Progress) -> Path:
         record, beside = self._told(request), folder / "settings.json"
         if beside.is_file() and not _is_same(beside, record):
             raise DataError(f"{folder} holds images of other settings; use another folder.", setting="out")
@@ -407,12 +403,15 @@ class Pipeline:
         side = self.image_size
         files.check_writable(path, 2 * 3 * request.num * side * side)  # its parts, and then the whole
         parts, full_settings = path.with_name(path.name + ".parts"), self.settings(request)
-        begun, wanted = parts / "settings.json", {**full_settings, "count": request.num}
         if path.exists():
             if _is_array_of(path, full_settings, request.num):
                 return path
             raise DataError(f"{path} is there already, with other settings; remove it, or use another.", setting="npz")
-        parts.mkdir(parents=True, exist_ok=True)
+        with distributed.locked(parts, "npz"):
+            return self._write_npz(request, path, parts, progress)
+
+    def _write_npz(self, request: Request, path: Path, parts: Path, progress: Progress) -> Path:
+        begun, wanted = parts / "settings.json", {**self.settings(request), "count": request.num}
         if begun.is_file() and files.read_json(begun) != json.loads(json.dumps(wanted)):
             raise DataError(
                 f"{parts} holds part of an array with other settings; remove it, or use another file.", setting="npz"

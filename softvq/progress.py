@@ -42,7 +42,8 @@ def quietly(quiet: bool = True) -> Iterator[None]:
 
 def is_quiet() -> bool:
     """Return True within `quietly`, and in all but the first of torchrun's processes."""
-    return _SETTINGS.quiet or os.environ.get("RANK", "0") != "0"
+    several = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+    return _SETTINGS.quiet or (several and os.environ.get("RANK", "0") != "0")
 
 
 def on_terminal() -> bool:

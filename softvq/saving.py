@@ -55,6 +55,7 @@ class Saved(nn.Module, ABC):
 
     def __init__(self, config: Any, about: dict[str, Any] | None = None):
         super().__init__()
+        configs.check_numbers(config, type(config).__name__)
         self.config, self.about = config, about or {}
 
     @classmethod
@@ -388,16 +389,22 @@ def _is_about(about: Any) -> bool:
     figures = about.get("figures", {})
     plain = isinstance(figures, dict) and all(isinstance(value, int | float | str) for value in figures.values())
     floor = figures.get("psnr_floor", 0.0) if plain else None
-    return isinstance(floor, int | float) and _is_text(json.dumps(about, ensure_ascii=False))
+    limits = about.get("domain_limits", {})
+    plain = isinstance(floor, int | float) and isinstance(limits, dict) and all(map(_is_range, limits.values()))
+    return plain and _is_text(json.dumps(about, ensure_ascii=False))
 
 
 def _is_text(text: str) -> bool:
-    """Return True when a text can be written as UTF-8: half a character of a damaged file cannot."""
+    """Return True when a text can be written: half a character of a damaged file cannot, a file's odd name can."""
     try:
-        text.encode("utf-8")
+        text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _is_range(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and all(isinstance(end, int | float) for end in pair)
 
 
 def card(title: str, summary: str, usage: str, about: Mapping[str, Any]) -> str:

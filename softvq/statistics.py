@@ -3,6 +3,7 @@
 fit_latent_statistics("runs/mine", "my_photos/")
 """
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,8 @@ from softvq.data.loader import Batch, ordered_batches
 from softvq.data.opening import listing
 from softvq.data.order import Order
 from softvq.data.sources import Source
-from softvq.errors import ConfigError, DataError, ModelError
-from softvq.models import load_tokenizer, own_device
+from softvq.errors import ConfigError, DataError, ModelError, Notice, check_whole
+from softvq.models import check_finite, load_tokenizer, own_device
 from softvq.runtime import autocast, pick_precision
 from softvq.tokenizer import Tokenizer
 
@@ -58,8 +59,8 @@ def fit_latent_statistics(
 
     Raise `ConfigError` when there is nowhere to store them, and `DataError` when a channel never changes.
     """
-    if num < 2 or batch_size < 1:
-        raise ConfigError(f"num must be at least 2 and batch_size at least 1, not {num} and {batch_size}.")
+    for name, number, least in (("num", num, 2), ("batch_size", batch_size, 1), ("workers", workers, 0)):
+        check_whole(name, number, least)
     if out is None and not _is_ours(Path(model)):
         raise ConfigError(f"{model} is no finished model's folder to write to; name one.", setting="out")
     folder = Path(out) if out is not None else hub.find(model)
@@ -89,11 +90,25 @@ def fit_latent_statistics(
         raise DataError(
             f"{constant} of {len(std)} latent channels are the same for all these images; give more of them."
         )
+    _say_changed(tokenizer, mean, std)
     tokenizer.set_statistics(mean, std)
     weights = hub.find(model) / hub.WEIGHTS  # a run that has not ended has none yet
     stored = files.read_tensors(weights) if weights.is_file() else {}
     tokenizer.save_pretrained(folder, stored.get("decoder.mask_token", mean).dtype)
     return LatentStatistics(mean, std, used, bad, folder)
+
+
+def _say_changed(tokenizer: Tokenizer, mean: Tensor, std: Tensor) -> None:
+    """Say that latents made before do not fit any more, which are stored normalised; not for the first statistics."""
+    before = torch.stack([tokenizer.latent_mean.cpu(), tokenizer.latent_std.cpu()])
+    is_first = bool((before[0] == 0).all() and (before[1] == 1).all())
+    if not is_first and not torch.equal(before, torch.stack([mean, std])):
+        warnings.warn(
+            f"the latent statistics of {tokenizer.name} change: latents that it made before, and generators trained on "
+            "them, are refused from now on; encode again.",
+            Notice,
+            stacklevel=3,
+        )
 
 
 def _is_ours(folder: Path) -> bool:
@@ -124,7 +139,7 @@ def fit_statistics(tokenizer: Tokenizer, batches: Iterable[Float[Tensor, "_ 3 H 
     sums = torch.zeros(2, dim, dtype=torch.float64)
     for images in batches:
         latents = tokenizer.encode(images.to(device)) * tokenizer.latent_std + tokenizer.latent_mean
-        latents = latents.cpu().double().flatten(0, 1)
+        latents = check_finite(latents.cpu(), "the tokenizer's latents").double().flatten(0, 1)
         count += len(latents)
         sums += torch.stack([latents.sum(0), latents.square().sum(0)])
     count, sums = distributed.total(count), distributed.total(sums)

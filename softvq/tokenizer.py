@@ -22,10 +22,19 @@ from torch import Tensor, nn
 from softvq import config as configs
 from softvq import released
 from softvq.data.images import Fit, a_kind, as_image, check_range, fit, to_bytes, to_tensor
-from softvq.errors import ImageError, ModelError
+from softvq.errors import ImageError, ModelError, is_whole
 from softvq.files import fingerprint
 from softvq.layers import Refinement, Trunk, VisionTransformer, ViTConfig, init_linear
-from softvq.quantizers.base import Quantized, QuantizerConfig, Reduce, check_built, check_quantizer, identity, quantize
+from softvq.quantizers.base import (
+    Quantized,
+    QuantizerConfig,
+    Reduce,
+    check_built,
+    check_quantizer,
+    identity,
+    quantize,
+    tree,
+)
 from softvq.quantizers.compose import ProductConfig
 from softvq.quantizers.soft import SoftVQConfig
 from softvq.saving import Saved
@@ -82,6 +91,7 @@ class TokenizerConfig:
         return cls(encoder=encoder, decoder=decoder, **fields)
 
 
+@tree
 @dataclass(frozen=True)
 class Reconstruction:
     """The result of `Tokenizer.forward`: images, ẑ and the quantizer's answer.
@@ -107,7 +117,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B L D"]:
         """Return the outputs of the L latent tokens for images in [-1, 1]; D is the encoder's width."""
-        latents = (self.latent_tokens + self.latent_pos_embed).expand(len(images), -1, -1)
+        latents = (self.latent_tokens + self.latent_pos_embed).expand(images.shape[0], -1, -1)
         return self.vit.features(images, latents)[:, -latents.shape[1] :]
 
 
@@ -134,7 +144,7 @@ class Decoder(nn.Module):
         """Return images of (height, width) `size` for latents of the decoder's width D; they are not clamped."""
         P = self.patch_size
         h, w = size[0] // P, size[1] // P
-        masks = self.mask_token.expand(len(latents), h * w, -1)
+        masks = self.mask_token.expand(latents.shape[0], h * w, -1)
         tokens = self.vit(masks, (h, w), latents + self.latent_pos_embed)
         first = self.vit.config.prefix
         pixels = self.to_pixel(tokens[:, first : first + h * w])  # B N P·P·3
@@ -207,7 +217,8 @@ class Tokenizer(Saved):
                 f"latents have shape {tuple(latents.shape)}, but this model's are "
                 f"(B, {self.config.tokens}, {self.config.latent_dim})."
             )
-        return self._decoded(latents.to(self.latent_mean) * self.latent_std + self.latent_mean, size)
+        latents = latents.to(self.latent_mean) * self.latent_std + self.latent_mean
+        return self._decoded(latents, self._wanted(size))
 
     def encode_indices(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L *G"]:
         """Return the codewords' indices, for quantizers whose indices determine the latent.
@@ -219,18 +230,23 @@ class Tokenizer(Saved):
                 f"{type(self.quantizer).__name__} latents are continuous: use encode; the most likely codewords are in "
                 "tokenizer(images).quantized.indices."
             )
-        return quantize(self.quantizer, *self._to_quantize(images), identity).indices
+        quantized = quantize(self.quantizer, *self._to_quantize(images), identity)
+        if not (torch.compiler.is_compiling() or quantized.latent.isfinite().all()):  # NaN is near to any codeword
+            raise ModelError(
+                "the encoder's outputs are not finite: its weights are damaged, or the precision is too low."
+            )
+        return quantized.indices
 
     def decode_indices(
-        self, indices: Int[Tensor, "B L *G"], size: tuple[int, int] | None = None
+        self, indices: Int[Tensor, "B L *G"], size: int | tuple[int, int] | None = None
     ) -> Float[Tensor, "B 3 H W"]:
-        """Return images of (height, width) `size` for the indices that `encode_indices` returned, not clamped."""
+        """Return images of `size` (see `decode`) for the indices that `encode_indices` returned, not clamped."""
         if indices.is_floating_point() or indices.ndim < 2 or indices.shape[1] != self.config.tokens:
             raise ModelError(
                 f"indices must be whole numbers (B, {self.config.tokens}, …), not {indices.dtype} of "
                 f"{tuple(indices.shape)}."
             )
-        return self._decoded(self.quantizer.lookup(indices), size)
+        return self._decoded(self.quantizer.lookup(indices), self._wanted(size))
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -342,7 +358,7 @@ class Tokenizer(Saved):
     def _to_quantize(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         noise = None
         if self.training:  # encode gives the posterior's mean, whatever the mode
-            noise = images.new_zeros(len(images), self.config.tokens, self.config.latent_dim)
+            noise = images.new_zeros(images.shape[0], self.config.tokens, self.config.latent_dim)
         return self._encoded(images), noise
 
     def _encoded(self, images: Tensor) -> Tensor:
@@ -359,9 +375,15 @@ class Tokenizer(Saved):
         _check_size(images.shape[2:], self.config.encoder.patch_size)
         return self.to_quantizer(self.encoder(images.to(self.dtype)))
 
-    def _decoded(self, latents: Tensor, size: int | tuple[int, int] | None) -> Tensor:
+    def _wanted(self, size: Any) -> tuple[int, int]:
+        """Return the height and width that a user asks for: two numbers, one for both, or None for the model's own."""
         size = self.config.image_size if size is None else size
-        size = (size, size) if isinstance(size, int) else tuple(size)
+        sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+        if len(sides) != 2 or not all(is_whole(side) for side in sides):
+            raise ImageError(f"size must be a whole number of pixels, or (height, width), not {size!r}.")
+        return sides
+
+    def _decoded(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         _check_size(size, self.config.decoder.patch_size)
         return self.decoder(self.from_quantizer(latents.to(self.dtype)), size)
 

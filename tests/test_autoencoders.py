@@ -184,6 +184,18 @@ def test_it_stands_where_a_tokenizer_stands(kls):
     assert result.quantized.indices is None
 
 
+@torch.no_grad()
+def test_it_is_a_program_of_torch_export_for_any_batch(kls):
+    """Of fewer than 64 images: from there on diffusers' decoder takes another way."""
+    tokenizer = load(kls["shifted"])
+    sizes = {"images": {0: torch.export.Dim("batch", max=63)}}
+    program = torch.export.export(tokenizer, (images(64),), dynamic_shapes=sizes, strict=False).module()
+    for batch in (1, 2, 5):
+        given = images(64, batch)
+        torch.testing.assert_close(program(given).images, tokenizer(given).images)
+        torch.testing.assert_close(program(given).quantized.latent, tokenizer.encode(given))
+
+
 def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     tensors = load_file(folder / WEIGHTS)
     change(tensors)

@@ -109,6 +109,24 @@ def test_bit_for_bit(tmp_path: Path):
     assert "differ: heun.npz" in done.stdout
 
 
+def test_domain(tmp_path: Path, emoji: Path):
+    """Emoji are known, noise is not; the limits are the bundled model's own."""
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    for number in range(2):
+        Image.effect_noise((64, 64), 60 + number).convert("RGB").save(noise / f"{number}.png")
+    words = ["--known", emoji, "--unknown", f"noise={noise}", "--other", f"more={noise}", "--hard", 2]
+    told = run("domain.py", *words, "--out", "told.json", cwd=tmp_path).stdout
+    written = read(tmp_path / "told.json")
+    assert written["limits"] == Tokenizer.from_pretrained(BUNDLED).about["domain_limits"]
+    rows = {row["data"]: (row["wanted"], row["images"], row["named"]) for row in written["rows"]}
+    assert rows[str(emoji)] == ("none", 18, 0)
+    assert rows["noise"] == rows["noise, night"] == ("all", 2, 2)
+    assert rows["more"] == ("either", 2, 2)
+    assert rows["emoji-val, padded"][1] == 2
+    assert "noise, cut out on white" in told
+
+
 def test_bundle(tmp_path: Path, emoji: Path):
     """The bundled tokenizer as a finished run gives the bundled tokenizer."""
     shipped = hub.BUNDLED / BUNDLED

@@ -1,10 +1,13 @@
 """Configurations survive JSON, and refuse what they do not know."""
 
 import json
-from dataclasses import dataclass, field
+import math
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from softvq import config as configs
@@ -174,3 +177,64 @@ def test_a_name_of_many_is_compared_with_none(monkeypatch: pytest.MonkeyPatch):
         configs.nearest("tabby", [*(f"{number}" for number in range(20_000)), "cat.tabby"])
         == "; did you mean cat.tabby?"
     )
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Numbers in all the places where a configuration may have some."""
+
+    count: int = 1
+    share: float = 0.5
+    perhaps: int | None = None
+    pair: tuple[float, float] = (0.0, 1.0)
+    mixed: tuple[int, float] = (1, 0.5)
+    by_name: dict[str, float] = field(default_factory=dict)
+    inside: "Numbers | None" = None
+    flag: bool = False
+    name: str = "nan"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"count": np.int64(2), "share": np.float64(0.1), "pair": (0, 1), "perhaps": 3, "flag": True},
+        {"share": 1, "by_name": {"a": 2}, "inside": Numbers(2), "mixed": (1, 1.5)},
+    ],
+)
+def test_numbers_that_a_file_could_hold(values: dict):
+    configs.check_numbers(Numbers(**values), "numbers")
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"share": math.nan}, "numbers.share must be a finite number, not nan."),
+        ({"share": np.float64("inf")}, "numbers.share must be a finite number, not inf."),
+        ({"share": True}, "numbers.share must be a number, not true."),
+        ({"count": 2.0}, "numbers.count must be a whole number, not 2.0."),
+        ({"count": True}, "numbers.count must be a whole number, not true."),
+        ({"perhaps": math.nan}, "numbers.perhaps must be a whole number, not NaN."),
+        ({"pair": (0.0, math.inf)}, "numbers.pair[1] must be a finite number, not inf."),
+        ({"mixed": (1, math.nan)}, "numbers.mixed[1] must be a finite number, not nan."),
+        ({"by_name": {"kl": math.nan}}, "numbers.by_name['kl'] must be a finite number, not nan."),
+        ({"inside": Numbers(inside=Numbers(share=math.nan))}, "numbers.inside.inside.share must be a finite number"),
+    ],
+)
+def test_numbers_that_no_file_could_hold_are_named(values: dict, sentence: str):
+    with pytest.raises(ConfigError, match=f"^{re.escape(sentence)}"):
+        configs.check_numbers(Numbers(**values), "numbers")
+
+
+@pytest.mark.parametrize("name", ["emoji-64", "softvq-l-64"])
+def test_a_recipe_made_in_python_is_checked_as_a_file_is(name: str):
+    recipe = RECIPES[name]
+    for changes, field_name in (
+        ({"weights": {**recipe.weights, "kl": math.nan}}, r"weights\['kl'\]"),
+        ({"skip_above": math.nan}, "skip_above"),
+        ({"skip_above": math.inf}, "skip_above"),
+        ({"latent_noise": math.nan}, "latent_noise"),
+        ({"batch_size": True}, "batch_size"),
+    ):
+        with pytest.raises(ConfigError, match=f"^TokenizerRecipe.{field_name} must be a "):
+            replace(recipe, **changes)

@@ -4,24 +4,31 @@ What the cache holds and how it is read is in tests/data/test_latents.py.
 """
 
 import json
+import os
+import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import TensorDataset
 
 from softvq import Tokenizer
-from softvq.data.latents import Latents
+from softvq import files as files_module
+from softvq.data.latents import CONTENTS, Latents
 from softvq.data.loader import ordered_batches
 from softvq.data.objects import Objects
 from softvq.data.opening import open_source
 from softvq.data.sources import Folder
 from softvq.encoding import encode
-from softvq.errors import ConfigError, DataError
+from softvq.errors import ConfigError, DataError, Notice, StorageError
+from softvq.files import read_json, read_metadata, read_tensors, write_tensors
 from tests.data import test_latents, test_objects
 from tests.data.test_latents import Sides, made
 from tests.data.test_objects import COUNT, FORMS, LABELS, TENSOR
+from tests.data.test_stream import encoded, write
 
 files, folder, source = test_objects.files, test_objects.folder, test_latents.source  # fixtures
 
@@ -65,6 +72,142 @@ def test_the_same_call_keeps_what_is_there_and_other_images_are_refused(tmp_path
         with pytest.raises(DataError, match="holds latents that were made otherwise") as error:
             made(other, tmp_path / "array")
         assert error.value.setting == "out"
+    assert len(made(TENSOR, tmp_path / "array")) == COUNT  # nothing was deleted
+
+
+def repaint(path: Path) -> None:
+    """Write another image of as many bytes, at the same time, into a file: a mirrored one of raw pixels."""
+    before, image = path.stat(), Image.open(path).convert("RGB")
+    image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path, format="BMP")
+    assert path.stat().st_size == before.st_size
+
+
+def relabel(path: Path) -> None:
+    (path.parent.parent / "dog").mkdir(exist_ok=True)
+    path.rename(path.parent.parent / "dog" / path.name)
+
+
+CHANGES = {  # of the folder's third image: the shards of four images that are encoded again
+    "another image of the same size": (repaint, {0}),
+    "another image": (lambda path: Image.new("RGB", (40, 40), "red").save(path, format="BMP"), {0}),
+    "a damaged image": (lambda path: path.write_bytes(b"no image"), {0}),
+    "another class": (relabel, {0, 1, 2}),
+    "a new image": (lambda path: path.with_name("00.bmp").write_bytes(path.read_bytes()), {0, 1, 2}),
+    "a new image, the last": (lambda path: (path.parent.parent / "z.bmp").write_bytes(path.read_bytes()), {2}),
+    "an image less": (lambda path: path.unlink(), {0, 1, 2}),
+    "a later time": (lambda path: os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9)), set()),
+}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        path = tmp_path / "photos" / ("cat" if number < 6 else "fox") / f"{number}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_has_changed_is_encoded_again_and_the_rest_is_kept(photos: Path, tmp_path: Path, change: str):
+    out = tmp_path / "latents"
+    made(str(photos), out)
+    before = times(out)
+    alter, expected = CHANGES[change]
+    alter(photos / "cat" / "2.bmp")
+    coder = Counting()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", Notice)
+        again = made(str(photos), out, coder)
+    fresh = made(str(photos), tmp_path / "fresh")
+    assert torch.equal(contents(again)[0], contents(fresh)[0])
+    assert (again.labels.tolist(), again.names) == (fresh.labels.tolist(), fresh.names)
+    assert (again.index, read_json(out / "index.json")) == (fresh.index, read_json(tmp_path / "fresh" / "index.json"))
+    changed = {number for number in range(3) if times(out).get(number) != before[number]}
+    assert changed == (expected or {0})  # which notes the later time
+    assert coder.images == 2 * sum(again.index.shards[number] for number in expected)
+    words = [str(one.message) for one in said if "have changed since" in str(one.message)]
+    assert words == (
+        [f"{len(expected)} of 3 shards in {out}: images or labels have changed since, they are encoded again."]
+        if expected
+        else []
+    )
+    made(str(photos), out, coder := Counting())
+    assert coder.images == 0
+
+
+def times(folder: Path) -> dict[int, int]:
+    return {int(path.stem[-5:]): path.stat().st_mtime_ns for path in folder.glob("latents-*")}
+
+
+class Counting(Sides):
+    """A tokenizer that counts the images, with their mirrors, that it encodes."""
+
+    images = 0
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        self.images += len(images)
+        return super().encode(images)
+
+
+def test_labels_beside_the_images_of_a_shard_are_part_of_it(tmp_path: Path):
+    files = {f"{n}.png": encoded(n) for n in range(10)} | {f"{n}.cls": b"1" for n in range(10)}
+    write(tmp_path / "a.tar", files)
+    made(str(tmp_path / "a.tar"), tmp_path / "latents")
+    write(tmp_path / "a.tar", files | {"5.cls": b"3"})
+    with pytest.warns(Notice, match="1 of 3 shards .* encoded again"):
+        again = made(str(tmp_path / "a.tar"), tmp_path / "latents")
+    assert again.labels.tolist() == [1, 1, 1, 1, 1, 3, 1, 1, 1, 1]
+    assert again.index.classes == ["0", "1", "2", "3"]
+
+
+def test_a_copy_of_the_images_is_the_same_and_other_images_are_refused(photos: Path, tmp_path: Path):
+    out = tmp_path / "latents"
+    identity = made(str(photos), out).index.identity
+    shutil.copytree(photos, tmp_path / "copy", copy_function=shutil.copyfile)  # with times of its own
+    coder = Counting()
+    assert made(str(tmp_path / "copy"), out, coder).index.identity == identity
+    assert coder.images == 0
+    assert read_json(out / "encoding.json")["source"] == str(tmp_path / "copy")
+    repaint(tmp_path / "copy" / "cat" / "1.bmp")
+    made(str(tmp_path / "copy"), out)
+    with pytest.raises(DataError, match=r"of other images than those of .*photos; use another folder"):
+        made(str(photos), out)
+
+
+def test_shards_of_an_earlier_version_are_made_again(photos: Path, tmp_path: Path):
+    """They do not say what they were made of."""
+    out = tmp_path / "latents"
+    made(str(photos), out)
+    path = out / "latents-00001.safetensors"
+    metadata = {name: text for name, text in read_metadata(path).items() if name != CONTENTS}
+    write_tensors(path, read_tensors(path), metadata)
+    with pytest.warns(Notice, match="1 of 3 shards"):
+        made(str(photos), out)
+    assert CONTENTS in read_metadata(path)
+
+
+def test_latents_are_not_read_while_they_are_made_again(photos: Path, tmp_path: Path):
+    out = tmp_path / "latents"
+    made(str(photos), out)
+    repaint(photos / "cat" / "2.bmp")
+
+    class Stopping(Sides):
+        def encode(self, images: torch.Tensor) -> torch.Tensor:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), pytest.warns(Notice):
+        made(str(photos), out, Stopping())
+    with pytest.raises(DataError, match="holds no latents"):
+        Latents(out)
+    assert len(made(str(photos), out)) == 10
+
+
+def test_a_second_call_in_the_same_folder_is_refused(photos: Path, tmp_path: Path):
+    with files_module.locked(tmp_path / "latents"), pytest.raises(StorageError, match="latents is in use by this proc"):
+        made(str(photos), tmp_path / "latents")
+    assert len(made(str(photos), tmp_path / "latents")) == 10
 
 
 @pytest.mark.parametrize("change", [{"mirrored": False}, {"shard": 5}])

@@ -2,11 +2,17 @@
 that people write, and recipes in them."""
 
 import ast
+import errno
 import json
 import math
 import os
+import re
 import shutil
+import signal
 import stat
+import subprocess
+import sys
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -78,7 +84,7 @@ def test_what_does_not_fit_is_refused_before_it_is_written(tmp_path: Path, monke
     with pytest.raises(StorageError, match=r"no room for .*x: it needs 4\.0 MB, 3\.0 MB are free\.$") as error:
         files.write_tensors(tmp_path / "new" / "x", {"x": torch.zeros(1_000_000)})
     assert isinstance(error.value, OSError)
-    assert not list((tmp_path / "new").iterdir())
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
@@ -86,6 +92,110 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
     blocked.write_text("")
     with pytest.raises(OSError, match="file"):
         files.write_json(blocked / "inside.json", {})
+
+
+def fail(code: int) -> None:
+    raise OSError(code, os.strerror(code))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_that_fills_is_said_of_the_file_and_leaves_nothing(tmp_path: Path, code: int):
+    path = tmp_path / "latents" / "a.safetensors"
+    blocks = {path: files.atomic(path), tmp_path / "step": files.atomic_folder(tmp_path / "step")}
+    for name, block in (blocks | {Path("a log"): files.storing(Path("a log"))}).items():
+        wanted = rf"^{re.escape(str(name))} cannot be written \({os.strerror(code)}\)\.$"
+        with pytest.raises(StorageError, match=wanted), block:
+            fail(code)
+    assert [one.name for one in tmp_path.rglob("*")] == ["latents"]
+
+
+def test_an_error_of_the_temporary_file_names_the_file_that_was_asked_for(tmp_path: Path):
+    with (
+        pytest.raises(StorageError, match=r"picture\.png cannot be written \(No such file") as error,
+        files.atomic(tmp_path / "picture.png") as temporary,
+    ):
+        temporary.unlink()
+    assert temporary.name not in str(error.value)
+
+
+def test_other_errors_within_a_block_stay_as_they_are(tmp_path: Path):
+    """Such as of a file that is read while another is written."""
+    with pytest.raises(FileNotFoundError, match="elsewhere"), files.atomic(tmp_path / "a") as temporary:
+        (tmp_path / "elsewhere").read_bytes()
+    assert not temporary.exists()
+
+
+def test_names_that_are_no_utf_8_are_written_as_json_and_read_again(tmp_path: Path):
+    name = b"caf\xe9/\xff.png".decode("utf-8", "surrogateescape")
+    files.write_json(tmp_path / "a.json", {"name": name, "é": "ü"})
+    assert files.read_json(tmp_path / "a.json") == {"name": name, "é": "ü"}
+    assert "ü" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    files.write_text(tmp_path / name.replace("/", "-"), "x")
+    assert b"caf\xe9-\xff.png" in os.listdir(os.fsencode(tmp_path))
+
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from softvq import files
+with files.locked(Path(sys.argv[1])):
+    if os.fork() == 0:  # as a process that decodes images
+        time.sleep(60)
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_is_another_process_s_until_it_ends_however_it_does(tmp_path: Path):
+    folder = tmp_path / "run"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        number = int(holder.stdout.readline())
+        for _ in range(2):
+            busy = f"run is in use by process {number} on .*; wait until"
+            with pytest.raises(StorageError, match=busy) as error, files.locked(folder):
+                pass
+        assert error.value.setting == "out"
+        holder.kill()
+        holder.wait()
+        begun = time.monotonic()
+        with files.locked(folder):
+            assert f"process {os.getpid()} on" in (folder / files.LOCK).read_text()
+        assert time.monotonic() - begun < 1  # whatever its children do
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.stdout.close()
+    assert list(folder.iterdir()) == []  # it was not made by this process
+
+
+def test_a_lock_leaves_nothing_and_is_held_once(tmp_path: Path):
+    with files.locked(tmp_path / "new"):
+        again = files.locked(tmp_path / "new")
+        with pytest.raises(StorageError, match="in use by this process already"), again:
+            pass
+        with files.locked(tmp_path / "another"):
+            pass
+    assert not (tmp_path / "new").exists()
+    with files.locked(tmp_path / "new"):
+        (tmp_path / "new" / "file").write_text("")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
+    with pytest.raises(StorageError, match=r"file cannot be written"), files.locked(tmp_path / "new" / "file"):
+        pass
+
+
+def test_a_lock_on_a_file_that_is_gone_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One that was opened before its holder took it away, and locked after: another process may hold the new one."""
+    lockf = files.fcntl.lockf
+
+    def late(file, how):
+        (tmp_path / files.LOCK).unlink()
+        lockf(file, how)
+
+    monkeypatch.setattr(files.fcntl, "lockf", late)
+    with pytest.raises(StorageError, match="in use by another process"), files.locked(tmp_path):
+        pass
 
 
 def test_no_other_room_renames_files_into_place():

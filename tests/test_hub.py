@@ -154,6 +154,10 @@ DAMAGE = {
         lambda f: edit(f, lambda d: d["about"]["figures"].update(psnr_floor="x")),
         "is not a softvq model configuration",
     ),
+    "odd limits": (
+        lambda f: edit(f, lambda d: d["about"].update(domain_limits={"white": [0.1, "x"]})),
+        "is not a softvq model configuration",
+    ),
     "half a character": (
         lambda f: edit(f, lambda d: d["about"].update(note="\ud800")),
         "is not a softvq model configuration",

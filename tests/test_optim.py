@@ -76,10 +76,24 @@ def test_adamw_update_against_its_definition():
     assert torch.allclose(parameter.detach(), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("bad", [{"lr": 0.0}, {"betas": (0.9, 1.0)}, {"grad_clip": 0.0}, {"min_lr": 2.0}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *({"lr": 0.0}, {"betas": (0.9, 1.0)}, {"grad_clip": 0.0}, {"min_lr": 2.0}, {"warmup_steps": True}),
+        *({name: value} for name in ("lr", "weight_decay", "grad_clip") for value in (math.nan, math.inf, -1.0)),
+        *({"betas": (math.nan, 0.9)}, {"min_lr": math.nan}),
+    ],
+)
 def test_impossible_settings(bad: dict):
     with pytest.raises(ValueError, match=r"must be"):
         AdamWConfig(**bad)
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "momentum"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_impossible_settings_of_muon(name: str, value: float):
+    with pytest.raises(ValueError, match=r"must be"):
+        MuonConfig(**{name: value})
 
 
 def test_the_emoji_recipe_ends_at_zero():

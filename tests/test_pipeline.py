@@ -1,5 +1,6 @@
 """Images from classes: by number, whatever the batch, in every form that they can be had in."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 
 from softvq import Pipeline, Tokenizer
-from softvq.errors import ConfigError, DataError, ModelError
+from softvq.errors import ConfigError, DataError, ModelError, StorageError
+from softvq.files import LOCK, locked
 from softvq.generators.mar import MARConfig, MARNetworkConfig
 from softvq.generators.sit import SiTConfig
 from softvq.generators.transformer import TransformerConfig
@@ -101,7 +103,15 @@ def test_classes_by_number_name_or_a_word_of_it(pipeline: Pipeline):
         ({"steps": 0}, "steps must be at least 1"),
         ({"interval": (0.5, 0.2)}, "interval must be a lower and a higher time"),
         ({"interval": (0.5, 1.2)}, "interval must lie in"),
-        ({"guidance": float("nan")}, "guidance scale must be finite"),
+        ({"guidance": float("nan")}, "guidance must be a finite number, not nan"),
+        ({"guidance": float("inf")}, "guidance must be a finite number, not inf"),
+        ({"guidance": True}, "guidance must be a finite number, not True"),
+        ({"interval": (0.0, float("nan"))}, r"interval must lie in \[0, 1\], not \[0.0, nan\]"),
+        ({"interval": (False, 1.0)}, "interval must lie in"),
+        *(
+            ({name: True}, f"{name} must be a whole number, not True")
+            for name in ("num", "batch_size", "steps", "seed")
+        ),
         ({"guidance": -1.0}, "guidance must not be negative, not -1; 1 is none"),
         ({"classes": []}, "classes is empty"),
         ({"sampler": "ddpm"}, "a SiT is sampled with euler, heun"),
@@ -166,6 +176,48 @@ def test_parts_of_other_settings_are_not_gone_on_with(pipeline: Pipeline, tmp_pa
     expected = pipeline.tensors(**SETTINGS).permute(0, 2, 3, 1).numpy()
     assert np.abs(np.load(tmp_path / "a.npz")["arr_0"].astype(int) - expected).max() <= 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.npz"]
+
+
+@pytest.mark.parametrize("way", ["write_npz", "write_images"])
+@pytest.mark.parametrize("exchanged", ["generator", "tokenizer", "plugin"])
+def test_images_of_an_exchanged_model_are_not_gone_on_with(
+    pipeline: Pipeline, tokenizer: Tokenizer, tmp_path: Path, monkeypatch, way: str, exchanged: str
+):
+    """Trained again under the same name, with the same weights but another decoder, or with other code of one's own."""
+    images, path = Pipeline.images, tmp_path / ("a.npz" if way == "write_npz" else "a")
+    monkeypatch.setattr("softvq.pipeline.PART", 2)
+
+    def stopping(self: Pipeline, request, numbers) -> torch.Tensor:
+        if numbers[0] == 2:
+            raise KeyboardInterrupt
+        return images(self, request, numbers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "images", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            getattr(pipeline, way)(path, **SETTINGS)
+    other = filled(SiTConfig(TransformerConfig(4, 4, 3, 16, 1, 1)).build({"classes": NAMES}), 7)
+    decoder = copy.deepcopy(tokenizer)
+    decoder.decoder.to_pixel.bias.data += 0.1
+    now = {
+        "generator": Pipeline(other, tokenizer, "mine"),
+        "tokenizer": Pipeline(pipeline.generator, decoder, "mine"),
+        "plugin": pipeline,
+    }[exchanged]
+    if exchanged == "plugin":
+        monkeypatch.setattr("softvq.plugins.described", lambda: {"mine.py": "0123456789abcdef"})
+    with pytest.raises(DataError, match="other settings"):
+        getattr(now, way)(path, **SETTINGS)
+
+
+@pytest.mark.parametrize("way", ["write_npz", "write_images"])
+def test_two_calls_that_write_the_same_are_kept_apart(pipeline: Pipeline, tmp_path: Path, way: str):
+    path = tmp_path / ("a.npz" if way == "write_npz" else "a")
+    busy = path.with_name("a.npz.parts") if way == "write_npz" else path
+    with locked(busy), pytest.raises(StorageError, match=r"is in use by .*; wait until it has ended"):
+        getattr(pipeline, way)(path, **SETTINGS)
+    getattr(pipeline, way)(path, **SETTINGS)
+    assert not [one for one in tmp_path.rglob("*") if one.name == LOCK]
 
 
 def test_stored_settings_come_before_the_kinds_and_an_argument_before_both(tokenizer: Tokenizer):

@@ -234,7 +234,9 @@ def test_what_the_types_forbid_is_a_sentence_too():
     """Asked in a process of its own, where arguments are not checked against their annotations."""
     code = """if True:
         import softvq
+        import torch
         from PIL import Image
+        from softvq.training.options import Intervals
         tokenizer, image = softvq.Tokenizer.from_pretrained("softvq-emoji-64"), Image.new("RGB", (64, 64))
         pipeline = softvq.Pipeline.from_pretrained("emoji-sit")
         for call in (
@@ -244,8 +246,13 @@ def test_what_the_types_forbid_is_a_sentence_too():
             lambda: softvq.Tokenizer.from_pretrained(None),
             lambda: softvq.register("Round"),
             *(lambda one=one: pipeline(num=1, **one) for one in (
-                {"precision": "fp16"}, {"seed": 1.5}, {"steps": 2.5}, {"guidance": "two"}, {"batch_size": "8"}
+                {"precision": "fp16"}, {"seed": 1.5}, {"steps": 2.5}, {"guidance": "two"}, {"batch_size": "8"},
+                {"steps": float("nan")}, {"interval": ()},
             )),
+            lambda: pipeline(num=2.0),
+            *(lambda size=size: tokenizer.decode(torch.zeros(1, 64, 16), size) for size in (32.5, (64,), "64")),
+            lambda: softvq.cost(["softvq-s-64"], steps=float("nan"), timed=False),
+            lambda: Intervals(log=float("nan")),
         ):
             try:
                 call()
@@ -264,8 +271,16 @@ def test_what_the_types_forbid_is_a_sentence_too():
         "precision must be auto, float32 or bfloat16, not 'fp16'.",
         "seed must be a whole number, not 1.5.",
         "steps must be a whole number, not 2.5.",
-        "could not convert string to float: 'two'.",
+        "guidance must be a finite number, not 'two'.",
         "batch_size must be a whole number, not '8'.",
+        "steps must be a whole number, not nan.",
+        "the guidance interval must be a lower and a higher time, not [].",
+        "num must be a whole number, not 2.0.",
+        "size must be a whole number of pixels, or (height, width), not 32.5.",
+        "size must be a whole number of pixels, or (height, width), not (64,).",
+        "size must be a whole number of pixels, or (height, width), not '64'.",
+        "steps must be a whole number, not nan.",
+        "log must be every so many steps, at least 1, not nan.",
     ], done.stderr
 
 
@@ -305,6 +320,10 @@ def test_any_character_may_stand_in_what_a_model_says_of_itself(tmp_path: Path):
     tokenizer.save_pretrained(tmp_path / "model")
     assert Tokenizer.from_pretrained(tmp_path / "model").about["domain"] == "😀 and \\ud"
     config = tmp_path / "model" / "config.json"
-    config.write_text(config.read_text(encoding="utf-8").replace("😀", "\\ud83d"), encoding="utf-8")
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")  # as of a folder of images
+    written = config.read_text(encoding="utf-8")
+    config.write_text(written.replace("😀", "caf\\udce9"), encoding="utf-8")
+    assert Tokenizer.from_pretrained(tmp_path / "model").about["domain"] == f"{name} and \\ud"
+    config.write_text(written.replace("😀", "\\ud83d"), encoding="utf-8")
     with pytest.raises(ModelError, match="is not a softvq model configuration"):
         Tokenizer.from_pretrained(tmp_path / "model")

@@ -1,6 +1,7 @@
 """The tokenizer of Figure 2."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -233,6 +234,41 @@ def test_a_size_to_decode_to_may_be_one_number():
     assert tokenizer.decode(latents, 48).shape == (2, 3, 48, 48)
 
 
+@pytest.mark.parametrize("size", [True, (True, 32)])
+def test_a_size_that_is_none_is_refused(size):
+    with pytest.raises(ImageError, match=r"size must be a whole number of pixels, or \(height, width\), not"):
+        tiny().decode(torch.zeros(1, 8, 4), size)
+
+
+@pytest.mark.parametrize("size", [0, -8, (0, 32), (32, -8)])
+def test_a_size_of_no_pixels_is_refused(size):
+    with pytest.raises(ImageError, match="multiples of the patch size 8"):
+        tiny().decode(torch.zeros(1, 8, 4), size)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"encoder": replace(TINY, layer_scale=math.nan)}, "encoder.layer_scale must be a finite number, not nan"),
+        ({"decoder": replace(TINY, norm_eps=math.inf)}, "decoder.norm_eps must be a finite number, not inf"),
+        ({"quantizer": ProductConfig(SoftVQConfig(16, tau=math.inf), 2)}, "quantizer.inner.tau must be a finite"),
+        ({"tokens": True, "quantizer": SOFT}, "tokens must be a whole number, not true"),
+    ],
+)
+def test_a_configuration_that_no_file_could_hold_makes_no_model(fields: dict, name: str):
+    with pytest.raises(ConfigError, match=f"TokenizerConfig.{name}"):
+        tiny(**{"quantizer": SOFT, **fields})
+
+
 def test_statistics_of_another_width_are_refused():
     with pytest.raises(ModelError, match="latent statistics must be one number or 4"):
         tiny().set_statistics(torch.zeros(3), torch.ones(3))
+
+
+def test_the_indices_of_what_is_not_finite_are_refused():
+    """NaN is near to any codeword, the first for one."""
+    tokenizer = tiny(VQConfig(16))
+    with torch.no_grad():
+        tokenizer.to_quantizer.bias.fill_(math.nan)
+    with pytest.raises(ModelError, match="the encoder's outputs are not finite"):
+        tokenizer.encode_indices(images())

@@ -3,32 +3,23 @@
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.options import (
-    BUNDLED_TOKENIZER,
-    BatchSize,
-    Machine,
-    Outcome,
-    TokenizerName,
-    Whole,
-    Workers,
-    option,
-    try_next,
-)
+from softvq.cli import options as cli
 from softvq.errors import counted
 
 
 def encode(
-    data: Annotated[str, option("A folder, tar shards, a Hugging Face dataset, emoji, emoji-val …", name="DATA")],
+    data: Annotated[str, cli.option("A folder, tar shards, a Hugging Face dataset, emoji, emoji-val …", name="DATA")],
     /,
     *,
-    out: Annotated[Path, option("The folder for the latents.")],
-    model: TokenizerName = BUNDLED_TOKENIZER,
-    batch_size: BatchSize = 64,
-    workers: Workers = 2,
-    shard: Annotated[int, Whole, option("Images a shard.")] = 4096,
-    no_mirror: Annotated[bool, option("Leave the mirrored images out.")] = False,
-    common: Machine = Machine(),
-) -> Outcome:
+    out: Annotated[Path, cli.option("The folder for the latents.")],
+    model: cli.TokenizerName = cli.BUNDLED_TOKENIZER,
+    batch_size: cli.BatchSize = 64,
+    workers: cli.Workers = 2,
+    shard: Annotated[int, cli.Whole, cli.option("Images a shard.")] = 4096,
+    columns: cli.Columns = cli.Columns(),
+    no_mirror: Annotated[bool, cli.option("Leave the mirrored images out.")] = False,
+    common: cli.Machine = cli.Machine(),
+) -> cli.Outcome:
     """Tokenize a data set once: latents of every image and of its mirror, which generators are trained on.
 
     ```
@@ -44,20 +35,12 @@ def encode(
     from softvq.encoding import encode
     from softvq.recipes.all import generator_for
 
-    index = encode(
-        model,
-        data,
-        out,
-        mirrored=not no_mirror,
-        shard=shard,
-        batch_size=batch_size,
-        workers=workers,
-        **common.settings(),
-    )
+    settings = {"shard": shard, "batch_size": batch_size, "workers": workers, **common.settings()}
+    index = encode(model, columns.of(data), out, mirrored=not no_mirror, **settings)
     count, shards = sum(index.shards), len(index.shards)
     skipped = f", {counted(len(index.bad), 'unreadable image')} left out" if index.bad else ""
-    then = try_next("train", "generator", generator_for(model), "--data", out, common=common)
-    return Outcome(
+    then = cli.try_next("train", "generator", generator_for(model), "--data", out, common=common)
+    return cli.Outcome(
         {"latents": str(out), "images": count, "shards": shards, "unreadable": len(index.bad)},
         f"{counted(count, 'image')} in {counted(shards, 'shard')}{skipped}; {then}",
     )

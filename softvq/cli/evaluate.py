@@ -5,35 +5,23 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from softvq.cli.options import (
-    BUNDLED_TOKENIZER,
-    Interval,
-    Machine,
-    Measuring,
-    Num,
-    Outcome,
-    Square,
-    TokenizerName,
-    Usage,
-    Whole,
-    option,
-    written,
-)
+from softvq.cli import options as cli
 from softvq.cli.sample import Sampling
 from softvq.errors import counted
 
 Floats = Annotated[tuple[float, ...], Parameter(consume_multiple=True)]
-Integers = Annotated[tuple[int, ...], Whole, Parameter(consume_multiple=True)]
+Integers = Annotated[tuple[int, ...], cli.Whole, Parameter(consume_multiple=True)]
 
 
 def reconstruction(
     *,
-    model: TokenizerName = BUNDLED_TOKENIZER,
-    data: Annotated[str | None, option("Images (default, for the bundled tokenizer: emoji-val).")] = None,
-    lpips: Annotated[bool | None, option("LPIPS (default: not for bundled models).", negative="--no-lpips")] = None,
-    measuring: Measuring = Measuring(),
-    common: Machine = Machine(),
-) -> Outcome:
+    model: cli.TokenizerName = cli.BUNDLED_TOKENIZER,
+    data: Annotated[str | None, cli.option("Images (default, for the bundled tokenizer: emoji-val).")] = None,
+    lpips: Annotated[bool | None, cli.option("LPIPS (default: not for bundled models).", negative="--no-lpips")] = None,
+    columns: cli.Columns = cli.Columns(),
+    measuring: cli.Measuring = cli.Measuring(),
+    common: cli.Machine = cli.Machine(),
+) -> cli.Outcome:
     """Measure a tokenizer's images against what they were made of: rFID, PSNR, SSIM, LPIPS, codebook usage.
 
     ```
@@ -53,25 +41,29 @@ def reconstruction(
     """
     from softvq.evaluation.reconstruction import evaluate_reconstruction
 
+    data = data and columns.of(data)
     result = evaluate_reconstruction(model, data, lpips=lpips, **measuring.settings(common))
-    return written(result, measuring.out)
+    return cli.written(result, measuring.out)
 
 
 def generation(
     *,
     sampling: Sampling = Sampling(),
-    guidance: Annotated[Floats, option("Guidance scale; several are measured each, and drawn as a curve.")] = (),
-    interval: Annotated[tuple[Interval, ...], option("LOW HIGH: guide in these times; may be repeated.")] = (),
-    num: Annotated[int | None, Num, option("How many images (default: 50000; for the bundled images 900).")] = None,
-    seed: Annotated[Integers, option("One or several: figures are means, with their deviation.")] = (0,),
-    samples: Annotated[str | None, option("Measure these instead of a model's: ADM's .npz, or images.")] = None,
-    fit: Annotated[Square | None, option("Of --samples: make squares of images of several sizes.")] = None,
-    size: Annotated[int | None, Whole, option("Of --fit: the side in pixels (default: an .npz reference's).")] = None,
-    reference: Annotated[str | None, option("Real images, or an .npz (default: what the model learned).")] = None,
-    checksum: Annotated[str | None, option("Refuse any other reference than the one with this checksum.")] = None,
-    measuring: Measuring = Measuring(),
-    common: Machine = Machine(),
-) -> Outcome:
+    guidance: Annotated[Floats, cli.option("Guidance scale; several are measured each, and drawn as a curve.")] = (),
+    interval: Annotated[tuple[cli.Interval, ...], cli.option("LOW HIGH: guide in these times; may be repeated.")] = (),
+    num: Annotated[int | None, cli.Num, cli.option("How many images (default: 50000; of emoji 900).")] = None,
+    seed: Annotated[Integers, cli.option("One or several: figures are means, with their deviation.")] = (0,),
+    samples: Annotated[str | None, cli.option("Measure these instead of a model's: ADM's .npz, or images.")] = None,
+    fit: Annotated[cli.Square | None, cli.option("Of --samples: make squares of images of several sizes.")] = None,
+    size: Annotated[
+        int | None, cli.Whole, cli.option("Of --fit: the side in px (default: an .npz reference's).")
+    ] = None,
+    reference: Annotated[str | None, cli.option("Real images, or an .npz (default: what the model learned).")] = None,
+    checksum: Annotated[str | None, cli.option("Refuse any other reference than the one with this checksum.")] = None,
+    columns: cli.Columns = cli.Columns(),
+    measuring: cli.Measuring = cli.Measuring(),
+    common: cli.Machine = cli.Machine(),
+) -> cli.Outcome:
     """Measure a generator's images, or images that are there: gFID, sFID, Inception Score, KID, precision, recall.
 
     ```
@@ -88,7 +80,7 @@ def generation(
     """
     from softvq.evaluation.generation import evaluate_generation
 
-    images: Any = samples
+    images: Any = samples and columns.of(samples)
     asked: dict[str, Any] = {}
     several = len(guidance) > 1 or len(interval) > 1
     if samples is None:
@@ -96,31 +88,23 @@ def generation(
         if not several:
             asked |= {"guidance": next(iter(guidance), None), "interval": next(iter(interval), None)}
     elif guidance or interval or seed != (0,) or sampling != Sampling():
-        raise Usage("--samples are measured as they are: leave out what says how a model draws images.")
-    result = evaluate_generation(
-        images,
-        reference,
-        num=num,
-        seeds=seed,
-        scales=guidance if several else (),
-        intervals=interval if several else (),
-        checksum=checksum,
-        sampling=asked,
-        fit=fit,
-        size=size,
-        **measuring.settings(common),
-    )
-    return written(result, measuring.out)
+        raise cli.Usage("--samples are measured as they are: leave out what says how a model draws images.")
+    settings = {"num": num, "seeds": seed, "checksum": checksum, "fit": fit, "size": size, "sampling": asked}
+    cells = {"scales": guidance, "intervals": interval} if several else {}
+    reference = reference and columns.of(reference)
+    result = evaluate_generation(images, reference, **settings, **cells, **measuring.settings(common))
+    return cli.written(result, measuring.out)
 
 
 def reference(
     *,
-    data: Annotated[str, option("Real images.")],
-    to: Annotated[Path, option("The file to write: .npz.")],
-    size: Annotated[int, Whole, option("Their side after ADM's centre crop.")] = 256,
-    measuring: Measuring = Measuring(),
-    common: Machine = Machine(),
-) -> Outcome:
+    data: Annotated[str, cli.option("Real images.")],
+    to: Annotated[Path, cli.option("The file to write: .npz.")],
+    size: Annotated[int, cli.Whole, cli.option("Their side after ADM's centre crop.")] = 256,
+    columns: cli.Columns = cli.Columns(),
+    measuring: cli.Measuring = cli.Measuring(),
+    common: cli.Machine = cli.Machine(),
+) -> cli.Outcome:
     """Write the statistics of real images as ADM's .npz, which `softvq evaluate generation --reference` takes.
 
     ```
@@ -129,5 +113,5 @@ def reference(
     """
     from softvq.evaluation.references import write_reference
 
-    result = write_reference(data, to, size, **measuring.settings(common))
-    return Outcome(result, f"statistics of {counted(result['images'], 'image')} in {result['reference']}")
+    result = write_reference(columns.of(data), to, size, **measuring.settings(common))
+    return cli.Outcome(result, f"statistics of {counted(result['images'], 'image')} in {result['reference']}")

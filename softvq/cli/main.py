@@ -4,6 +4,7 @@
 (a run has been saved). With --json standard output is one JSON object; messages and progress go to standard error.
 """
 
+import errno
 import json
 import os
 import sys
@@ -28,6 +29,7 @@ COMMANDS = {
     "Measuring": ("evaluate reconstruction", "evaluate generation", "evaluate reference", "probe", "latents"),
     "Cost and reports": ("bench cost", "report"),
 }
+OUTPUT = "standard output"
 ABOUT = {  # commands of commands
     "train": "Train a tokenizer or a generator from a recipe.",
     "evaluate": "Measure reconstructions or generated images, comparably.",
@@ -81,6 +83,8 @@ def _version() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if not _prepare_streams():
+        return _say(f"{OUTPUT} is closed; redirect it, to a file or /dev/null.", 1)
     try:
         before = words[:1] if words and words[0] in ABOUT else []  # such as `train`, which a command follows
         first = next(iter(words[len(before) :]), "")
@@ -90,17 +94,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         command, bound, _ = app().parse_args(words, exit_on_error=False, print_error=False)
         _run(command, bound.args, bound.kwargs, bound.arguments.get("common", Common()))
-        sys.stdout.flush()
         return 0
     except CycloptsError as error:
         return _say(misunderstood(error), 2)
     except KeyboardInterrupt:
         return _say("stopped.", 130)
     except BrokenPipeError:  # `softvq … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return _drop_output()
     except (SoftVQError, OSError) as error:  # what users meet; anything else is a bug and keeps its traceback
-        return _say(sentence(error), exit_code_of(error))
+        said = sentence(error)
+        _say(said, 0)
+        return _drop_output() if said.startswith(OUTPUT) else exit_code_of(error)
+    except RuntimeError as error:
+        if "closed by peer" not in str(error) and "reset by peer" not in str(error):
+            raise
+        return _say("another process of this group has ended, and this one with it.", 1)
+
+
+def _prepare_streams() -> bool:
+    """Make the standard streams able to show any name in any encoding; return True when there is standard output."""
+    streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    return streams["stdout"] is not None
+
+
+def _drop_output() -> int:
+    """Send what is left to be printed nowhere, so that nothing fails once more at the end; return the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _run(command: Any, args: tuple, kwargs: dict[str, Any], common: Common) -> None:
@@ -111,16 +136,15 @@ def _run(command: Any, args: tuple, kwargs: dict[str, Any], common: Common) -> N
         plugins.load(file)
     with _notices(), progress.quietly(common.quiet):
         outcome = command(*args, **kwargs)
-    if not isinstance(outcome, Outcome):  # --help and --version have printed
-        return
     first = True
     if "torch" in sys.modules:
         from softvq import distributed
 
         first = distributed.rank() == 0
         distributed.stop()
-    if first:
-        print(json.dumps(outcome.result, indent=2, ensure_ascii=False, default=str) if common.json else outcome.text)
+    if first and isinstance(outcome, Outcome):  # --help and --version have printed
+        print(json.dumps(outcome.result, indent=2, default=str) if common.json else outcome.text)
+    sys.stdout.flush()
 
 
 def misunderstood(error: CycloptsError) -> str:
@@ -151,6 +175,8 @@ def sentence(error: Exception) -> str:
         if error.setting is None:
             return str(error)
         return f"{str(error).removesuffix('.')} (--{error.setting.replace('_', '-')})."
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:  # files name themselves
+        return f"{OUTPUT} cannot be written ({error.strerror})."
     named = isinstance(error, OSError) and error.strerror and error.filename
     return f"{error.filename}: {error.strerror}." if named else str(error)
 
@@ -175,7 +201,8 @@ def _notices() -> Iterator[None]:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"softvq: {message}", file=sys.stderr)
+    shown = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in message)
+    print(f"softvq: {shown}", file=sys.stderr)
     return code
 
 

@@ -6,7 +6,7 @@ Imports nothing heavy, so that `--help` answers at once.
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
@@ -38,6 +38,7 @@ def _whole(hint: Any, tokens: Sequence[Any]) -> Any:
 
 Whole = Parameter(converter=_whole)
 MEASURING = Group("Measuring", sort_key=1)
+DATA = Group("Data", sort_key=1)
 MACHINE = Group("Machine", sort_key=2)
 EVERY = Group("Every command", sort_key=3)
 
@@ -80,6 +81,27 @@ class Machine(Common):
     def settings(self) -> dict[str, str]:
         """Return the keywords that library functions take."""
         return {"device": self.device, "precision": self.precision}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Columns:
+    """The parts of a sample that are its image and its label: of datasets, columns; of tar shards, endings."""
+
+    image_column: Annotated[str | None, option("The images' column, or ending in .tar.", group=DATA)] = None
+    label_column: Annotated[str | None, option("The labels'; none for no labels.", group=DATA)] = None
+
+    def of(self, data: str) -> str:
+        """Return a name of images that says these parts too."""
+        from softvq.data.opening import with_columns
+
+        return data if self == Columns() or data.endswith(".npz") else with_columns(data, *astuple(self))
+
+    @property
+    def words(self) -> list[str]:
+        """The words that say the same again."""
+        given = {"--image-column": self.image_column, "--label-column": self.label_column}
+        return [word for name, value in given.items() if value is not None for word in (name, value)]
 
 
 TokenizerName = Annotated[str, option("A folder, a bundled model (softvq-emoji-64 knows emoji) or a hub name.")]

@@ -14,12 +14,12 @@ def probe(
     data: Annotated[str, option("Training images or latents.")] = "emoji",
     val: Annotated[str, option("Validation images or latents.")] = "emoji-val",
     layer: Annotated[int | None, Whole, option("Of a generator: after how many blocks (default: 20).")] = None,
-    time: Annotated[float, option("Of a generator: how noisy, 0 data … 1 noise.")] = 0.5,
+    time: Annotated[float | None, option("Of a generator: how noisy, 0 data … 1 noise (default: 0.5).")] = None,
     pool: Annotated[Pool | None, option("Tokens (default: flatten latents, mean of features).")] = None,
-    epochs: Annotated[int, Whole, option("Epochs of the linear layer.")] = 90,
+    epochs: Annotated[int | None, Whole, option("Epochs of the linear layer (default: 90).")] = None,
     probe_batch: Annotated[int | None, Whole, option("Images a step of the probe (default: 16384).")] = None,
-    lr: Annotated[float, option("The learning rate at the start.")] = 0.003,
-    seed: Annotated[int, Whole, option("The seed of the layer's first weights and of the order of images.")] = 0,
+    lr: Annotated[float | None, option("The learning rate at the start (default: 0.003).")] = None,
+    seed: Annotated[int | None, Whole, option("Of first weights, the order of images, noise (default: 0).")] = None,
     quick: Annotated[bool, option("k-NN alone.")] = False,
     working: Working = Working(),
     common: Machine = Machine(),
@@ -38,7 +38,8 @@ def probe(
     the tokens); features of a SiT or DiT after --layer blocks are averaged over tokens, for latents noised to --time,
     without a class. k-NN takes 20 neighbours by their cosine.
     """
-    from softvq.evaluation.probe import ProbeConfig, probe
+    from softvq.evaluation.classifiers import ProbeConfig
+    from softvq.evaluation.probe import probe
 
     result = probe(
         model,

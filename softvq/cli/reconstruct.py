@@ -4,32 +4,20 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.options import (
-    BUNDLED_TOKENIZER,
-    BatchSize,
-    Fit,
-    Machine,
-    Num,
-    Outcome,
-    TokenizerName,
-    Usage,
-    Whole,
-    option,
-    try_next,
-)
+from softvq.cli import options as cli
 
 
 def reconstruct(
-    *images: Annotated[str, option("Image files, folders, or data by name: emoji-val.", name="IMAGE")],
-    model: TokenizerName = BUNDLED_TOKENIZER,
-    out: Annotated[Path, option("The picture: .png, .jpg or .webp.")] = Path("reconstruction.png"),
-    save_latents: Annotated[Path | None, option("Write the latents too, as safetensors.")] = None,
-    fit: Fit = "crop",
-    num: Annotated[int | None, Num, option("So many images, evenly over them (default: all).")] = None,
-    batch_size: BatchSize = 16,
-    shown: Annotated[int, Whole, option("Images in the picture at most.")] = 64,
-    common: Machine = Machine(),
-) -> Outcome:
+    *images: Annotated[str, cli.option("Image files, folders, or data by name: emoji-val.", name="IMAGE")],
+    model: cli.TokenizerName = cli.BUNDLED_TOKENIZER,
+    out: Annotated[Path, cli.option("The picture: .png, .jpg or .webp.")] = Path("reconstruction.png"),
+    save_latents: Annotated[Path | None, cli.option("Write the latents too, as safetensors.")] = None,
+    fit: cli.Fit = "crop",
+    num: Annotated[int | None, cli.Num, cli.option("So many images, evenly over them (default: all).")] = None,
+    batch_size: cli.BatchSize = 16,
+    shown: Annotated[int, cli.Whole, cli.option("Images in the picture at most.")] = 64,
+    common: cli.Machine = cli.Machine(),
+) -> cli.Outcome:
     """Encode and decode images; write a picture: original | reconstruction | error.
 
     ```
@@ -49,13 +37,13 @@ def reconstruct(
     from softvq.runtime import pick_device
 
     if not images:
-        raise Usage("which images? Give files, folders or emoji-val.")
+        raise cli.Usage("which images? Give files, folders or emoji-val.")
     format_of(out)
     given = {Path(one).resolve() for one in images}
     for path in filter(None, (out, save_latents)):
         check_writable(path)
         if path.exists() and {path.resolve(), *path.resolve().parents} & given:
-            raise Usage(f"{path} is one of the images; name another file to write.")
+            raise cli.Usage(f"{path} is one of the images; name another file to write.")
     tokenizer = load_tokenizer(model).to(pick_device(common.device))
     coder = Coder(tokenizer, common.precision)
     compared = compare(
@@ -69,5 +57,5 @@ def reconstruct(
     text = f"{compared}\npicture: {out}"
     if save_latents:
         write_latents(save_latents, compared.latents, [row["image"] for row in compared.rows], tokenizer)
-        text += f"\nlatents: {save_latents}; {try_next('decode', save_latents, common=common)}"
-    return Outcome({"model": str(model), **compared.to_dict(), "picture": str(out)}, text)
+        text += f"\nlatents: {save_latents}; {cli.try_next('decode', save_latents, common=common)}"
+    return cli.Outcome({"model": str(model), **compared.to_dict(), "picture": str(out)}, text)

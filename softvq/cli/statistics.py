@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from softvq.cli.options import BatchSize, Machine, Num, Outcome, option
+from softvq.cli.options import BatchSize, Columns, Machine, Num, Outcome, option
 from softvq.errors import counted
 
 
@@ -15,6 +15,7 @@ def statistics(
     data: Annotated[str, option("emoji, or images of your own.")],
     num: Annotated[int, Num, option("How many images to use at most.")] = 10_000,
     out: Annotated[Path | None, option("The folder to write (default: the model's own).")] = None,
+    columns: Columns = Columns(),
     batch_size: BatchSize = 32,
     common: Machine = Machine(),
 ) -> Outcome:
@@ -28,7 +29,7 @@ def statistics(
     """
     from softvq.statistics import fit_latent_statistics
 
-    fitted = fit_latent_statistics(model, data, out, num=num, batch_size=batch_size, **common.settings())
+    fitted = fit_latent_statistics(model, columns.of(data), out, num=num, batch_size=batch_size, **common.settings())
     for reason in fitted.unreadable.values():
         print(f"skipped: {reason}", file=sys.stderr)
     result = {"model": str(fitted.model), "images": fitted.images, "unreadable": fitted.unreadable}

@@ -3,24 +3,13 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from softvq.cli.options import (
-    Common,
-    Machine,
-    Outcome,
-    Pretrained,
-    Usage,
-    Whole,
-    Workers,
-    option,
-    pretrained_files,
-    try_next,
-)
+from softvq.cli import options as cli
 
 Kind = Literal["tokenizer", "generator"]
 Parallel = Literal["ddp", "fsdp"]
@@ -40,23 +29,22 @@ Words = Annotated[
 class Run:
     """The options of a run: none changes its result, but for the precision and torch.compile."""
 
-    out: Annotated[Path | None, option("The run's folder (default: runs/RECIPE).")] = None
-    resume: Annotated[bool, option("Refuse to start anew where there is no run to go on with.")] = False
-    dry_run: Annotated[bool, option("Print what a step takes, in memory and operations, and stop.")] = False
-    workers: Workers = 2
-    pretrained: Pretrained = ()
-    parallel: Annotated[Parallel, option("With torchrun: a copy of the model each, or shared out.")] = "ddp"
-    most_bad: Annotated[float, option("The share of images that may be unreadable.")] = 0.1
-    recompute: Annotated[bool, option("Keep less for the gradients: less memory, more time.")] = False
-    compile: Annotated[bool, option("Use torch.compile, which pays on GPUs, not on CPUs.")] = False
-    wandb: Annotated[str | None, option("A project at Weights & Biases to log to (pip install 'softvq[wandb]').")] = (
-        None
-    )
-    log_every: Annotated[int, Whole, option("Steps between two lines of the log.")] = 20
-    checkpoint_every: Annotated[int, Whole, option("Steps between two checkpoints.")] = 500
-    sample_every: Annotated[int, Whole, option("Steps between two sample grids, with validation.")] = 1000
+    out: Annotated[Path | None, cli.option("The run's folder (default: runs/RECIPE).")] = None
+    resume: Annotated[bool, cli.option("Refuse to start anew where there is no run to go on with.")] = False
+    dry_run: Annotated[bool, cli.option("Print what a step takes, in memory and operations, and stop.")] = False
+    workers: cli.Workers = 2
+    pretrained: cli.Pretrained = ()
+    parallel: Annotated[Parallel, cli.option("With torchrun: a copy of the model each, or shared out.")] = "ddp"
+    most_bad: Annotated[float, cli.option("The share of images that may be unreadable.")] = 0.1
+    recompute: Annotated[bool, cli.option("Keep less for the gradients: less memory, more time.")] = False
+    compile: Annotated[bool, cli.option("Use torch.compile, which pays on GPUs, not on CPUs.")] = False
+    wandb: Annotated[str | None, cli.option("A project at Weights & Biases (pip install 'softvq[wandb]').")] = None
+    log_every: Annotated[int, cli.Whole, cli.option("Steps between two lines of the log.")] = 20
+    checkpoint_every: Annotated[int, cli.Whole, cli.option("Steps between two checkpoints.")] = 500
+    sample_every: Annotated[int, cli.Whole, cli.option("Steps between two sample grids, with validation.")] = 1000
+    val_images: Annotated[int, cli.Whole, cli.option("Validate on so many images, always the same.")] = 1000
 
-    def options(self, recipe: Any, named: str, command: list[str], common: Machine) -> Any:
+    def options(self, recipe: Any, named: str, command: list[str], common: cli.Machine) -> Any:
         """Return the library's options of the run of a recipe that was given as `named`."""
         from softvq.recipes.opening import is_file
         from softvq.training.options import Intervals, RunOptions
@@ -64,16 +52,13 @@ class Run:
         own = is_file(named) and Path(named).name != "config.json"  # a model's
         out = self.out or Path("runs") / (Path(named).stem if own else recipe.name)
         if self.resume and not any((out / "checkpoints").glob("step-*")):
-            raise Usage(f"--resume: {out} holds no run to resume; leave --resume out to start one.")
-        for name in ("log_every", "checkpoint_every", "sample_every"):
-            if getattr(self, name) < 1:
-                raise Usage(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}.")
+            raise cli.Usage(f"--resume: {out} holds no run to resume; leave --resume out to start one.")
         return RunOptions(
             out,
             common.device,
             common.precision,
             workers=self.workers,
-            pretrained=pretrained_files(self.pretrained),
+            pretrained=cli.pretrained_files(self.pretrained),
             parallel=self.parallel,
             most_bad=self.most_bad,
             recompute=self.recompute,
@@ -81,15 +66,17 @@ class Run:
             command=shlex.join(command),
             intervals=Intervals(self.log_every, self.checkpoint_every, self.sample_every),
             wandb=self.wandb,
+            val_images=self.val_images,
         )
 
 
 def tokenizer(
     *words: Words,
-    rfid: Annotated[str | None, option("Measure rFID when validating: inception-2015-12-05.")] = None,
+    rfid: Annotated[str | None, cli.option("Measure rFID when validating: inception-2015-12-05.")] = None,
+    columns: cli.Columns = cli.Columns(),
     run: Run = Run(),
-    common: Machine = Machine(),
-) -> Outcome:
+    common: cli.Machine = cli.Machine(),
+) -> cli.Outcome:
     """Train a tokenizer from a recipe.
 
     ```
@@ -114,10 +101,10 @@ def tokenizer(
     """
     from softvq.training.tokenizer import TokenizerTask
 
-    return _train("tokenizer", words, lambda recipe, _: TokenizerTask(recipe, rfid=rfid), run, common)
+    return _train("tokenizer", words, lambda recipe, _: TokenizerTask(recipe, rfid=rfid), run, common, columns)
 
 
-def generator(*words: Words, run: Run = Run(), common: Machine = Machine()) -> Outcome:
+def generator(*words: Words, run: Run = Run(), common: cli.Machine = cli.Machine()) -> cli.Outcome:
     """Train a generator (SiT, DiT or MAR) from a recipe, on latents that `softvq encode` made.
 
     ```
@@ -138,7 +125,9 @@ def generator(*words: Words, run: Run = Run(), common: Machine = Machine()) -> O
     return _train("generator", words, task, run, common)
 
 
-def _train(kind: Kind, words: tuple[str, ...], task: Any, run: Run, common: Machine) -> Outcome:
+def _train(
+    kind: Kind, words: tuple[str, ...], task: Any, run: Run, common: cli.Machine, columns: cli.Columns = cli.Columns()
+) -> cli.Outcome:
     from softvq.files import read_json
     from softvq.training.plan import plan, show_plan
     from softvq.training.run import train
@@ -148,19 +137,21 @@ def _train(kind: Kind, words: tuple[str, ...], task: Any, run: Run, common: Mach
         fields["val"] = "null"  # the recipe's validation images are of another kind than yours
         print("validating on nothing: give --val FOLDER (or --val emoji-val) to measure as it goes", file=sys.stderr)
     recipe = _recipe(named, kind, fields)
-    command = ["softvq", "train", kind, *words, *common.words]
+    if columns != cli.Columns():
+        recipe = replace(recipe, data=columns.of(recipe.data), val=recipe.val and columns.of(recipe.val))
+    command = ["softvq", "train", kind, *words, *columns.words, *common.words]
     options = run.options(recipe, named, command, common)
     if run.dry_run:
         planned = plan(task(recipe, fields), options)
-        return Outcome(planned.to_dict(), show_plan(planned))
+        return cli.Outcome(planned.to_dict(), show_plan(planned))
     folder = train(task(recipe, fields), options)
     about = read_json(folder / "config.json")["about"]
     then: tuple = ("sample", "--model", folder)
     if kind == "tokenizer":
         then = ("reconstruct", recipe.val or recipe.data, "--num", 16, "--model", folder)
-    return Outcome(
+    return cli.Outcome(
         {"model": str(folder), "steps": recipe.steps, "figures": about.get("figures")},
-        f"the {kind} is in {folder}; {try_next(*then, common=common)}",
+        f"the {kind} is in {folder}; {cli.try_next(*then, common=common)}",
     )
 
 
@@ -175,12 +166,12 @@ def recipe_and_fields(words: Sequence[str], kind: Kind = "tokenizer") -> tuple[s
         name, equals, value = word[2:].partition("=")
         if not equals:
             if not rest or rest[0].startswith("--"):
-                raise Usage(f"--{name} needs a value.")
+                raise cli.Usage(f"--{name} needs a value.")
             value = rest.pop(0)
         fields[name.replace("-", "_")] = value
     if len(named) != 1:
         problem = f"{named[1]!r} is one word too many" if named else "which recipe? `softvq recipes` lists them"
-        raise Usage(f"{problem}; write softvq train {kind} RECIPE --FIELD VALUE …")
+        raise cli.Usage(f"{problem}; write softvq train {kind} RECIPE --FIELD VALUE …")
     return named[0], fields
 
 
@@ -194,6 +185,6 @@ def _recipe(named: str, kind: Kind, fields: dict[str, str]) -> Any:
     try:
         return open_recipe(named, kind, fields)
     except configs.UnknownField as error:
-        own = [field.name.replace("_", "-") for part in (Run, Machine, Common) for field in fields_of(part)]
+        own = [field.name.replace("_", "-") for part in (Run, cli.Machine, cli.Common) for field in fields_of(part)]
         hint = configs.nearest(error.path, [*error.valid, *own], "--", every=f"`softvq recipes {named}`")
-        raise Usage(f"unknown option --{error.path}{hint}") from None
+        raise cli.Usage(f"unknown option --{error.path}{hint}") from None

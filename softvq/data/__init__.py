@@ -1,9 +1,11 @@
 """Images and latents to train on. Importing this package registers the built-in sources."""
 
+from softvq.data.datasets import HubDataset
 from softvq.data.images import Augment, center_crop, fit, open_image, to_bytes, to_image, to_tensor
 from softvq.data.objects import Objects
 from softvq.data.opening import listing, open_source
-from softvq.data.sources import Folder, HubDataset, Shards, Source, TarFile
+from softvq.data.shards import Shards, TarFile
+from softvq.data.sources import Folder, Source
 
 __all__ = [
     "Augment",

@@ -1,12 +1,17 @@
 """Image files to tensors: decoding, ADM's crops, and [-1, 1].
 
-Every image becomes 8-bit RGB: EXIF orientation applied, transparency laid on white, 16-bit and grey scaled to 8-bit
-RGB, palettes and CMYK converted. An image that cannot be read raises `ImageError`, one sentence that names the file.
+Every image becomes 8-bit RGB: EXIF orientation applied, transparency laid on white, deep grey scaled by the file's own
+bit depth and photometric sense, palettes and CMYK converted. An image that cannot be read, or whose black and white are
+not known, raises `ImageError`, one sentence that names the file. What a file says beside its pixels never costs the
+image.
 """
 
 import io
 import math
+import struct
 import warnings
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,23 +23,30 @@ from numpy.random import Generator
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from softvq.errors import ImageError
+from softvq.errors import ConfigError, ImageError, is_number
 
 Fit = Literal["crop", "resize", "pad"]  # how an image becomes a square
 _BEYOND = 10.0  # the largest size of a value that is still taken for a decoded image's
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+_DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # Pillow's modes of grey beyond 8 bits
+_KIND, _SIZE, _BITS, _PHOTOMETRIC, _SIGN = 254, (256, 257), 258, 262, 339  # tags of TIFF
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def open_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
     """Decode a file, or the bytes of one, to 8-bit RGB (the first frame of an animation)."""
     name = name or (str(source) if not isinstance(source, bytes) else "the image")
+
+    def decode(image: Image.Image) -> Image.Image:
+        if _tags(image).get(_KIND) == 1:
+            raise ImageError(f"{name} begins with a small preview, as raw files of cameras do; develop it to an image.")
+        _scale_clear(image, name)
+        image.load()
+        return to_rgb(_upright(image), name, image)
+
     try:
-        with (
-            warnings.catch_warnings(),
-            Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image,
-        ):
-            warnings.simplefilter("ignore")  # of odd metadata: the pixels are what counts
-            return to_rgb(ImageOps.exif_transpose(image))
+        return _read(source, decode)
+    except ImageError:
+        raise
     except FileNotFoundError:
         raise ImageError(f"{name} does not exist.") from None
     except IsADirectoryError:
@@ -49,13 +61,94 @@ def open_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
 
 def size_of(data: bytes, name: str) -> tuple[int, int]:
     """Return the width and height of an encoded image without decoding its pixels; `ImageError` when it is none."""
+
+    def look(image: Image.Image) -> tuple[int, int]:
+        try:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)  # by a quarter
+        except Exception:  # Pillow raises many kinds on damaged metadata
+            turned = False
+        width, height = (_tags(image).get(tag, side) for tag, side in zip(_SIZE, image.size, strict=True))
+        return (height, width) if turned else (width, height)
+
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
-            warnings.simplefilter("ignore")
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
-            return image.size[::-1] if turned else image.size
+        return _read(data, look)
     except Exception as error:  # Pillow raises many kinds on damaged files
         raise ImageError(f"{name} is not an image that can be read ({error}).") from error
+
+
+def _read(source: str | Path | bytes, use: Callable[[Image.Image], Any]) -> Any:
+    """Return what `use` makes of an opened image; one that fails is tried again without what is beside its pixels."""
+    try:
+        with (
+            warnings.catch_warnings(),
+            Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image,
+        ):
+            warnings.simplefilter("ignore")  # of odd metadata: the pixels are what counts
+            return use(image)
+    except (ImageError, FileNotFoundError, IsADirectoryError, Image.DecompressionBombError):
+        raise
+    except Exception:  # on damaged files Pillow raises OSError, SyntaxError, struct.error and more
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        if (plain := _without_metadata(data)) == data:
+            raise
+        with warnings.catch_warnings(), Image.open(io.BytesIO(plain)) as image:
+            warnings.simplefilter("ignore")
+            return use(image)
+
+
+def _tags(image: Image.Image) -> Any:
+    """Return the tags of a TIFF, of other images an empty dictionary."""
+    return getattr(image, "tag_v2", {})
+
+
+def _scale_clear(image: Image.Image, name: str) -> None:
+    """Give a PNG's transparent colour the scale of its pixels: Pillow makes 8 bits of them and leaves the colour."""
+    raw, clear = (image.tile[0][3] if getattr(image, "tile", None) else ""), image.info.get("transparency")
+    if isinstance(clear, int) and raw in ("L;2", "L;4"):
+        image.info["transparency"] = clear * (85 if raw == "L;2" else 17)
+    if isinstance(clear, tuple) and raw == "RGB;16B":
+        raise ImageError(f"{name} has a transparent colour of 16 bits, which is not read; store transparency as alpha.")
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """Return a PNG or a JPEG with those parts alone that its pixels need; other data as it is.
+
+    Pillow refuses parts that are large or damaged. The orientation stays.
+    """
+    if data.startswith(_PNG):
+        return _plain_png(data)
+    return _plain_jpeg(data) if data.startswith(b"\xff\xd8\xff") else data
+
+
+def _plain_jpeg(data: bytes) -> bytes:
+    kept, at = [data[:2]], 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in (0xDA, 0xFF):  # up to the pixels
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        segment = data[at:end]
+        is_extra = segment[1] == 0xFE or 0xE0 <= segment[1] < 0xF0  # comments, and what applications add
+        if not is_extra or segment[4:10] == b"Exif\0\0" or (segment[4:9] == b"Adobe" and len(segment) >= 16):
+            kept.append(segment)
+        at = end
+    return b"".join(kept) + data[at:]
+
+
+def _plain_png(data: bytes) -> bytes:
+    kept, at = [_PNG], len(_PNG)
+    while at + 12 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        chunk, at = data[at : at + 12 + length], at + 12 + length
+        if not kind[0] & 32 or kind in (b"tRNS", b"eXIf"):  # critical chunks begin with a capital
+            sound = len(chunk) == 12 + length and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+            kept += [chunk] if sound or kind != b"eXIf" else []
+    return b"".join(kept)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return an image turned as its EXIF says; EXIF that cannot be read turns nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises many kinds on damaged metadata
+        return image
 
 
 def as_image(image: Any, name: str = "the image", value_range: tuple[float, float] | None = None) -> Image.Image:
@@ -67,7 +160,8 @@ def as_image(image: Any, name: str = "the image", value_range: tuple[float, floa
     if isinstance(image, str | Path):
         return open_image(Path(image).expanduser())
     if isinstance(image, Image.Image):
-        return to_rgb(ImageOps.exif_transpose(image))
+        _scale_clear(image, name)
+        return to_rgb(_upright(image), name, image)
     if not isinstance(image, np.ndarray | Tensor):
         raise ImageError(f"{name} must be a PIL image, a path, an array or a tensor, not {a_kind(image)}.")
     given = image
@@ -96,6 +190,8 @@ def _scaled(array: np.ndarray, name: str, value_range: tuple[float, float] | Non
             "their value_range, (0, 1) or (-1, 1), where one can be given."
         )
     black, white = value_range
+    if not (is_number(black) and is_number(white) and black != white):
+        raise ConfigError(f"value_range must be two numbers that differ, black and white, not {value_range}.")
     scaled = (array.astype(np.float64) - black) / (white - black)
     if not (np.isfinite(scaled).all() and scaled.min() >= -1e-3 and scaled.max() <= 1 + 1e-3):
         raise ImageError(
@@ -110,19 +206,59 @@ def a_kind(value: Any) -> str:
     return "a PIL image" if isinstance(value, Image.Image) else f"a {name.removeprefix('builtins ')}"
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image as 8-bit RGB: transparency on white, 16-bit divided by 257, float images taken as [0, 1]."""
-    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):  # 16-bit grey; Pillow opens such PNGs as I or I;16
-        grey = np.asarray(image.convert("I"), dtype=np.float64).clip(0, 65535) / 257.0
-        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        grey = np.nan_to_num(np.asarray(image)).clip(0, 1) * 255.0
-        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+def to_rgb(image: Image.Image, name: str = "the image", opened: Image.Image | None = None) -> Image.Image:
+    """Return an image as 8-bit RGB: transparency on white, deeper grey scaled as its file says.
+
+    `opened` is the image as it was opened, which still knows its file's format and tags. Raise `ImageError` that names
+    the image where its black and white are not known.
+    """
+    opened = opened or image
+    if image.mode in _DEEP or (image.mode == "L" and _is_signed(opened)):
+        return Image.fromarray(_shallow(image, name, opened)).convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _shallow(image: Image.Image, name: str, opened: Image.Image) -> np.ndarray:
+    """Return grey of more than 8 bits as 8 bits; what a PNG declares transparent is white."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        if not (np.isfinite(values).all() and 0 <= values.min() <= values.max() <= 1):
+            raise ImageError(
+                f"{name} is of floating-point numbers from {values.min():g} to {values.max():g}, whose black and white "
+                "are not known; scale them to [0, 1], or store 8 bits."
+            )
+        grey = np.rint(values.astype(np.float64) * 255)
+    else:
+        white = _white(name, opened)
+        values = values.astype(np.int64).clip(0, white)
+        grey = np.rint(values / 257) if white == 65535 else values * 255 // white
+    if _tags(opened).get(_PHOTOMETRIC) == 0:  # white is zero
+        grey = 255 - grey
+    if isinstance(clear := image.info.get("transparency"), int):
+        grey = np.where(values == clear, 255, grey)
+    return grey.astype(np.uint8)
+
+
+def _is_signed(opened: Image.Image) -> bool:
+    """Return True when an image's file says that its numbers have a sign, as FITS does of whole ones."""
+    return (opened.format == "FITS" and opened.mode != "L") or _tags(opened).get(_SIGN, (1,))[0] == 2
+
+
+def _white(name: str, opened: Image.Image) -> int:
+    """Return the whitest value of whole-number grey: by its TIFF's bits a sample, else of 16 bits."""
+    bits, signed = _tags(opened).get(_BITS, (16,))[0], _is_signed(opened)
+    if bits > 16 or signed or (opened.mode == "I" and opened.format not in ("PNG", "PPM")):
+        kind = "signed" if signed else f"{max(bits, 32)}-bit"
+        raise ImageError(
+            f"{name} is of {kind} grey, whose black and white are not known; store it with 8 or 16 bits without sign."
+        )
+    return 2**bits - 1
 
 
 @dataclass(frozen=True)
@@ -203,8 +339,12 @@ def to_tensor(image: Image.Image) -> Float[Tensor, "3 H W"]:
 
 
 def to_bytes(images: Float[Tensor, "*B 3 H W"]) -> UInt8[Tensor, "*B 3 H W"]:
-    """Return images in [-1, 1] as clamped 8-bit ones, 0 … 255."""
-    return images.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    """Return images in [-1, 1] as clamped 8-bit ones, 0 … 255; `ImageError` when one of their numbers is not finite."""
+    scaled = images.detach().float().add(1.0).mul(127.5)
+    is_known = type(scaled) is Tensor and not torch.compiler.is_compiling()  # see `check_range`
+    if is_known and not scaled.sum().isfinite() and not scaled.isfinite().all():  # a sum costs least
+        raise ImageError("the images are not finite: NaN and Inf are no colours, and what made them has failed.")
+    return scaled.round().clamp(0, 255).to(torch.uint8)
 
 
 def to_image(image: Float[Tensor, "3 H W"]) -> Image.Image:

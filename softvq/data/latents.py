@@ -17,13 +17,14 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from softvq.data.order import Order, check_batch, positions_of
+from softvq.data.order import Order, check_batch, evenly, positions_of
 from softvq.errors import DataError
 from softvq.files import write_json
 from softvq.randomness import Stream, rng
 
 INDEX = "index.json"
 NAMES = "names"  # in a shard's metadata: the images' names, as a JSON list
+CONTENTS = "contents"  # there too: what the shard was made of, which tells whether its images have changed
 FORMAT = 1
 _HELD = 8 * 10**9  # bytes: larger caches are read from disk as they are needed
 
@@ -108,6 +109,12 @@ class Latents:
         self.starts = np.cumsum([0, *self.index.shards])
         self._files = [self._open(number) for number in range(len(self.index.shards))]
         self.labels = torch.cat([file.get_tensor("labels").long() for file in self._files])
+        if (
+            len(self)
+            and self.index.classes
+            and not -1 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.index.classes)
+        ):
+            raise DataError(f"{self.folder} holds labels beyond its {len(self.index.classes)} classes; encode again.")
         self._whole: Tensor | None = None
         mirrors = 2 if self.index.mirrored else 1
         if len(self) * mirrors * self.index.tokens * self.index.channels * 2 <= _HELD:
@@ -159,10 +166,10 @@ class Latents:
             yield replace(self._batch(order.at(positions), mirrors, positions), step=step)
 
     def in_order(self, batch_size: int, limit: int | None = None) -> Iterator[LatentBatch]:
-        """Yield batches of the images as they are, once and in order; `limit`: only so many of them."""
-        total = len(self) if limit is None else min(limit, len(self))
-        for first in range(0, total, batch_size):
-            indices = list(range(first, min(total, first + batch_size)))
+        """Yield batches of the images as they are, once and in order; `limit`: only so many, spread evenly over all."""
+        chosen = evenly(len(self) if limit is None else limit, len(self))
+        for first in range(0, len(chosen), batch_size):
+            indices = chosen[first : first + batch_size]
             yield self._batch(indices, [0] * len(indices), indices)
 
     def _batch(self, indices: list[int], mirrors: list[int], positions: list[int]) -> LatentBatch:

@@ -1,12 +1,15 @@
 """Batches of images: endless ones to train on, from any step on, and a data set once, in order."""
 
 import signal
+import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -28,7 +31,8 @@ class Batch:
     """Images in [-1, 1], with class labels, names, sample numbers, and the step that they are for.
 
     `names` are those that the images were read from. `bad`: files that could not be read, {name: reason}; in training
-    the next readable image replaces each. `step` counts the steps of training from 0 on.
+    the next readable image replaces each. `step` counts the steps of training from 0 on. `digests` has checksums of the
+    images' contents by sample number, where they were asked for.
     """
 
     images: Float[Tensor, "B 3 H W"]
@@ -37,6 +41,7 @@ class Batch:
     positions: list[int]
     bad: dict[str, str] = field(default_factory=dict)
     step: int = 0
+    digests: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -74,17 +79,25 @@ class Sample:
     name: str
     position: int
     bad: dict[str, str]
+    digest: str = ""
 
 
 class Samples(Dataset):
     """A data set that reads one image by its number, in a worker process, and makes a square of it.
 
     A bad file gives the next readable one when `replaces` is set, else a sample without an image. A `DataError` is
-    returned as the sample: raised in a worker it would reach people as a traceback.
+    returned as the sample: raised in a worker it would reach people as a traceback. `digest` returns the checksum of a
+    sample's contents, where it is wanted.
     """
 
-    def __init__(self, order: SampleOrder, square: "Augmented | Fitted", replaces: bool):
-        self.order, self.square, self.replaces = order, square, replaces
+    def __init__(
+        self,
+        order: SampleOrder,
+        square: "Augmented | Fitted",
+        replaces: bool,
+        digest: Callable[[int], str] | None = None,
+    ):
+        self.order, self.square, self.replaces, self.digest = order, square, replaces, digest
 
     def __getitem__(self, position: int) -> Sample | DataError:
         bad: dict[str, str] = {}
@@ -95,7 +108,8 @@ class Samples(Dataset):
                     return NoneReadable(bad)
                 try:
                     image, label = read()
-                    return Sample(to_tensor(self.square(image, position, name)), label, name, position, bad)
+                    view = to_tensor(self.square(image, position, name))
+                    return Sample(view, label, name, position, bad, self.digest(position) if self.digest else "")
                 except ImageError as error:
                     bad[name] = str(error)
                     if not self.replaces:
@@ -197,11 +211,12 @@ def ordered_batches(
     how: str = "crop",
     chosen: Sequence[int] | None = None,
     workers: int = 0,
+    digests: bool = False,
 ) -> Iterator[Batch]:
     """Yield batches of the `chosen` images (default: all), once and in order, each fitted to `size`.
 
     `how` is that of `images.fit`, or `keep`: an image of another size is a `DataError`. `workers` processes decode; 0
-    decodes in this one.
+    decodes in this one. With `digests` batches have checksums of the images' contents.
 
     Bad files are left out and named in the `bad` of their batch or, where all of a batch are bad, of a neighbour;
     `positions` are indices into the source. Raise `NoneReadable` when no image can be read.
@@ -209,7 +224,8 @@ def ordered_batches(
     chosen = range(len(source.names)) if chosen is None else chosen
     ready: Batch | None = None  # held back, to name the bad files that no later batch can
     bad: dict[str, str] = {}
-    dataset = Samples(InOrder(source), Fitted(size, how), replaces=False)
+    digest = source.digest if digests else None
+    dataset = Samples(InOrder(source), Fitted(size, how), replaces=False, digest=digest)
     with _workers_as_asked():
         loader = DataLoader(
             plugins.carried(dataset), batch_size, sampler=list(chosen), num_workers=workers, collate_fn=list
@@ -244,21 +260,45 @@ def _collate(samples: list[Sample]) -> Batch:
         [sample.name for sample in samples],
         [sample.position for sample in samples],
         bad,
+        digests={sample.position: sample.digest for sample in samples if sample.digest},
     )
 
 
 def _ended(batches: Iterable[Any]) -> Iterator[Any]:
-    """Yield batches of a loader, and end its workers at once when no more are wanted, or reading them fails.
+    """Yield batches of a loader, and end its workers at once when no more are wanted, or anything fails.
 
-    Left to the garbage collector, the queues of a loader may go before it, and its workers are waited for in vain: ten
-    seconds for each.
+    Left to PyTorch, workers may be waited for in vain: one that was killed leaves locks behind that the others wait
+    for, and a worker of ours does not heed the one SIGTERM that it would get. At the end of this process they are
+    killed too, whoever still holds this generator. Raise `DataError` when a worker has died.
     """
+    handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
     with _workers_as_asked():
         iterator = iter(batches)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler)  # PyTorch's raises wherever the main thread is when a worker ends
+    workers = getattr(iterator, "_workers", [])
+    kill = weakref.finalize(iterator, _kill, workers)
     try:
         yield from iterator
+    except (RuntimeError, OSError, EOFError) as error:  # as PyTorch finds it, or a batch that only the dead one had
+        if not wait([worker.sentinel for worker in workers], timeout=1):
+            raise
+        raise DataError(
+            "a process that decodes images has died (often: no memory left); the same call goes on where it was saved "
+            "last, with fewer workers if that was it.",
+            setting="workers",
+        ) from error
     finally:
+        kill()
         del iterator
+
+
+def _kill(processes: list[Any]) -> None:
+    """End processes at once, and wait until they have ended."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
 
 
 @contextmanager

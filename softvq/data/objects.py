@@ -1,6 +1,7 @@
 """Images that a program holds: a torch `Dataset`, an array, a list of paths or of images, as a `Source`."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from softvq.data.images import as_image
+from softvq.data.labels import UNLABELLED
 from softvq.data.order import evenly
-from softvq.data.sources import Source
+from softvq.data.sources import Source, Stamp, file_stamps
 from softvq.errors import DataError, ImageError, counted
 from softvq.files import first_line
 
@@ -29,6 +31,8 @@ class Objects(Source):
     An image is a path, a PIL image, an 8-bit array (H, W, 3) or tensor (3, H, W). Floating-point tensors and arrays
     need `value_range`, their numbers for black and white, such as (0, 1). `given_labels` and `class_names` replace
     those that the items, or their attributes `targets` and `classes` (torchvision's), give.
+
+    A label that is None or −1 stands for none; an image that is None is one that cannot be read.
 
     An item must always be the same image: training does its own cropping and mirroring, a function of the seed.
     """
@@ -64,9 +68,13 @@ class Objects(Source):
         return f"{counted(len(self), 'image')} ({type(self.items).__name__})"
 
     @cached_property
+    def _are_paths(self) -> bool:
+        return isinstance(self.items, list | tuple) and all(isinstance(item, str | Path) for item in self.items)
+
+    @cached_property
     def names(self) -> list[str]:
         """The names of the images: unique paths for a list of paths, else `image 0`, `image 1`, …."""
-        if not (isinstance(self.items, list | tuple) and all(isinstance(item, str | Path) for item in self.items)):
+        if not self._are_paths:
             return [f"image {number}" for number in range(len(self.items))]
         seen: Counter[str] = Counter()
         names = []
@@ -98,7 +106,7 @@ class Objects(Source):
     def classes(self) -> list[str]:
         """The names of the classes: those given, else the data set's, else their numbers.
 
-        A single class has an empty name by default. Raise `DataError` when there are labels beyond the names.
+        A single class, or none, has an empty name by default. Raise `DataError` when there are labels beyond the names.
         """
         count = max(self.labels) + 1
         names = self.class_names if self.class_names is not None else getattr(self.items, "classes", None)
@@ -106,14 +114,23 @@ class Objects(Source):
             if len(names) < count:
                 raise DataError(f"a label is {count - 1}, but there are the names of {len(names)} classes alone.")
             return list(names)
-        return [""] if count == 1 else [str(number) for number in range(count)]
+        return [""] if count < 2 else [str(number) for number in range(count)]
+
+    def stamps(self) -> list[Stamp] | None:
+        """Return the size and the time of change of each file of a list of paths; None for other images."""
+        return file_stamps(self.items) if self._are_paths else None
+
+    def digest(self, index: int) -> str:
+        """Return a checksum of an image's pixels, 16 hex digits."""
+        return hashlib.sha256(self._pixels(index)).hexdigest()[:16]
 
     @cached_property
     def identity(self) -> dict[str, object]:
-        """The number of images and a checksum.
+        """The number of images and checksums.
 
-        The checksum is of all of an array's numbers, else of the names and of the pixels of up to 64 images, evenly
-        over them.
+        `names` is of all of an array's numbers, else of the names and of the pixels of up to 64 images, evenly over
+        them, with their labels; `contents` is of the labels given for all at once and, where they are known, the sizes
+        of files.
         """
         digest = hashlib.sha256(f"{type(self.items).__module__}.{type(self.items).__qualname__}".encode())
         if isinstance(self.items, np.ndarray | Tensor):
@@ -126,7 +143,14 @@ class Objects(Source):
             digest.update("\n".join(self.names).encode("utf-8", "surrogateescape"))
             for number in evenly(64, len(self.items)):
                 digest.update(self._pixels(number))
-        return {"count": len(self.items), "names": digest.hexdigest()[:16]}
+        sizes = [size for size, _ in self.stamps() or ()]
+        contents = hashlib.sha256(json.dumps([self._told_labels, sizes]).encode()).hexdigest()
+        return {"count": len(self.items), "names": digest.hexdigest()[:16], "contents": contents[:16]}
+
+    @property
+    def version(self) -> str:
+        """A checksum of the identity, and of the times of change of files where the images are files."""
+        return hashlib.sha256(json.dumps([self.identity, self.stamps()]).encode()).hexdigest()[:16]
 
     def read(self, index: int) -> bytes:
         """Raise `DataError`: images in memory have no bytes of a file."""
@@ -144,11 +168,13 @@ class Objects(Source):
         name = self.names[index]
         try:
             image, label = self._parts(index)
+            if image is None:
+                raise ImageError(f"{name} is null: there is no image.")
             made = as_image(image, name, self.value_range)
         except OSError as error:  # of a data set that reads files, as it reads them
             raise ImageError(f"{name} cannot be read ({error.strerror or first_line(error)}).") from error
         except ImageError as error:
-            if isinstance(image, str | Path):
+            if isinstance(image, str | Path | None):
                 raise
             raise DataError(str(error)) from error  # no bad file: all images are probably of this kind
         return made, label if self._told_labels is None else self._told_labels[index]
@@ -156,10 +182,10 @@ class Objects(Source):
     def _pixels(self, index: int) -> bytes:
         """Return bytes that tell an image from another, for one that cannot be read a constant."""
         try:
-            image, _ = self.image(index)
+            image, label = self.image(index)
         except (ImageError, DataError):
             return b"unreadable"
-        return f"{image.size}".encode() + image.tobytes()
+        return f"{image.size} {label}".encode() + image.tobytes()
 
     def _parts(self, index: int) -> tuple[Any, int]:
         """Return an item's image and label."""
@@ -174,9 +200,11 @@ class Objects(Source):
 
 
 def _label(label: Any, name: str) -> int:
-    """Return a label as a number; `DataError` where it is none."""
+    """Return a label as a number, `UNLABELLED` for None and −1; `DataError` where it is none."""
     is_one = getattr(label, "numel", lambda: getattr(label, "size", 1))() == 1
     number = label.item() if hasattr(label, "item") and is_one else label
-    if not isinstance(number, Integral) or isinstance(number, bool) or number < 0:
-        raise DataError(f"the label of {name} is {label!r}; labels are whole numbers from 0 on.")
+    if number is None or (isinstance(number, float) and number != number):
+        return UNLABELLED
+    if not isinstance(number, Integral) or isinstance(number, bool) or number < UNLABELLED:
+        raise DataError(f"the label of {name} is {label!r}; labels are whole numbers from 0 on, and -1 for none.")
     return int(number)

@@ -1,13 +1,17 @@
-"""Sources of images: folders, tar shards, Hugging Face datasets, and the emoji that ship with the package.
+"""Sources of images: what they all are, and folders.
 
 A source has names, labels, classes, and `read(index)`: the encoded bytes. Sources are small and picklable; files are
 opened by the process that reads them.
 """
 
 import hashlib
+import json
 import os
-import tarfile
+import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,10 +20,13 @@ from typing import ClassVar
 from PIL import Image
 
 from softvq.config import family, register
-from softvq.data.images import EXTENSIONS, open_image, size_of
+from softvq.data.finding import HEAD, ImageFinder, is_hidden
+from softvq.data.images import open_image, size_of
+from softvq.data.labels import UNLABELLED, class_of, folder_classes
 from softvq.data.order import Order, Reader, SampleOrder
-from softvq.errors import DataError, ImageError, counted
+from softvq.errors import DataError, ImageError, Notice, counted
 
+Stamp = tuple[int, int]  # the bytes of an encoded image, and when its file last changed (ns)
 EMOJI = Path(__file__).parent.parent / "assets" / "emoji"
 
 
@@ -30,13 +37,15 @@ class Source(ABC):
     A source of your own is a frozen dataclass that derives from this class and has `@softvq.register` above it: it is
     then data by its name (`Stripes`, or `{"type": "Stripes", "count": 8}`).
 
-    `names` are unique and always the same; `labels` are numbers of `classes`.
+    `names` are unique and always the same; `labels` are numbers of `classes`, or `UNLABELLED`. `left_out` counts, by
+    ending, the files that lie beside the images and are none.
     """
 
     required: ClassVar = ("names", "labels", "classes")
     names: list[str]
     labels: list[int]
     classes: list[str]
+    left_out: ClassVar[Mapping[str, int]] = {}
 
     @abstractmethod
     def read(self, index: int) -> bytes:
@@ -61,11 +70,38 @@ class Source(ABC):
     def __str__(self) -> str:
         return f"{counted(len(self), 'image')} ({type(self).__name__})"
 
+    def stamps(self) -> Sequence[Stamp] | None:
+        """Return the size and the time of change of each image; None where they cannot be had without reading it."""
+        return None
+
+    def digest(self, index: int) -> str:
+        """Return a checksum of an image's contents, 16 hex digits; of one that cannot be read, an empty one."""
+        try:
+            return hashlib.sha256(self.read(index)).hexdigest()[:16]
+        except (OSError, ImageError):
+            return ""
+
     @property
     def identity(self) -> dict[str, object]:
-        """The number of images and a checksum of their names, by which one set of images is told from another."""
+        """The number of images and checksums, by which one set of images is told from another.
+
+        `names` is of their names, `contents` of their labels and, where they are known, sizes. A copy of the images
+        has the same identity.
+        """
         names = hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogateescape")).hexdigest()
-        return {"count": len(self.names), "names": names[:16]}
+        sizes = [size for size, _ in self.stamps() or ()]
+        contents = hashlib.sha256(json.dumps([self.labels, sizes]).encode()).hexdigest()
+        return {"count": len(self.names), "names": names[:16], "contents": contents[:16]}
+
+    @property
+    def version(self) -> str | None:
+        """A checksum that changes when images may have, unfinished work on which is then begun anew.
+
+        It is of the identity and the times of change. None where these are not known: work is then always begun anew.
+        """
+        if (stamps := self.stamps()) is None:
+            return None
+        return hashlib.sha256(json.dumps([self.identity, stamps]).encode()).hexdigest()[:16]
 
     def holds(self, path: Path) -> bool:
         """Return True when a file written to this path would become one of the images."""
@@ -93,255 +129,159 @@ class ListedOrder:
         return self.source.names[index], partial(self.source.image, index)
 
 
-class _ByFolder(Source):
-    """A source with classes from names: the first folder of each is its class; names without a folder are one class."""
+class ByFolder(Source):
+    """A source with classes from names: the first folder of each is its class; names without a folder are one class.
+
+    Where there are folders, images beside them are unlabelled.
+    """
 
     names: list[str]
 
     @cached_property
+    def _folders(self) -> list[str]:
+        """The folders that are classes, if all are numbers without a gap."""
+        return sorted({class_of(name) for name in self.names} - {""})
+
+    @cached_property
     def classes(self) -> list[str]:
-        return sorted({_class_of(name) for name in self.names})
+        """The names of the classes: folders 0 … K−1 keep their numbers, all others are sorted."""
+        return folder_classes({class_of(name) for name in self.names}, self._folders)
 
     @cached_property
     def labels(self) -> list[int]:
+        """The class number of each image."""
         numbers = {name: number for number, name in enumerate(self.classes)}
-        return [numbers[_class_of(name)] for name in self.names]
+        return [numbers.get(class_of(name), UNLABELLED) for name in self.names]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The parts of a sample that are its image and its label, where that is not clear.
+
+    They are columns of a Hugging Face dataset, or endings in tar shards (`png`, `cls`). The label `none` stands for no
+    labels.
+    """
+
+    image: str | None = None
+    label: str | None = None
 
 
 @register
 @dataclass(frozen=True)
-class Folder(_ByFolder):
+class Folder(ByFolder):
     """Images under a folder, sorted by path. Each sub-folder of `root` is a class; a flat folder is one class."""
 
     root: Path
 
     def __post_init__(self):
-        if not self.root.is_dir():
+        if not os.path.isdir(self.root):
             raise DataError(
                 f"there is no folder {str(self.root)!r}; give a folder of images, or one sub-folder a class."
             )
         if not self.names:
-            raise DataError(
-                f"{str(self.root)!r} holds no images (looked for {', '.join(EXTENSIONS)}, sub-folders too)."
-            )
+            held = f"; it holds {kinds_of(self.left_out)}" if self.left_out else ""
+            raise DataError(f"{str(self.root)!r} holds no images that Pillow can open, sub-folders too{held}.")
 
     @cached_property
-    def names(self) -> list[str]:
-        """The paths of the images relative to `root`, sorted; hidden files and folders are left out."""
-        paths, seen = [], set()
-        for folder, folders, files in os.walk(self.root, followlinks=True):
-            if (real := os.path.realpath(folder)) in seen:  # a link back up
+    def _walked(self) -> tuple[list[str], dict[str, int], list[str]]:
+        """The sorted paths of the images relative to `root`, the files left out, and the folders in `root`.
+
+        Hidden and system files and folders are passed over.
+        """
+        finder, paths, above, top = ImageFinder(), [], {}, []
+        for folder, folders, files in os.walk(self.root, onerror=_unreadable, followlinks=True):
+            chain, real = above.get(os.path.dirname(folder), ()), os.path.realpath(folder)
+            if real in chain:  # a link back up
                 folders.clear()
                 continue
-            seen.add(real)
-            folders[:] = sorted(name for name in folders if name[0] != ".")
-            paths += [os.path.join(folder, f) for f in files if f.lower().endswith(EXTENSIONS) and f[0] != "."]
-        return sorted(os.path.relpath(path, self.root) for path in paths)
+            above[folder] = (*chain, real)
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            inside = os.path.relpath(folder, self.root)
+            if inside == ".":
+                top = list(folders)
+            for name in files:
+                path = os.path.join(folder, name)
+                if not is_hidden(name) and finder.is_image(name, partial(_head, path)):
+                    paths.append(name if inside == "." else os.path.join(inside, name))
+        return sorted(paths), finder.left_out, top
+
+    @property
+    def names(self) -> list[str]:
+        """The paths of the images relative to `root`, sorted; hidden files and folders are left out."""
+        return self._walked[0]
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """The number of files of each ending that Pillow cannot open."""
+        return self._walked[1]
+
+    @property
+    def _folders(self) -> list[str]:
+        return self._walked[2]
 
     def read(self, index: int) -> bytes:
         """Return the bytes of an image's file; `OSError` when it cannot be read."""
         return (self.root / self.names[index]).read_bytes()
+
+    def stamps(self) -> list[Stamp]:
+        """Return the size and the time of change of each file; zeros for one that is gone."""
+        return file_stamps([os.path.join(self.root, name) for name in self.names])
 
     def holds(self, path: Path) -> bool:
         """Return True when a path lies under `root`, links followed."""
         return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root))
 
 
-@dataclass(frozen=True)
-class TarFile(_ByFolder):
-    """A tar of `class/name` images, read in place by offset: the bundled emoji.
-
-    Its images are those in `only` (None: all) without those in `without`.
-    """
-
-    path: Path
-    only: frozenset[str] | None = None
-    without: frozenset[str] = frozenset()
-
-    @cached_property
-    def _entries(self) -> list[tuple[str, int, int]]:
-        kept = (e for e in tar_entries(self.path) if self.only is None or e[0] in self.only)
-        return sorted(entry for entry in kept if entry[0] not in self.without)
-
-    @cached_property
-    def names(self) -> list[str]:
-        """The names of the images in the tar, sorted."""
-        return [name for name, _, _ in self._entries]
-
-    def read(self, index: int) -> bytes:
-        """Return the bytes of an image, from its place in the tar."""
-        _, offset, size = self._entries[index]
-        return read_at(self.path, offset, size)
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"the folder {error.filename} cannot be read ({error.strerror}).") from error
 
 
-@dataclass(frozen=True)
-class Entry:
-    """An image in a tar shard: its name with the shard's, where its bytes are, and its class."""
-
-    name: str
-    offset: int
-    size: int
-    label: str
-
-
-@register
-@dataclass(frozen=True)
-class Shards(Source):
-    """Images in tar shards as webdataset writes them, read in place by offset.
-
-    `key.jpg` has its class in `key.cls` beside it, and class numbers are kept as they are. Without `.cls` files,
-    folders inside the shards are classes.
-
-    The shards are looked through once (their headers, not their images) at their first use; after that any image is one
-    seek away, so that shuffling and resuming need neither a buffer nor a replay.
-    """
-
-    paths: tuple[Path, ...]
-
-    @cached_property
-    def _entries(self) -> list[tuple[Path, Entry]]:
-        entries = [(path, entry) for path in self.paths for entry in shard_entries(path, path.name)]
-        if not entries:
-            raise DataError(f"the {len(self.paths)} tar shards from {self.paths[0]} on hold no images.")
-        return entries
-
-    @cached_property
-    def names(self) -> list[str]:
-        """The names of the images, each with its shard's, in the order of the shards."""
-        return [entry.name for _, entry in self._entries]
-
-    @cached_property
-    def classes(self) -> list[str]:
-        """The names of the classes: numbers up to the largest where all are numbers, else the labels, sorted."""
-        return _classes({entry.label for _, entry in self._entries})
-
-    @cached_property
-    def labels(self) -> list[int]:
-        """The class number of each image."""
-        numbers = {label: number for number, label in enumerate(self.classes)}
-        labels = [entry.label for _, entry in self._entries]
-        return [int(label) if label not in numbers else numbers[label] for label in labels]  # "007" is class 7
-
-    def read(self, index: int) -> bytes:
-        """Return the bytes of an image, from its place in its shard."""
-        path, entry = self._entries[index]
-        return read_at(path, entry.offset, entry.size)
-
-
-def shard_entries(path: Path, shard: str) -> list[Entry]:
-    """Return the images of a tar shard that is called `shard`, and their classes."""
-    entries = tar_entries(path)
-    marks = {name[:-4]: (offset, size) for name, offset, size in entries if name.endswith(".cls")}
-    images = []
-    for name, offset, size in entries:
-        if name.lower().endswith(EXTENSIONS):
-            mark = marks.get(name.rsplit(".", 1)[0])
-            label = read_at(path, *mark).decode(errors="replace").strip() if mark else _class_of(name)
-            images.append(Entry(f"{shard}/{name}", offset, size, label))
-    return images
-
-
-@register
-@dataclass(frozen=True)
-class HubDataset(Source):
-    """A split of a Hugging Face dataset, or local parquet files in its format.
-
-    Its rows have an image, and a class where there is a column for it. It is downloaded once by `datasets`,
-    memory-mapped, and read row by row.
-    """
-
-    name: str
-    split: str = "train"
-
-    @cached_property
-    def _rows(self):
-        try:
-            import datasets
-        except ImportError:
-            raise DataError("Hugging Face datasets need a package: pip install 'softvq[data]'.") from None
-        try:
-            if self.name.endswith(".parquet"):
-                rows = datasets.load_dataset("parquet", data_files=self.name, split="train")
-            else:
-                rows = datasets.load_dataset(self.name, split=self.split)
-        except Exception as error:  # of the network, the name, the split or the files
-            raise DataError(f"the dataset {self.name!r} cannot be read ({type(error).__name__}: {error}).") from error
-        images = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
-        images = images or [name for name in ("image", "img", "jpg", "png") if name in rows.features]
-        if not images:
-            raise DataError(f"the dataset {self.name!r} has no column of images, only {', '.join(rows.features)}.")
-        labels = [name for name, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)]
-        labels = labels or [name for name in ("label", "cls") if name in rows.features]
-        wanted = {images[0]: "image"} | ({labels[0]: "label"} if labels else {})
-        rows = rows.select_columns(list(wanted))
-        rows = rows.rename_columns({old: new for old, new in wanted.items() if old != new})
-        return rows.cast_column("image", datasets.Image(decode=False))
-
-    @cached_property
-    def names(self) -> list[str]:
-        """The names of the rows: dataset, split and number."""
-        return [f"{self.name}/{self.split}/{number}" for number in range(len(self._rows))]
-
-    @cached_property
-    def classes(self) -> list[str]:
-        """The names of the classes, as the dataset has them; one empty name without a column of labels."""
-        kind = self._rows.features.get("label")
-        if kind is None:
-            return [""]
-        if hasattr(kind, "names"):
-            return list(kind.names)
-        return _classes({str(label) for label in self._rows["label"]})
-
-    @cached_property
-    def labels(self) -> list[int]:
-        """The class number of each row, 0 without a column of labels."""
-        if "label" not in self._rows.features:
-            return [0] * len(self._rows)
-        numbers = {label: number for number, label in enumerate(self.classes)}
-        if hasattr(self._rows.features["label"], "names"):
-            return list(self._rows["label"])
-        return [numbers[str(label)] for label in self._rows["label"]]
-
-    def read(self, index: int) -> bytes:
-        """Return the encoded bytes of a row's image."""
-        image = self._rows[index]["image"]
-        return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-
-
-def tar_entries(path: Path) -> list[tuple[str, int, int]]:
-    """Return name, offset and size of each file in a tar; `DataError` when it is none, or is cut off."""
+def _head(path: str) -> bytes:
+    """Return the beginning of a file; nothing of what cannot be read, or is no file."""
     try:
-        with tarfile.open(path, "r:") as tar:
-            entries = [(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
-    except tarfile.TarError as error:
-        raise DataError(f"{path} is not a tar file, or is damaged or compressed ({error}).") from error
-    size = path.stat().st_size
-    if cut := next((name for name, offset, length in entries if offset + length > size), None):
-        raise DataError(f"{path} is cut off inside {cut}.")
-    return entries
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                return file.read(HEAD)
+    except OSError:
+        pass
+    return b""
 
 
-def read_at(path: Path, offset: int, size: int) -> bytes:
-    """Return `size` bytes of a file from `offset` on."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
+def file_stamps(paths: Sequence[str | Path]) -> list[Stamp]:
+    """Return the size and the time of change of files; zeros for those that are gone."""
+
+    def some(chunk: Sequence[str | Path]) -> list[Stamp]:
+        stamps = []
+        for path in chunk:
+            try:
+                status = os.stat(path)
+                stamps.append((status.st_size, status.st_mtime_ns))
+            except OSError:
+                stamps.append((0, 0))
+        return stamps
+
+    chunks = [paths[first : first + 1000] for first in range(0, len(paths), 1000)]
+    with ThreadPoolExecutor(min(16, max(1, len(chunks)))) as pool:  # a file server answers many questions at a time
+        return [stamp for chunk in pool.map(some, chunks) for stamp in chunk]
 
 
-_MOST_NUMBERS = 10**6  # beyond it, numbers are names: a date, an identifier
+def kinds_of(left_out: Mapping[str, int]) -> str:
+    """Return the commonest kinds of files left out, for a sentence: `12 .txt, 1 without an ending`."""
+    common = Counter(left_out).most_common(4)
+    kinds = [f"{count:,} {ending or 'without an ending'}" for ending, count in common]
+    return ", ".join([*kinds, *(["…"] if len(left_out) > 4 else [])])
 
 
-def _classes(labels: set[str]) -> list[str]:
-    """Return the classes of labels: numbers up to the largest where all are numbers, else the labels, sorted.
-
-    Class numbers stay as they are, so that all below the largest are classes too. Numbers of a million and more are
-    names.
-    """
-    if all(label.isdecimal() for label in labels) and (largest := max(map(int, labels))) < _MOST_NUMBERS:
-        return [str(number) for number in range(largest + 1)]
-    return sorted(labels)
-
-
-def _class_of(name: str) -> str:
-    parts = Path(name).parts
-    return parts[0] if len(parts) > 1 else ""
+def tell(source: Source, name: str) -> None:
+    """Say, as notices, what of a source is not used: files that are no images, and images without a label."""
+    if source.left_out:
+        count = sum(source.left_out.values())
+        which = "is no image" if count == 1 else "are no images"
+        said = f"{counted(count, 'file')} left out, which {which} to be used: {kinds_of(source.left_out)}"
+        warnings.warn(f"{name}: {said}.", Notice, stacklevel=3)
+    labels = source.labels
+    if UNLABELLED in labels:
+        first, count = source.names[labels.index(UNLABELLED)], labels.count(UNLABELLED)
+        which = f"{counted(count, 'image')} of {len(labels):,}"
+        has = "has no label" if count == 1 else "have no label"
+        warnings.warn(f"{name}: {which} {has}, the first {first}: unlabelled.", Notice, stacklevel=3)

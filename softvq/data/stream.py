@@ -1,4 +1,4 @@
-"""Tar shards that are somewhere else: fetched whole, in a seeded order, into a bounded cache on disk.
+"""Tar shards that are somewhere else: fetched whole, in a seeded order.
 
 A listing of all images would mean reading all shards first, so the order is one of shards. A batch is cut into lanes;
 each lane reads one shard at a time, in a random order, and the lanes share out every permutation of the shards. The
@@ -7,105 +7,27 @@ same for any number of ranks and workers, and a run resumes without reading earl
 lanes' shards only; one shard a lane is held at once.
 """
 
-import hashlib
 import json
-import os
 import re
-import shutil
 import threading
-import time
 from bisect import bisect_right
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 
+from softvq.data.cache import ShardCache, default_cache, hashed, title_of
 from softvq.data.images import open_image
+from softvq.data.labels import UNLABELLED
 from softvq.data.order import Reader
-from softvq.data.sources import Entry, Shards, Source, read_at, shard_entries
+from softvq.data.shards import Entry, Shards, read_at
+from softvq.data.sources import Columns, Source, Stamp
 from softvq.errors import DataError, ImageError
-from softvq.files import atomic, write_text
 from softvq.randomness import Stream, rng
 
 MOST_LANES = 16
-_TRIES = 4  # of a download, with pauses of 1, 2 and 4 s between them
-
-
-@dataclass(frozen=True)
-class ShardCache:
-    """A cache of shards by address, each fetched once; beyond `limit` bytes the longest unused are deleted.
-
-    The names, places and classes of a shard's images are kept when the shard is not.
-    """
-
-    folder: Path
-    limit: int = 200 * 10**9
-
-    def fetch(self, url: str) -> Path:
-        """Return the local copy of a shard; `DataError` when it cannot be had.
-
-        Processes of a machine wait for one another.
-        """
-        path = self._path(url, ".tar")
-        if path.is_file():
-            os.utime(path)  # used just now
-            return path
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if not path.is_file():
-                with ExitStack() as room, atomic(path) as partial:
-                    _download(url, partial)
-                    room.enter_context(FileLock(self.folder / "room.lock"))  # until the shard is in its place
-                    self._make_room(partial.stat().st_size)
-        return path
-
-    def entries(self, url: str) -> list[Entry]:
-        """Return the images of a shard, from an earlier look at it where there was one."""
-        path = self._path(url, ".json")
-        if path.is_file():
-            return [Entry(*entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-        entries = shard_entries(self.fetch(url), url.rsplit("/", 1)[-1])
-        write_text(path, json.dumps([[e.name, e.offset, e.size, e.label] for e in entries]))
-        return entries
-
-    def _path(self, url: str, suffix: str) -> Path:
-        return self.folder / (hashlib.sha256(url.encode()).hexdigest()[:24] + suffix)
-
-    def _make_room(self, size: int) -> None:
-        """Delete the longest unused shards until `size` bytes more are within the limit."""
-        shards = []
-        for path in self.folder.glob("*.tar"):
-            with suppress(FileNotFoundError):  # another process made room too
-                shards.append((path.stat().st_mtime, path.stat().st_size, path))
-        held = sum(held for _, held, _ in shards)
-        for _, freed, path in sorted(shards):
-            if held + size > self.limit:
-                held -= freed
-                path.unlink(missing_ok=True)
-
-
-def _download(url: str, path: Path) -> None:
-    import fsspec
-
-    for attempt in range(_TRIES):
-        try:
-            with fsspec.open(url, "rb") as remote, path.open("wb") as local:
-                shutil.copyfileobj(remote, local, 2**22)
-            return
-        except ImportError as error:
-            raise DataError(f"reading {url} needs a package: {error}") from None
-        except FileNotFoundError:
-            raise DataError(f"there is no shard {url}.") from None
-        except ValueError as error:  # a protocol that fsspec does not know
-            raise DataError(f"{url} cannot be read ({error}).") from None
-        except Exception as error:  # each protocol raises its own
-            if attempt == _TRIES - 1:
-                raise DataError(f"{url} cannot be fetched ({type(error).__name__}: {error}).") from error
-            time.sleep(2**attempt)
 
 
 @dataclass(frozen=True)
@@ -118,6 +40,7 @@ class ShardStream(Source):
 
     urls: tuple[str, ...]
     cache: ShardCache
+    columns: Columns | None = None
 
     @cached_property
     def _listed(self) -> Shards:
@@ -142,25 +65,37 @@ class ShardStream(Source):
         """Return the bytes of an image by its index in `listing`, for which all shards are fetched."""
         return self._listed.read(index)
 
+    def stamps(self) -> list[Stamp]:
+        """Return the size of each image and the time of change of its shard, for which all shards are fetched."""
+        return self._listed.stamps()
+
     @property
     def identity(self) -> dict[str, object]:
-        """The number of shards and a checksum of their addresses, which must be the same for a run to be resumed."""
-        return {"shards": len(self.urls), "names": hashlib.sha256("\n".join(self.urls).encode()).hexdigest()[:16]}
+        """The number of shards and checksums of their addresses and sizes, the same for a run to be resumed."""
+        sizes = [self.cache.size_of(url) for url in self.urls]
+        contents = {"contents": hashed(json.dumps(sizes), 16)} if None not in sizes else {}
+        return {"shards": len(self.urls), "names": hashed("\n".join(self.urls), 16), **contents}
 
     def __len__(self) -> int:
         """Return about the number of images, estimated from the first shard."""
-        return len(self.urls) * len(self.cache.entries(self.urls[0]))
+        return len(self.urls) * len(self.entries(self.urls[0]))
+
+    def entries(self, url: str) -> list[Entry]:
+        """Return the images of a shard."""
+        return self.cache.entries(url, self.columns)[0]
 
     def listing(self, images: int | None = None) -> Shards:
         """Return the images of as many shards as it takes to have `images`, of all shards if None, fetched whole."""
         order = range(len(self.urls)) if images is None else _permutation(len(self.urls), 0, 0)
-        paths, count = [], 0
+        paths, called, count = [], [], 0
         for number in order:
             paths.append(self.cache.fetch(self.urls[number]))
-            count += len(self.cache.entries(self.urls[number]))
+            called.append(title_of(self.urls[number]))
+            count += len(self.entries(self.urls[number]))
             if images is not None and count >= images:
                 break
-        return Shards(tuple(paths))
+        columns = self.columns or Columns()
+        return Shards(tuple(paths), columns.image, columns.label, tuple(called))
 
     def order(self, batch_size: int, seed: int) -> "StreamOrder":
         """Return the order in which a run of this batch size reads the images."""
@@ -221,14 +156,14 @@ class StreamOrder:
 
     def _count(self, url: str) -> int:
         if url not in self._counts:
-            self._counts[url] = len(self.stream.cache.entries(url))
+            self._counts[url] = len(self.stream.entries(url))
         return self._counts[url]
 
     def _shard(self, lane: int, number: int) -> _Opened:
         """Return a lane's shard with its images in their order; coming to a shard starts the fetching of the next."""
         if lane not in self._open or self._open[lane].number != number:
             url = self._url(lane, number)
-            entries = self.stream.cache.entries(url)
+            entries = self.stream.entries(url)
             order = rng(self.seed, Stream.SHARD_CONTENTS, lane, number).permutation(len(entries))
             self._open[lane] = _Opened(number, url, entries, order)
             threading.Thread(target=self._ahead, args=(self._url(lane, number + 1),), daemon=True).start()
@@ -239,7 +174,7 @@ class StreamOrder:
             self.stream.cache.fetch(url)
 
     def _image(self, url: str, entry: Entry) -> tuple[Image.Image, int]:
-        label = int(entry.label) if entry.label.isdecimal() else -1
+        label = int(entry.label) if (entry.label or "").isdecimal() else UNLABELLED
         try:
             return open_image(self._read(url, entry), entry.name), label
         except OSError as error:
@@ -270,12 +205,12 @@ def braces(pattern: str) -> list[str]:
     return [one for n in numbers for one in braces(pattern[: match.start()] + n + pattern[match.end() :])]
 
 
-def open_stream(pattern: str) -> ShardStream:
+def open_stream(pattern: str, columns: Columns | None = None) -> ShardStream:
     """Return the shards of an address with ranges in braces, or wildcards where the protocol can list (s3, gs, hf)."""
-    folder = Path(os.environ.get("SOFTVQ_CACHE", Path.home() / ".cache" / "softvq"))
-    cache = ShardCache(folder / "shards", int(float(os.environ.get("SOFTVQ_CACHE_GB", 200)) * 1e9))
+    cache = default_cache()
     urls = [url for one in braces(pattern) for url in (_matching(one) if any(c in one for c in "*?[") else [one])]
-    return ShardStream(tuple(urls), cache)
+    cache.look(tuple(urls))
+    return ShardStream(tuple(urls), cache, columns)
 
 
 def _matching(pattern: str) -> list[str]:

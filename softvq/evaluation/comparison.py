@@ -1,10 +1,18 @@
-"""Images beside a tokenizer's reconstructions of them: a picture, and PSNR and SSIM image by image."""
+"""Images beside a tokenizer's reconstructions of them: a picture, PSNR and SSIM, and which the model does not know.
 
+A model knows images like those that it was validated on. `looks` describes images by a few numbers, whatever the model,
+and `domain_limits` are the ranges of these numbers over the validation images. They are stored with a trained model;
+an image with a number beyond its range is outside of the model's domain.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -16,11 +24,26 @@ from softvq.data.objects import Objects
 from softvq.data.opening import BUNDLED, open_source
 from softvq.data.order import evenly
 from softvq.data.sources import Folder
-from softvq.errors import ConfigError, ImageError, counted
+from softvq.errors import ImageError, check_whole, counted
+from softvq.evaluation.measuring import knows_bundled
 from softvq.evaluation.metrics import CONVENTION
 from softvq.evaluation.reconstruction import measured
 from softvq.figures import comparison, table
 from softvq.models import Coder
+
+_LEVELS = 16  # of 255, by which equal colours differ at most: JPEG's noise
+_TURN, _EDGE, _WHITE = 10, 64, 242  # levels of a turn up and down, of a sharp edge, and of white
+_LUMA = (0.299, 0.587, 0.114)
+_TAIL = 0.001  # the share of validation images beyond either end of a range
+_MARGIN = 0.05  # how far a range reaches beyond them, relative to its length
+_FEWEST = 100  # validation images: the range of fewer leaves out too many of their own kind
+_WORDS = {  # of each number of `looks`: what an image is called that has less, or more of it
+    "white": ("less white", "more white"),
+    "border": ("a busier border", "a more even border"),
+    "flat": ("fewer even areas", "larger even areas"),
+    "edges": ("fewer sharp edges", "more sharp edges"),
+    "texture": ("less fine texture", "more fine texture"),
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +52,8 @@ class Comparison:
 
     `rows` have `image`, `psnr` and `ssim` of each; `picture` shows the first of them, original | reconstruction |
     error; `latents` are there where they were requested; `unreadable` holds the images left out, with the reason; and
-    `warning` is a sentence where the model does not know such images. `latent_floats` is the number of numbers that an
+    `outside` names those that are outside of the model's domain (None: the model does not say what that is), and
+    `warning` is a sentence about them where there are any. `latent_floats` is the number of numbers that an
     image becomes, and `compression` how many times fewer these are than its colour values.
     """
 
@@ -37,6 +61,7 @@ class Comparison:
     picture: Image.Image
     latents: Tensor | None
     unreadable: dict[str, str]
+    outside: list[str] | None
     warning: str | None
     fit: Fit
     size: int
@@ -57,6 +82,7 @@ class Comparison:
             **settings,
             "convention": CONVENTION,
             "unreadable": self.unreadable,
+            "outside": self.outside,
         }
         return {**content, "warning": self.warning} if self.warning else content
 
@@ -87,12 +113,12 @@ def compare(
     read.
     """
     for name, number in (("batch_size", batch_size), ("shown", shown), ("num", 1 if num is None else num)):
-        if number < 1:
-            raise ConfigError(f"{name} must be at least 1, not {number}.", setting=name)
+        check_whole(name, number, 1)
     source = open_source(_files(images)).listing(num)
     chosen = evenly(num or len(source.names), len(source.names))
     rows: list[dict[str, Any]] = []
     kept: list[Tensor] = []
+    described: list[dict[str, Tensor]] = []
     pairs: list[tuple[Tensor, Tensor]] = []
     bad: dict[str, str] = {}
     with progresses.bar(len(chosen), "image", "reconstructing", show=progress) as done:
@@ -105,24 +131,24 @@ def compare(
             values = zip(batch.names, scores["psnr"].tolist(), scores["ssim"].tolist(), strict=True)
             rows += [{"image": name, "psnr": p, "ssim": s} for name, p, s in values]
             kept += [codes] if latents else []
+            described.append(looks(batch.images))
             if (room := shown - sum(len(x) for x, _ in pairs)) > 0:
                 pairs.append((batch.images[:room], output[:room]))
             done(len(batch) + len(batch.bad))
     if not rows:
-        alone = len(bad) == 1
         raise ImageError(
-            next(iter(bad.values())) if alone else f"none of the {counted(len(bad), 'image')} can be read."
+            next(iter(bad.values())) if len(bad) == 1 else f"none of the {counted(len(bad), 'image')} can be read."
         )
-    picture = comparison(*(torch.cat(part) for part in zip(*pairs, strict=True)))
-    warning = outside_of_domain(coder.tokenizer.about, rows)
+    outside = _outside(coder.tokenizer.about.get("domain_limits"), rows, joined(described))
     return Comparison(
         rows,
-        picture,
+        comparison(*(torch.cat(part) for part in zip(*pairs, strict=True))),
         torch.cat(kept) if latents else None,
         bad,
-        warning,
+        None if outside is None else list(outside),
+        _warning(coder.tokenizer, outside) if outside else None,
         fit,
-        coder.tokenizer.config.image_size,
+        size,
         coder.latent_floats,
         coder.compression,
     )
@@ -148,18 +174,93 @@ def _files(images: Any) -> Any:
     return Objects(paths)
 
 
-def outside_of_domain(about: dict[str, Any], rows: list[dict[str, Any]]) -> str | None:
-    """Return a warning when images come back worse than the first percentile of the model's validation images.
+def looks(images: Float[Tensor, "B 3 S S"]) -> dict[str, Float[Tensor, " B"]]:
+    """Return numbers that describe how images in [-1, 1] look, a row an image; all but `texture` are shares in [0, 1].
 
-    It is None when none does, or the model does not say what that percentile is.
+    `white` is the share of nearly white pixels; `border` that of the outermost sixteenth whose colour is nearly the
+    border's median; `flat` that of neighbours of nearly the same colour, `edges` that of neighbours with sharply
+    different ones; `texture` is how often the brightness of three neighbours goes up and down, where it changes at all:
+    fine texture, grain and thin lines. Nearly means by 16 levels of 255, so that JPEG's noise is not seen.
     """
-    floor = about.get("figures", {}).get("psnr_floor")
-    worse = [row for row in rows if floor is not None and row["psnr"] < floor]
-    if not worse:
+    levels = (images.float() + 1) * 127.5
+    steps = torch.cat([levels.diff(dim=side).abs().amax(1).flatten(1) for side in (2, 3)], 1)
+    flat = (steps < _LEVELS + 0.5).float().mean(1)  # 8-bit levels, not quite whole after [-1, 1]
+    inner = slice(width := max(1, images.shape[-1] // 16), -width)
+    is_border = torch.ones(images.shape[-2:], dtype=torch.bool, device=images.device)
+    is_border[inner, inner] = False
+    border = levels[:, :, is_border]
+    from_median = (border - border.median(2, keepdim=True).values).abs().amax(1)
+    luma = (levels * levels.new_tensor(_LUMA).view(3, 1, 1)).sum(1)
+    turns = (_turns(luma) + _turns(luma.mT)) / 2
+    return {
+        "white": (levels.amin(1) > _WHITE + 0.5).float().mean((1, 2)),
+        "border": (from_median < _LEVELS + 0.5).float().mean(1),
+        "flat": flat,
+        "edges": (steps > _EDGE + 0.5).float().mean(1),
+        "texture": turns / (1 - flat + 0.02),  # finite where nothing changes
+    }
+
+
+def _turns(luma: Float[Tensor, "B S T"]) -> Float[Tensor, " B"]:
+    """Return the share of places in rows where brightness clearly goes up and then down, or down and then up."""
+    before, after = luma.diff(dim=2)[:, :, :-1], luma.diff(dim=2)[:, :, 1:]
+    is_turn = (before * after < 0) & (torch.minimum(before.abs(), after.abs()) > _TURN)
+    return is_turn.float().mean((1, 2))
+
+
+def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the descriptions of several batches as those of one."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+def domain_limits(described: Mapping[str, Float[Tensor, " B"]]) -> dict[str, list[float]]:
+    """Return the range, [low, high], of each number of a model's validation images, as `looks` describes them.
+
+    It holds all but a thousandth of the images at either end, and a twentieth of its length more on both sides. It is
+    empty for fewer than 100 images, which are too few to tell what the model knows.
+    """
+    ends = torch.tensor([_TAIL, 1 - _TAIL], dtype=torch.float64)
+    limits = {}
+    for name, values in described.items():
+        if len(values) >= _FEWEST:
+            low, high = values.double().cpu().quantile(ends).tolist()
+            margin = _MARGIN * (high - low)
+            limits[name] = [low - margin, high + margin]
+    return limits
+
+
+def outside_of_domain(
+    limits: Mapping[str, Sequence[float]], described: Mapping[str, Float[Tensor, " B"]]
+) -> list[list[str]]:
+    """Return, image by image, in words what is beyond the limits of a model; nothing for an image inside of them.
+
+    `limits` are what `domain_limits` returned, `described` what `looks` did.
+    """
+    count = len(next(iter(described.values())))
+    reasons: list[list[str]] = [[] for _ in range(count)]
+    for name in (name for name in described if name in limits):
+        low, high = limits[name]
+        for why, value in zip(reasons, described[name].tolist(), strict=True):
+            if not low <= value <= high:
+                why.append(_WORDS[name][value > high])
+    return reasons
+
+
+def _outside(limits: Any, rows: list[dict[str, Any]], described: Mapping[str, Tensor]) -> dict[str, list[str]] | None:
+    """Return the images outside of a model's domain by name, with reasons; None when it has no limits."""
+    if not limits:
         return None
-    which = worse[0]["image"] if len(worse) == 1 else f"{len(worse)} of {len(rows)} images"
+    reasons = outside_of_domain(limits, described)
+    return {row["image"]: why for row, why in zip(rows, reasons, strict=True) if why}
+
+
+def _warning(tokenizer: Any, outside: Mapping[str, Sequence[str]]) -> str:
+    named = ", ".join(list(outside)[:3]) + (f" and {len(outside) - 3} more" if len(outside) > 3 else "")
+    common = Counter(why for reasons in outside.values() for why in reasons).most_common(3)
+    domain = tokenizer.about.get("domain", "its validation images")
+    hint = " The authors' released models, such as SoftVQVAE/softvq-l-64, know photographs."
     return (
-        f"{which} came back below {floor:.1f} dB, worse than 99 % of this model's validation images "
-        f"({about.get('domain', 'its own data')}): it does not know such images. "
-        "The authors' released models, such as SoftVQVAE/softvq-l-64, know photographs."
+        f"{tokenizer.name or 'the model'} does not know images like {named}: they have "
+        f"{', '.join(why for why, _ in common)} than nearly all of {domain}, which it was validated on. Such images "
+        f"may come back badly.{hint if knows_bundled(tokenizer) else ''}"
     )

@@ -23,7 +23,7 @@ from torch import nn
 from softvq import progress
 from softvq.autoencoders import FoldedAutoencoder
 from softvq.config import nearest
-from softvq.errors import ConfigError
+from softvq.errors import ConfigError, check_number, check_whole
 from softvq.evaluation.results import Result, short_name
 from softvq.figures import table
 from softvq.generators.base import Generator
@@ -122,8 +122,10 @@ class CostSettings:
     precision: str = "auto"
 
     def __post_init__(self):
-        if min(self.steps, self.repeats, self.batch_size or 1) < 1 or self.batch_size == 0:
-            raise ConfigError("steps, repeats and batch_size must be at least 1.")
+        for name, number in vars(self).items():
+            if name in ("steps", "repeats", "batch_size") and number is not None:
+                check_whole(name, number, 1)
+        check_number("guidance", self.guidance, 0)
 
 
 def cost(rows: Sequence[str] = (), *, models: Sequence[str] = (), **settings: Any) -> Result:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from softvq.errors import MetricError
+from softvq.errors import MetricError, check_whole
 
 SPLITS = 10  # parts of the images that an Inception Score is a mean over
 NEIGHBOURS = 3  # precision and recall (Kynkäänniemi et al. 2019), as ADM takes them
@@ -22,6 +22,8 @@ def inception_score(logits: Float[Tensor, "N C"], splits: int = SPLITS) -> tuple
 
     The images are permuted first as torch-fidelity does.
     """
+    check_whole("splits", splits, 1)
+    _check_finite(logits)
     count = len(logits)
     if count < splits:
         raise MetricError(f"an Inception Score of {splits} parts needs as many images, not {count}.")
@@ -43,6 +45,8 @@ def kernel_distance(
     They are those over subsets of `size` images of each side (all, where there are fewer), drawn as torch-fidelity
     draws them.
     """
+    check_whole("subsets", subsets, 1)
+    _check_finite(samples, reference)
     size = min(size, len(samples), len(reference))
     if size < 2:
         raise MetricError(f"KID needs at least 2 images of each side, not {size}.")
@@ -68,6 +72,7 @@ def precision_recall(
     Precision is the share of samples within the reach of some reference image, recall that of reference images within
     the reach of some sample. An image reaches as far as its k-th nearest neighbour of its own side.
     """
+    check_whole("neighbours", neighbours, 1)
     for side, name in ((samples, "generated"), (reference, "reference")):
         if len(side) < neighbours + 1:
             raise MetricError(
@@ -85,6 +90,7 @@ def _centred(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
     Distances are computed as differences of squares, and those of small numbers keep their digits.
     """
+    _check_finite(samples, reference)
     middle = reference.double().mean(0)
     return samples.double() - middle, reference.double() - middle
 
@@ -118,3 +124,9 @@ def nearest_distances(samples: Float[Tensor, "N F"], reference: Float[Tensor, "M
     """
     samples, reference = _centred(samples, reference)
     return torch.cat([_squares(part, reference).amin(1).sqrt() for part in samples.split(_BLOCK)])
+
+
+def _check_finite(*features: Tensor) -> None:
+    """Raise `MetricError` for NaN and Inf, which are near to nothing and would count as unlike any image."""
+    if not all(one.isfinite().all() for one in features):
+        raise MetricError("the features hold NaN or Inf.")

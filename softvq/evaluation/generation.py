@@ -17,7 +17,7 @@ from torch import Tensor
 from softvq import progress
 from softvq.data.arrays import ArrayFile
 from softvq.data.images import Fit
-from softvq.errors import ConfigError, MetricError, SoftVQError
+from softvq.errors import ConfigError, MetricError, SoftVQError, check_whole
 from softvq.evaluation.appearance import appearance_scores
 from softvq.evaluation.distribution import SPLITS, inception_score, kernel_distance, nearest_distances, precision_recall
 from softvq.evaluation.frechet import frechet_distance
@@ -71,8 +71,7 @@ def evaluate_generation(
     curve. `sampling` holds settings of `Pipeline.request`. `settings` are the fields of `Settings`.
     """
     given = Settings(**settings)
-    if size is not None and size < 1:
-        raise ConfigError(f"size must be at least 1, not {size}.", setting="size")
+    check_whole("size", 1 if size is None else size, 1)
     if isinstance(images, Pipeline):
         for name, value in (("fit", fit), ("size", size)):
             if value is not None:
@@ -105,11 +104,12 @@ def frechet(images: Any, other: Any, *, size: int | None = None, **settings: Any
     of one size, and the second's are cut to it). `settings` are the fields of `Settings`.
     """
     given = Settings(**settings)
+    check_whole("size", 1 if size is None else size, 1)
     first = open_images(images, size, given.batch_size, given.workers)
     look_for(other)
     device = own_device(given.device)
-    with workplace(given.folder) as folder:
-        measuring = Measuring(given, folder, device, is_bundled(images) or is_bundled(other))
+    with workplace(given.folder) as place:
+        measuring = Measuring(given, place, device, is_bundled(images) or is_bundled(other))
         reference, compared = reference_of(measuring, other, first.size)
         name = f"frechet-{Path(first.title).stem}-{measuring.stem(first.title, first.checksum, compared[1])}"
         parts = measuring.parts(first, name)
@@ -130,8 +130,7 @@ def frechet(images: Any, other: Any, *, size: int | None = None, **settings: Any
 
 
 def _asked(pipeline: Pipeline, num: int | None, seeds: Sequence[int], sampling: dict[str, Any]) -> Request:
-    if num is not None and num < 2:
-        raise ConfigError(f"num must be at least 2, not {num}.", setting="num")
+    check_whole("num", 2 if num is None else num, 2)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError("a deviation needs seeds that differ, at least one.", setting="seed")
     count = num or (_BUNDLED_IMAGES if knows_bundled(pipeline.tokenizer) else _IMAGES)
@@ -146,7 +145,7 @@ def _cells(sampling: Sampling, scales: Sequence[float], intervals: Sequence[tupl
         raise ConfigError("intervals go with guidance scales.", setting="guidance")
     try:
         wanted = [
-            replace(own, scale=float(scale), interval=(float(low), float(high)))
+            replace(own.scaled(scale), interval=(low, high))
             for low, high in intervals or [own.interval]
             for scale in scales
         ]
@@ -175,9 +174,9 @@ def _of_pipeline(
     look_for(reference)
     device = own_device(given.device, pipeline)
     pipeline.to(device)
-    with workplace(given.folder) as folder, evaluating(pipeline.generator, pipeline.tokenizer):
+    with workplace(given.folder) as place, evaluating(pipeline.generator, pipeline.tokenizer):
         bundled = knows_bundled(pipeline.tokenizer)
-        measuring = Measuring(given, folder, device, bundled, patch_of(pipeline.tokenizer))
+        measuring = Measuring(given, place, device, bundled, patch_of(pipeline.tokenizer))
         _check_count(measuring, count)
         known = {"name": model["name"], "fingerprint": model["fingerprint"]}
         named = reference_name(reference)
@@ -214,7 +213,7 @@ def _of_pipeline(
             scores,
             more,
             {name: drawn_sweep(sweep, count)} if sweep else {},
-            folder / name,
+            place.folder / name,
         )
 
 
@@ -228,8 +227,8 @@ def _of_images(
     images = open_images(given_images, size if fit else None, given.batch_size, given.workers, fit or "crop")
     named = str(given_images) if isinstance(given_images, str | Path) else images.title
     device = own_device(given.device)
-    with workplace(given.folder) as folder:
-        measuring = Measuring(given, folder, device, is_bundled(reference))
+    with workplace(given.folder) as place:
+        measuring = Measuring(given, place, device, is_bundled(reference))
         _check_count(measuring, images.count)
         real, compared = reference_of(measuring, reference, images.size, checksum)
         stem = measuring.stem(named, images.checksum, compared[1], images.size, images.crop)

@@ -23,13 +23,15 @@ CROPS = {"crop": "ADM's centre crop", "resize": "stretched to a square", "pad": 
 class Images(ABC):
     """A set of 8-bit images of one size, by number.
 
-    `crop` says how they were cut from larger ones, and `title` is their name.
+    `crop` says how they were cut from larger ones, and `title` is their name. `version` changes when the images may
+    have (see `data.sources.Source`), where `checksum` and name do not say it.
     """
 
     count: int
     size: int
     crop: str
     title: str
+    version: str | None = ""
 
     @abstractmethod
     def batches(self, numbers: range, bad: dict[str, str]) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
@@ -51,7 +53,8 @@ class DataImages(Images):
         self.crop = "none" if size is None else CROPS[fit]
         self.count = len(self.source.names)
         self.size = _common_side(self.source) if size is None else size
-        self.checksum = self.source.identity["names"]
+        self.checksum = "-".join(map(str, self.source.identity.values()))
+        self.version = self.source.version
 
     def batches(self, numbers: range, bad: dict[str, str]) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
         """Yield the images of these numbers in batches; those that cannot be read go into `bad`, with the reason."""

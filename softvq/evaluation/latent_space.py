@@ -18,16 +18,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from softvq import progress
+from softvq.data.labels import UNLABELLED
 from softvq.data.loader import ordered_batches
 from softvq.data.opening import listing
 from softvq.data.order import evenly
-from softvq.errors import ConfigError, DataError, MetricError
+from softvq.errors import ConfigError, DataError, MetricError, check_whole, counted
 from softvq.evaluation.measuring import Working, evaluating
 from softvq.evaluation.results import Result, described, short_name
 from softvq.figures import pyplot, rendered
-from softvq.models import AnyTokenizer, load_tokenizer, own_device
+from softvq.models import AnyTokenizer, check_finite, load_tokenizer, own_device
 from softvq.quantizers.base import Quantized, Quantizer
 from softvq.runtime import autocast, pick_precision
+
+_LEAST = 16  # images for UMAP
 
 
 def latent_space(
@@ -41,12 +44,14 @@ def latent_space(
 ) -> Result:
     """Return statistics and pictures of a tokenizer's latents: `channels`, `codebooks` where it has some, and `umap`.
 
-    They are those of `num` images, spread evenly over the images of the first so many `classes`. `images` are anything
-    that `data.open_source` takes; `seed` is UMAP's; `settings` are the fields of `Working`.
+    They are those of `num` images, spread evenly over those of the first so many `classes` and those without a label.
+    `images` are anything that `data.open_source` takes; `seed` is UMAP's; `settings` are the fields of `Working`.
     """
     given = Working(**settings)
-    if min(num, classes) < 1:
-        raise ConfigError("num and classes must be at least 1.")
+    for name, number, least in (("num", num, 1), ("classes", classes, 1), ("seed", seed, 0)):
+        check_whole(name, number, least)
+    if seed >= 2**32:
+        raise ConfigError(f"seed must be below 2^32, not {seed}.", setting="seed")
     pyplot()  # what is missing is said before the work begins
     umap_learn()
     device = own_device(given.device, tokenizer)
@@ -56,16 +61,13 @@ def latent_space(
     if not among:
         raise DataError(f"{source} holds no images of its first {classes} classes.")
     chosen = [among[number] for number in evenly(num, len(among))]
-    batches = ordered_batches(
-        source,
-        size=tokenizer.config.image_size,
-        batch_size=given.batch_size,
-        chosen=chosen,
-        workers=given.workers,
-    )
+    _check_count(len(chosen))
+    unreadable: dict[str, str] = {}
+    size, reading = tokenizer.config.image_size, {"batch_size": given.batch_size, "workers": given.workers}
+    batches = ordered_batches(source, size=size, chosen=chosen, **reading)
     precision = pick_precision(given.precision, device, training=False)
     with evaluating(tokenizer.to(device)):
-        seen = _seen(tokenizer, batches, len(chosen), precision)
+        seen = _seen(tokenizer, batches, len(chosen), precision, unreadable)
     statistics = channel_statistics(seen.latents)
     pictures = {"channels": drawn_channels(statistics)}
     scores: dict[str, float] = {}
@@ -83,7 +85,10 @@ def latent_space(
     channels = {name: values.tolist() for name, values in statistics.items()}
     model = described(tokenizer)
     name = f"latents-{Path(model['name']).name}-{short_name(model['fingerprint'], protocol, classes, precision)}"
-    return Result("latents", name, model, protocol, scores, {"channels": channels}, pictures=pictures)
+    notes = ()
+    if left := int((seen.labels == UNLABELLED).sum()):
+        notes = (f"{left:,} of the {counted(len(seen.labels), 'image')} {'has' if left == 1 else 'have'} no label",)
+    return Result("latents", name, model, protocol, scores, {"channels": channels}, notes, unreadable, pictures)
 
 
 @dataclass(frozen=True)
@@ -98,15 +103,16 @@ class _Seen:
 
 
 @torch.no_grad()
-def _seen(tokenizer: AnyTokenizer, batches: Any, total: int, precision: str) -> _Seen:
+def _seen(tokenizer: AnyTokenizer, batches: Any, total: int, precision: str, unreadable: dict[str, str]) -> _Seen:
     counts = CodebookCounts(getattr(tokenizer, "quantizer", None))  # diffusers' have none
     encoded, latents, labels = [], [], []
     with counts, progress.bar(total, "image", "encoding") as done:
         for batch in batches:
+            unreadable.update(batch.bad)
             with autocast(tokenizer.device, precision):
                 reconstruction = tokenizer(batch.images.to(tokenizer.device))
-            encoded.append(reconstruction.encoded.float().cpu())
-            latents.append(reconstruction.quantized.latent.float().cpu())
+            encoded.append(check_finite(reconstruction.encoded.float().cpu(), "the encoder's outputs"))
+            latents.append(check_finite(reconstruction.quantized.latent.float().cpu(), "the tokenizer's latents"))
             labels.append(batch.labels)
             done(len(batch))
     usage = counts.tensors()
@@ -223,8 +229,7 @@ def umap_learn() -> Any:
 def umap(vectors: Float[Tensor, "N F"], seed: int = 0) -> Float[Tensor, "N 2"]:
     """Return two dimensions that keep neighbours (McInnes et al. 2018), with umap-learn's own settings and a seed."""
     make = umap_learn()
-    if len(vectors) < 16:
-        raise MetricError(f"UMAP needs at least 16 images, not {len(vectors)}.")
+    _check_count(len(vectors))
     threads = torch.get_num_threads()  # which numba's may change for the rest of the process
     try:
         with warnings.catch_warnings():
@@ -233,6 +238,11 @@ def umap(vectors: Float[Tensor, "N F"], seed: int = 0) -> Float[Tensor, "N 2"]:
     finally:
         torch.set_num_threads(threads)
     return torch.from_numpy(embedding)
+
+
+def _check_count(images: int) -> None:
+    if images < _LEAST:
+        raise MetricError(f"UMAP needs at least {_LEAST} images, not {images}.")
 
 
 def drawn_channels(statistics: dict[str, Tensor]) -> Image.Image:
@@ -265,14 +275,26 @@ def drawn_umap(seen: "_Seen", classes: list[str], seed: int) -> Image.Image:
         1, len(panels), figsize=(5 * len(panels), 4.4), layout="constrained", squeeze=False
     )
     colours = pyplot().get_cmap("tab20")
+    present = seen.labels.unique().tolist()
+    names = dict(zip(present, _legend(present, classes), strict=True))
     for axis, (title, latents) in zip(axes[0], panels.items(), strict=True):
         with progress.waiting(f"UMAP of {title[0]}"):
             places = umap(latents.flatten(1), seed)
-        for label in seen.labels.unique().tolist():
+        for label in present:
             chosen = seen.labels == label
-            name = classes[label] if label < len(classes) else str(label)
-            axis.scatter(*places[chosen].T, s=4, color=colours(label % 20), label=name[:24])
+            colour = "lightgrey" if label == UNLABELLED else colours(label % 20)
+            marker = "osD^v*PX"[label // 20 % 8]
+            axis.scatter(*places[chosen].T, s=4, color=colour, marker=marker, label=names[label])
         axis.set(title=title, xticks=[], yticks=[])
     if any(classes):  # of images without classes there is nothing to tell
         axes[0][-1].legend(fontsize=6, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
     return rendered(figure)
+
+
+def _legend(labels: list[int], classes: list[str]) -> list[str]:
+    """Return a name for each label that a legend shows: short, no two the same, and read as no formula."""
+    full = ["no label" if n == UNLABELLED else classes[n] if n < len(classes) else str(n) for n in labels]
+    short = [name[:24] for name in full]
+    told = [f"{name} ({n})" if short.count(name) > 1 else name for name, n in zip(short, labels, strict=True)]
+    # matplotlib leaves names out that begin with "_", and sets what is between "$" as mathematics.
+    return [("\u200b" if name[:1] == "_" else "") + name.replace("$", r"\$") for name in told]

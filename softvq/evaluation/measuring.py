@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from softvq import distributed
-from softvq.errors import ConfigError, MetricError, counted
+from softvq.errors import ConfigError, MetricError, check_whole, counted
 from softvq.evaluation.appearance import appearance, periods_for
 from softvq.evaluation.distribution import MOST, NEIGHBOURS
 from softvq.evaluation.images import Images
@@ -42,8 +42,7 @@ class Working:
 
     def __post_init__(self):
         for name, least in (("batch_size", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}.", setting=name)
+            check_whole(name, getattr(self, name), least)
 
 
 @dataclass(frozen=True)
@@ -73,21 +72,40 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@dataclass(frozen=True)
+class Workplace:
+    """A folder for unfinished work, and the locks that keep other processes from the parts that are worked on."""
+
+    folder: Path
+    held: ExitStack
+
+    def parts(self, name: str, count: int, version: str | None = "") -> Parts:
+        """Return the parts of this name, begun or not, of `count` images in this version (see `Parts.begin`).
+
+        Raise `StorageError` when another process works on them.
+        """
+        parts = Parts(self.folder / name, count)
+        self.held.enter_context(distributed.locked(parts.folder))
+        parts.begin(version)
+        return parts
+
+
 @contextmanager
-def workplace(folder: str | Path | None) -> Iterator[Path]:
-    """Open a block with a folder for unfinished work: the one given, else one that is removed when the block ends.
+def workplace(folder: str | Path | None) -> Iterator[Workplace]:
+    """Open a block with a place for unfinished work: the folder given, else one that is removed when the block ends.
 
     Raise `ConfigError` when several processes would have one each.
     """
     if folder is not None:
-        yield Path(folder)
+        with ExitStack() as held:
+            yield Workplace(Path(folder), held)
         return
     if distributed.world_size() > 1:
         raise ConfigError(
             "several processes need a folder that they share for unfinished work; name one.", setting="out"
         )
-    with tempfile.TemporaryDirectory() as temporary:
-        yield Path(temporary)
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as held:
+        yield Workplace(Path(temporary), held)
 
 
 class Measuring:
@@ -100,13 +118,13 @@ class Measuring:
     def __init__(
         self,
         settings: Settings,
-        folder: Path,
+        place: Workplace,
         device: torch.device,
         bundled: bool,
         patch: int | None = None,
         more: tuple[str, ...] = (),
     ):
-        self.settings, self.folder, self.device, self.patch = settings, folder, device, patch
+        self.settings, self.place, self.device, self.patch = settings, place, device, patch
         self.precision = pick_precision(settings.precision, device, training=False)
         network, given = settings.features, settings.pretrained or {}
         if not isinstance(network, FeatureNetwork):
@@ -126,9 +144,16 @@ class Measuring:
         return periods_for(size, self.patch)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the features of 8-bit images by name, on the CPU."""
+        """Return the features of 8-bit images by name, on the CPU; `MetricError` when they are not finite."""
         with autocast(self.device, self.precision):
-            return {name: tensor.cpu() for name, tensor in self.network(images.to(self.device)).items()}
+            features = {name: tensor.cpu() for name, tensor in self.network(images.to(self.device)).items()}
+        if not all(tensor.isfinite().all() for tensor in features.values()):
+            raise MetricError(
+                f"the features of {self.network.name} are not finite: its weights are damaged, or the precision is too "
+                "low for them.",
+                setting="precision",
+            )
+        return features
 
     def stem(self, *what: Any) -> str:
         """Return a short name of all that a result is a function of, this network's settings included."""
@@ -139,7 +164,7 @@ class Measuring:
 
         Images that cannot be read are in `unreadable` from then on. Raise `MetricError` when none can.
         """
-        parts = Parts(self.folder / f"{name}.parts", images.count)
+        parts = self.place.parts(f"{name}.parts", images.count, images.version)
 
         def make(numbers: range, done: Callable[[int], object]) -> Part:
             rows: list[dict[str, Tensor]] = []

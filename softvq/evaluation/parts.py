@@ -19,6 +19,7 @@ from softvq.evaluation.appearance import NAMES
 from softvq.evaluation.frechet import Gaussian, Moments
 
 SIZE = 500  # images a part
+_VERSION = "version.json"  # beside the parts: which images they are of
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,23 @@ class Part:
 class Parts:
     """The tensors of `count` images in `folder`, in files of `size` images each.
 
-    The folder's name must tell what the tensors are a function of, because files that are there already are used.
+    The folder's name must tell what the tensors are a function of, because files that are there already are used; but
+    see `begin`.
     """
 
     def __init__(self, folder: Path, count: int, size: int = SIZE):
         self.folder, self.count, self.size = folder, count, size
+
+    def begin(self, version: str | None) -> None:
+        """Delete what is there of images in another `version` than these; None, which nothing is, deletes all."""
+        beside = self.folder / _VERSION
+        if distributed.rank() == 0:
+            known = files.read_json(beside).get("version") if beside.is_file() else None
+            if version is None or known != version:
+                for path in self.folder.glob("*.safetensors"):
+                    path.unlink()
+                files.write_json(beside, {"version": version})
+        distributed.barrier()
 
     def fill(self, make: Callable[[range, Callable[[int], object]], Part], title: str) -> None:
         """Make the parts that are missing, each process its share.

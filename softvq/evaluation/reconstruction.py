@@ -33,7 +33,7 @@ from softvq.evaluation.measuring import (
     workplace,
 )
 from softvq.evaluation.metrics import CONVENTION, psnr, ssim
-from softvq.evaluation.parts import Part, Parts
+from softvq.evaluation.parts import Part
 from softvq.evaluation.results import Result, described
 from softvq.models import AnyTokenizer, load_tokenizer, own_device
 from softvq.pretrained import lpips as perceptual_networks
@@ -185,9 +185,9 @@ def evaluate_reconstruction(
     bundled = knows_bundled(tokenizer)
     lpips = not bundled if lpips is None else lpips
     data = DataImages(images, tokenizer.config.image_size, given.batch_size, given.workers)
-    with workplace(given.folder) as folder:
+    with workplace(given.folder) as place:
         more = (perceptual_networks.NAME,) if lpips else ()
-        measuring = Measuring(given, folder, device, bundled, patch_of(tokenizer), more)
+        measuring = Measuring(given, place, device, bundled, patch_of(tokenizer), more)
         perceptual = None
         if lpips:
             file = (given.pretrained or {}).get(perceptual_networks.NAME)
@@ -203,7 +203,7 @@ def _evaluated(
     known = {"name": model["name"], "fingerprint": model["fingerprint"]}
     stem = measuring.stem(known, data.title, data.checksum, perceptual is not None)
     name = f"reconstruction-{Path(model['name']).name}-{stem}"
-    parts = Parts(measuring.folder / f"{name}.parts", data.count)
+    parts = measuring.place.parts(f"{name}.parts", data.count, data.version)
     parts.fill(lambda numbers, done: _part(tokenizer, measuring, data, numbers, done, perceptual), data.title)
     tally = Tally()
     for rows in parts:
@@ -251,5 +251,7 @@ def _part(
                 output = tokenizer(batch).images.float().clamp(-1, 1)
             features, periods = measuring.features, measuring.periods(data.size)
             rows.append(measured(batch, output, perceptual=perceptual, features=features, periods=periods))
+            if perceptual is not None and not rows[-1]["lpips"].isfinite().all():  # the rest is of 8-bit images
+                raise MetricError("LPIPS is not finite: the weights of its network are damaged.", setting="pretrained")
             done(len(batch))
     return Part({**concatenated(rows), **counts.tensors()}, bad, digest.hexdigest())

@@ -16,7 +16,7 @@ from softvq.data.arrays import STATISTICS, ArrayFile, write_arrays
 from softvq.data.images import to_bytes
 from softvq.data.loader import ordered_batches
 from softvq.data.opening import listing
-from softvq.errors import ConfigError, DataError
+from softvq.errors import ConfigError, DataError, check_whole
 from softvq.evaluation.distribution import MOST
 from softvq.evaluation.frechet import Moments
 from softvq.evaluation.images import ArrayImages, DataImages, is_array, is_bundled, open_images
@@ -75,7 +75,7 @@ def reference_name(reference: Any) -> str:
     if isinstance(reference, str | Path):
         return str(reference)
     source = listing(reference)
-    return f"{source}, {source.identity['names']}"
+    return f"{source}, {source.identity}"
 
 
 def reference_of(
@@ -133,14 +133,13 @@ def write_reference(images: Any, path: str | Path, size: int = 256, **settings: 
     takes, cut to `size`; `settings` are the fields of `Settings`.
     """
     path, given = Path(path), Settings(**settings)
-    if size < 1:
-        raise ConfigError(f"size must be at least 1, not {size}.", setting="size")
+    check_whole("size", size, 1)
     if path.suffix.lower() != ".npz":
         raise ConfigError(f"{path}: the statistics are written as .npz.", setting="to")
     check_writable(path)
     device = own_device(given.device)
-    with workplace(given.folder) as folder:
-        measuring = Measuring(given, folder, device, is_bundled(images))
+    with workplace(given.folder) as place:
+        measuring = Measuring(given, place, device, is_bundled(images))
         data = DataImages(images, size, given.batch_size, given.workers)
         stem = measuring.stem(data.title, data.checksum, data.size, data.crop)
         parts = measuring.parts(data, f"reference-{stem}")

@@ -5,25 +5,33 @@ precision); others get a table of their own. The paper's figures stand beside th
 whether its protocol is the paper's.
 """
 
+import json
+import math
 import os
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from softvq import files
-from softvq.errors import MetricError, ModelError, SoftVQError, counted
+from softvq.errors import ConfigError, MetricError, ModelError, SoftVQError, counted
+from softvq.evaluation.markdown import Markdown, code, escaped, one_line, table
 from softvq.evaluation.results import EVALUATION, Protocol
 from softvq.figures import pyplot, rendered, save_picture
 from softvq.pretrained.inception import NAME
 from softvq.published import GENERATION, GENERATORS, PROBE, TOKENIZERS
 
 Stored = dict[str, Any]  # a result's file, read
+_NAMED = 20  # files left out that are named; of more, the number is told
 
 
 @dataclass(frozen=True)
 class Report:
-    """A report that was written: its file, the number of results shown, its figures, and reasons for files left out."""
+    """A report that was written: its file, the number of results shown, its figures, and reasons for files left out.
+
+    Of many such files the first are named, and the others counted in one sentence.
+    """
 
     file: Path
     results: int
@@ -34,15 +42,21 @@ class Report:
 def report(folder: str | Path = "evaluations", out: str | Path | None = None) -> Report:
     """Write tables and figures of the results in a folder, as Markdown (default: `report.md` in it).
 
-    Raise `MetricError` when there are no results.
+    Rows of models with one name have the first digits of their fingerprints, or their files, beside it. Results that
+    are the same in all but their date are shown once. Raise `MetricError` when there are no results, `ConfigError` when
+    `out` would take the place of one.
     """
     folder = Path(folder)
+    if out is not None:
+        if Path(out).suffix.lower() == ".json":
+            raise ConfigError(f"{out} would be a result's file; a report is Markdown: name it .md.", setting="out")
+        files.check_writable(Path(out))
     results, odd = _read(folder)
     if not results:
-        reason = f" {counted(len(odd), 'file')} left out; the first: {odd[0]}" if odd else ""
+        reason = f" Left out, the first: {odd[0]}" if odd else ""
         raise MetricError(f"{folder} holds no results of evaluations.{reason}")
     out = folder / "report.md" if out is None else Path(out)
-    lines = ["# Measured results", "", *(f"Left out: {reason}" for reason in odd), *([""] if odd else [])]
+    lines = ["# Measured results", "", *(f"- Left out: {escaped(reason)}" for reason in odd), *([""] if odd else [])]
     figures: list[Path] = []
     for kind, section in _SECTIONS.items():
         if mine := [result for result in results if result["kind"] == kind]:
@@ -56,7 +70,10 @@ def _read(folder: Path) -> tuple[list[Stored], list[str]]:
     if not folder.is_dir():
         raise MetricError(f"there is no folder {folder}.")
     results, odd = [], []
+    known: dict[str, Path] = {}  # by all that it says but when
     for path in sorted(folder.rglob("*.json")):
+        if not path.is_file():
+            continue
         try:
             result = files.read_json(path)
         except ModelError as error:
@@ -66,9 +83,18 @@ def _read(folder: Path) -> tuple[list[Stored], list[str]]:
             odd.append(f"{path} holds no result of an evaluation.")
         elif flaw := _flaw(result):
             odd.append(f"{path}: {flaw}")
+        elif (first := known.setdefault(_content(result), path)) != path:
+            odd.append(f"{path} holds the same result as {first}.")
         else:
-            results.append({**result, "file": path})
-    return results, odd
+            results.append({**result, "file": path, "within": path.relative_to(folder).as_posix()})
+    more = [f"{counted(len(odd) - _NAMED, 'more file')} left out."] if len(odd) > _NAMED else []
+    return results, [*odd[:_NAMED], *more]
+
+
+def _content(result: Stored) -> str:
+    """Return all that a result says but when it was made, with which version, and where its pictures are."""
+    passing = ("date", "version", "pictures", "file")
+    return json.dumps({name: value for name, value in result.items() if name not in passing}, sort_keys=True)
 
 
 _OF_PROTOCOL = {  # what is shown of it; the other kinds' are `Protocol`s
@@ -92,10 +118,14 @@ def _flaw(result: Stored) -> str | None:
             return f"a result without {part}."
         if missing := [name for name in names if name not in held]:
             return f"a result without {missing[0]} in its {part}."
+    if kind == "cost" and not all(isinstance(row, dict) for row in result["rows"].values()):
+        return "a result whose rows are not figures by name."
     if kind != "cost" and not all(isinstance(score, int | float | None) for score in result["scores"].values()):
         return "a result whose scores are not numbers."
     if kind in _OF_PROTOCOL:
         return None
+    if not isinstance(result["protocol"].get("images", 0), int):
+        return "a result whose number of images is none."
     try:
         Protocol.from_dict(result["protocol"])
     except MetricError as error:
@@ -117,24 +147,13 @@ def _groups(results: list[Stored]) -> list[tuple[Any, list[Stored]]]:
     return groups
 
 
-def _table(columns: dict[str, list[Any]]) -> list[str]:
-    """Return a Markdown table; columns without a figure are left out."""
-    kept = {name: cells for name, cells in columns.items() if any(cell not in (None, "") for cell in cells)}
-    rows = zip(*kept.values(), strict=True)
-    text = ["| " + " | ".join(kept) + " |", "|" + "---|" * len(kept)]
-    return [*text, *("| " + " | ".join(map(_cell, row)) + " |" for row in rows), ""]
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else str(value).replace("|", "\\|")
-
-
 def _protocol_line(protocol: Any, papers: bool) -> str:
-    features = f"features: {protocol.features} (weights {protocol.weights}), {protocol.resizing}"
-    crop = "" if protocol.crop == "none" else f", {protocol.crop}"
+    shown = {name: escaped(str(value)) for name, value in protocol.to_dict().items()}
+    features = f"features: {shown['features']} (weights {shown['weights']}), {shown['resizing']}"
+    crop = "" if protocol.crop == "none" else f", {shown['crop']}"
     line = (
-        f"{protocol.images:,} images of {protocol.size} px{crop}, against {protocol.reference} "
-        f"({protocol.reference_checksum}, {protocol.reference_images or '?'} images); {features}; {protocol.precision}."
+        f"{protocol.images:,} images of {shown['size']} px{crop}, against {shown['reference']} "
+        f"({shown['reference_checksum']}, {protocol.reference_images or '?'} images); {features}; {shown['precision']}."
     )
     return line + ("" if papers else " **Not the paper's protocol**: that is FID, Inception's, of 50,000 images.")
 
@@ -154,14 +173,43 @@ def _scores(results: list[Stored], name: str, digits: int) -> list[str | None]:
     return [_number(r["scores"].get(name), digits, r["scores"].get(f"{name}_over_seeds")) for r in results]
 
 
-def _names(results: list[Stored]) -> list[str]:
-    return [f"`{Path(str(r['model']['name'])).name}`" for r in results]
+def _names(results: list[Stored], *shown: Iterable[Any]) -> list[Markdown]:
+    """Return the models' names for a table; `shown` are columns that tell rows of one model apart."""
+    rows = zip(map(_name, results), _marks(results, *shown), strict=True)
+    return [Markdown(code(name) + "".join(f" ({escaped(mark)})" for mark in own)) for name, own in rows]
+
+
+def _name(result: Stored) -> str:
+    return Path(str(result["model"]["name"])).name or str(result["model"]["name"])
+
+
+def _marks(results: list[Stored], *shown: Iterable[Any]) -> list[list[str]]:
+    """Return what must stand beside each model's name for the rows to differ.
+
+    The fingerprint's first digits tell models of one name apart; the file tells apart what one model was measured
+    twice for, unless the columns `shown` do.
+    """
+    names = [_name(result) for result in results]
+    fingerprints = [str(result["model"].get("fingerprint") or "")[:8] for result in results]
+    first = _telling(names, fingerprints)
+    keys = list(zip(names, first, *(map(str, column) for column in shown), strict=True))
+    second = _telling(keys, [result["within"] for result in results])
+    return [[mark for mark in own if mark] for own in zip(first, second, strict=True)]
+
+
+def _telling(keys: Sequence[Hashable], marks: Sequence[str]) -> list[str]:
+    """Return the marks of the rows whose key others have too, with other marks; an empty one for the rest."""
+    others: dict[Hashable, set[str]] = {}
+    for key, mark in zip(keys, marks, strict=True):
+        others.setdefault(key, set()).add(mark)
+    return [mark if len(others[key]) > 1 else "" for key, mark in zip(keys, marks, strict=True)]
 
 
 def _recipe(result: Stored) -> str:
     """Return the name of the recipe that the model was made with; for the authors' releases, it is the model's name."""
     model = result["model"]
-    return model.get("recipe") or Path(str(model["name"])).name.replace("_", "-")
+    recipe = model.get("recipe")
+    return recipe if recipe and isinstance(recipe, str) else Path(str(model["name"])).name.replace("_", "-")
 
 
 def _reconstruction(results: list[Stored], out: Path, figures: list[Path]) -> list[str]:
@@ -169,7 +217,7 @@ def _reconstruction(results: list[Stored], out: Path, figures: list[Path]) -> li
     for protocol, group in _groups(results):
         published = [TOKENIZERS.get(_recipe(r)) for r in group]
         lines += [_protocol_line(protocol, _is_papers(protocol)), ""]
-        lines += _table(
+        lines += table(
             {
                 "tokenizer": _names(group),
                 "row of the paper": [p and f"Table {p.table}: {p.row}" for p in published],
@@ -205,12 +253,12 @@ def _generation(results: list[Stored], out: Path, figures: list[Path]) -> list[s
     lines = ["## Generation (Tables 1 to 4 and 6 to 8)", ""]
     for protocol, group in _groups(results):
         printed = [_printed(r) for r in group]
-        columns: dict[str, list[Any]] = {
-            "model": _names(group),
+        conditions = {
             "steps": [_steps(r) for r in group],
             "sampler": [_sampler(r) for r in group],
             "guidance": [r.get("sampling", {}).get("guidance") for r in group],
         }
+        columns: dict[str, list[Any]] = {"model": _names(group, *conditions.values()), **conditions}
         for name, title, digits in (
             *(("gfid", "gFID", 2), ("inception_score", "IS", 1)),
             *(("precision", "precision", 2), ("recall", "recall", 2)),
@@ -224,7 +272,7 @@ def _generation(results: list[Stored], out: Path, figures: list[Path]) -> list[s
         columns["nearest"] = _scores(group, "nearest", 2)
         columns |= _appearance(group)
         columns[""] = [None if r["scores"].get("reliable", True) else "few images" for r in group]
-        lines += [_protocol_line(protocol, _is_papers(protocol)), "", *_table(columns)]
+        lines += [_protocol_line(protocol, _is_papers(protocol)), "", *table(columns)]
         for result in group:
             lines += _pictures(result, out)
     return lines
@@ -259,42 +307,53 @@ def _printed(result: Stored) -> Any:
 def _pictures(result: Stored, out: Path) -> list[str]:
     """Return links to a result's pictures, wherever the folder has been moved to."""
     pictures = [result["file"].with_name(Path(name).name) for name in result.get("pictures", [])]
-    links = [f"![{picture.stem}]({_link(picture, out)})" for picture in pictures if picture.is_file()]
+    links = [f"![{escaped(picture.stem)}]({_link(picture, out)})" for picture in pictures if picture.is_file()]
     return [*links, ""] if links else []
 
 
 def _link(picture: Path, out: Path) -> str:
-    return quote(Path(os.path.relpath(picture, out.parent)).as_posix())
+    return quote(Path(os.path.relpath(picture, out.parent)).as_posix().encode("utf-8", "surrogateescape"))
 
 
 def _probe(results: list[Stored], out: Path, figures: list[Path]) -> list[str]:
     protocols = [r["protocol"] for r in results]
+    shown = ("data", "images", "val", "val_images", "layer", "time", "pool")
+    conditions = {name.replace("_", " "): [p.get(name) for p in protocols] for name in shown}
     scores = {
-        title: [_number(r["scores"].get(name) and 100 * r["scores"][name], 2) for r in results]
+        title: [_percent(r["scores"].get(name)) for r in results]
         for title, name in (("top 1 %", "probe_top1"), ("top 5 %", "probe_top5"), ("balanced %", "probe_balanced"))
     }
     lines = ["## Linear probing (Fig. 3, Table 4)", ""]
-    lines += _table(
+    lines += table(
         {
-            "model": _names(results),
-            "data": [p["data"] for p in protocols],
-            "images": [p["images"] for p in protocols],
-            "layer": [p.get("layer") for p in protocols],
-            "time": [p.get("time") for p in protocols],
-            "pool": [p["pool"] for p in protocols],
+            "model": _names(results, *conditions.values()),
+            **conditions,
             "top 1 %, paper": [_number(PROBE.get(_recipe(r)), 2) for r in results],
             **scores,
-            "k-NN %": [_number(r["scores"].get("knn_top1") and 100 * r["scores"]["knn_top1"], 2) for r in results],
+            "k-NN %": [_percent(r["scores"].get("knn_top1")) for r in results],
         }
     )
     path = out.with_name(f"{out.stem}-probe.png")
-    bars = [(_probed(result), result["scores"].get("probe_top1")) for result in results]
+    bars = list(zip(_probed(results, conditions), [r["scores"].get("probe_top1") for r in results], strict=True))
     return [*lines, *_bars(bars, "top-1 accuracy of a linear probe", path, figures)]
 
 
-def _probed(result: Stored) -> str:
-    layer = result["protocol"].get("layer")
-    return Path(str(result["model"]["name"])).name + ("" if layer is None else f", layer {layer}")
+def _percent(share: float | None) -> str | None:
+    return None if share is None else _number(100 * share, 2)
+
+
+def _probed(results: list[Stored], conditions: dict[str, list[Any]]) -> list[str]:
+    """Return a label for each bar: the model and its layer, and of the other conditions those that tell it apart."""
+    marks = _marks(results, *conditions.values())
+    labels = [" ".join([_name(r), *(f"({mark})" for mark in own)]) for r, own in zip(results, marks, strict=True)]
+    labels = [
+        label if layer is None else f"{label}, layer {layer}"
+        for label, layer in zip(labels, conditions["layer"], strict=True)
+    ]
+    for name in ("time", "pool", "data", "images", "val", "val images"):
+        telling = _telling(labels, [f"{name} {value}" for value in conditions[name]])
+        labels = [f"{label}, {mark}" if mark else label for label, mark in zip(labels, telling, strict=True)]
+    return labels
 
 
 def _cost(results: list[Stored], out: Path, figures: list[Path]) -> list[str]:
@@ -302,10 +361,10 @@ def _cost(results: list[Stored], out: Path, figures: list[Path]) -> list[str]:
     for number, result in enumerate(results):
         p, rows = result["protocol"], list(result["rows"].values())
         timed = f"; batch {p['batch']}, {p['steps']} steps, guidance {p['guidance']:g}" if p.get("timed") else ""
-        lines += [f"{p['device']}, PyTorch {p['torch']}, {p['precision']}{timed}.", ""]
-        lines += _table(
+        lines += [escaped(f"{p['device']}, PyTorch {p['torch']}, {p['precision']}{timed}."), ""]
+        lines += table(
             {
-                "row": [f"`{name}`" for name in result["rows"]],
+                "row": [code(name) for name in result["rows"]],
                 "": [row.get("about") for row in rows],
                 "M parameters": [_number(row.get("parameters"), 1) for row in rows],
                 "GMACs, paper": [_number(row.get("published_gmacs"), 2) for row in rows],
@@ -326,7 +385,7 @@ def _cost(results: list[Stored], out: Path, figures: list[Path]) -> list[str]:
 
 def _bars(values: list[tuple[str, float | None]], title: str, path: Path, figures: list[Path]) -> list[str]:
     """Draw a bar for each name and return a link to the picture; nothing for less than two, or without matplotlib."""
-    known = [(name, value) for name, value in values if value is not None]
+    known = [(name, value) for name, value in values if value is not None and math.isfinite(value)]
     if len(known) < 2:
         return []
     try:
@@ -335,7 +394,7 @@ def _bars(values: list[tuple[str, float | None]], title: str, path: Path, figure
         return []
     figure, axis = plt.subplots(figsize=(6, 0.6 + 0.3 * len(known)), layout="constrained")
     axis.barh(range(len(known)), [value for _, value in known])
-    axis.set_yticks(range(len(known)), [name for name, _ in known])
+    axis.set_yticks(range(len(known)), [one_line(name).replace("$", r"\$") for name, _ in known])
     axis.invert_yaxis()
     axis.set_xlabel(title)
     save_picture(rendered(figure), path)
@@ -345,11 +404,11 @@ def _bars(values: list[tuple[str, float | None]], title: str, path: Path, figure
 
 def _latents(results: list[Stored], out: Path, figures: list[Path]) -> list[str]:
     lines = ["## Latent space (Fig. 4)", ""]
-    lines += _table(
+    conditions = {name: [r["protocol"][name] for r in results] for name in ("data", "images")}
+    lines += table(
         {
-            "tokenizer": _names(results),
-            "data": [r["protocol"]["data"] for r in results],
-            "images": [r["protocol"]["images"] for r in results],
+            "tokenizer": _names(results, *conditions.values()),
+            **conditions,
             "cosine of ẑ and z": _scores(results, "cosine", 3),
             "variance of ẑ not in z": _scores(results, "unexplained", 3),
             "codebook usage": _scores(results, "codebook_usage", 3),

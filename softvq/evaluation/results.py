@@ -141,7 +141,7 @@ class Result:
             for name, picture in self.pictures.items():
                 save_picture(picture, folder / f"{self._picture(name)}.png")
             files.write_json(path, whole)
-            if self.parts is not None:
+            if self.parts is not None and not any(self.parts.rglob(files.LOCK)):  # another process's work
                 shutil.rmtree(self.parts, ignore_errors=True)
         return {**whole, "file": str(path)}
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from softvq import config as configs
 from softvq import released
 from softvq.config import family, lookup
-from softvq.errors import ConfigError, ModelError
+from softvq.errors import ConfigError, ModelError, is_whole
 from softvq.randomness import Stream, rng
 from softvq.saving import Saved
 from softvq.transports.guidance import Guidance
@@ -39,8 +39,8 @@ class Sampling:
     dtype: Literal["float32", "float64"] = "float64"
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, not {self.steps}")
+        if not is_whole(self.steps, 1):
+            raise ValueError(f"steps must be a whole number, at least 1, not {self.steps!r}")
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', not {self.dtype!r}")
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from softvq.errors import is_whole
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:
@@ -16,8 +18,8 @@ class ScheduleConfig:
     warmup: int = 0
 
     def __post_init__(self):
-        if self.start < 0 or self.warmup < 0:
-            raise ValueError("start and warmup must not be negative")
+        if not (is_whole(self.start, 0) and is_whole(self.warmup, 0)):
+            raise ValueError("start and warmup must be whole numbers, not negative")
 
     def factor_at(self, step: int) -> float:
         """Return the share of the weight after `step` steps, in [0, 1]."""

@@ -4,12 +4,13 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils._pytree import register_pytree_node
 
 from softvq.config import family
 from softvq.errors import ConfigError, ModelError
@@ -22,6 +23,22 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
+def tree(cls: type) -> type:
+    """Register a dataclass of results with PyTorch as a tree of its fields, and return it.
+
+    Functions that take results apart and put them together, `torch.export` for one, know its class then.
+    """
+    names = [one.name for one in fields(cls)]
+    register_pytree_node(
+        cls,
+        lambda one: ([getattr(one, name) for name in names], names),
+        lambda values, names: cls(**dict(zip(names, values, strict=True))),
+        serialized_type_name=f"softvq.{cls.__name__}",  # wherever the class will lie
+    )
+    return cls
+
+
+@tree
 @dataclass(frozen=True)
 class Assignment:
     """The spread of a batch of tokens over K codewords: the source of the KL term and of all statistics.
@@ -60,6 +77,7 @@ class Assignment:
         return {name: value.detach() for name, value in values.items()}
 
 
+@tree
 @dataclass(frozen=True)
 class Quantized:
     """The result of a quantizer: the latents, and the indices, losses and statistics that come with them.
@@ -267,5 +285,5 @@ def distances(z: Float[Tensor, "B L D"], codebook: Float[Tensor, "K D"]) -> Floa
     The gradient is 0 where the distance is 0. In float32 small distances are exact to about 1e-3 times the norms.
     """
     squared = z.square().sum(-1, keepdim=True) + codebook.square().sum(-1) - 2 * z @ codebook.T
-    positive = squared > 0
-    return torch.where(positive, squared.where(positive, 1.0).sqrt(), 0.0)
+    zero = squared <= 0  # which NaN is not: it stays NaN
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())

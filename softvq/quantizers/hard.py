@@ -77,8 +77,7 @@ class VQ(Quantizer):
         """Return the nearest codeword of each token and its index, with the losses `codebook` and `commitment`."""
         with full_precision(z) as z:
             z = F.normalize(z, dim=-1) if self.config.distance == "cosine" else z
-            with torch.no_grad():
-                indices = distances(z, self.codewords.to(z.dtype)).argmin(-1)
+            indices = distances(z.detach(), self.codewords.detach().to(z.dtype)).argmin(-1)
             codes = F.embedding(indices, self.codewords).to(z.dtype)
             losses = {"codebook": F.mse_loss(codes, z.detach()), "commitment": F.mse_loss(z, codes.detach())}
             assignment = assign_hard(indices, len(self.codebook), reduce)
@@ -87,7 +86,9 @@ class VQ(Quantizer):
 
     def lookup(self, indices: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         """Return the codewords (B, L, D) of indices; `ModelError` when one lies outside of the codebook."""
-        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < len(self.codebook):
+        if torch.compiler.is_compiling() or not indices.numel():
+            return F.embedding(indices, self.codewords)
+        if not 0 <= int(indices.min()) <= int(indices.max()) < len(self.codebook):
             raise ModelError(
                 f"indices run from {int(indices.min())} to {int(indices.max())}, "
                 f"but the codebook has {len(self.codebook)} codewords."

@@ -201,6 +201,15 @@ class GeneratorTask(Task):
                     f"{latents.index.fingerprint}) than {self.recipe.tokenizer} "
                     f"({self.tokenizer.latent_fingerprint}); encode the images again."
                 )
+        for folder, latents in opened.items():
+            model = self.recipe.model
+            if latents is not None and model.sizes.classes and (count := int((latents.labels < 0).sum())):
+                key = "model.classes" if model.sizes is model else "model.network.classes"
+                raise configs.ConfigError(
+                    f"{counted(count, 'image')} of {len(latents):,} in {folder} {'has' if count == 1 else 'have'} no "
+                    "label, and the generator is trained on classes; leave them out of the images and encode again, or "
+                    f"train without classes ({key}: 0)."
+                )
         if self.held_out is not None and self.held_out.index.classes != self.latents.index.classes:
             raise configs.ConfigError(
                 f"the latents in {self.recipe.val} have different classes from those in {self.recipe.data}.",
@@ -238,7 +247,8 @@ class GeneratorTask(Task):
     def hooks(self, players: Players) -> list[Hook]:
         """Return the hook that shows samples and, where there are validation latents, measures the loss on them."""
         held_out = self.held_out
-        loss = None if held_out is None else lambda model: validation_loss(model, self.recipe, held_out)
+        limit = self.options.val_images
+        loss = None if held_out is None else lambda model: validation_loss(model, self.recipe, held_out, limit)
         return [sample_hook(self.tokenizer.to(self.options.device), loss, self.options)]
 
     def example(self, rows: int) -> LatentBatch:
@@ -328,8 +338,8 @@ def _losses(
 
 
 @torch.no_grad()
-def validation_loss(model: Generator, recipe: GeneratorRecipe, latents: Latents, limit: int = 2048) -> float:
-    """Return the mean loss of up to `limit` images, always with the same random numbers."""
+def validation_loss(model: Generator, recipe: GeneratorRecipe, latents: Latents, limit: int = 1000) -> float:
+    """Return the mean loss of up to `limit` images, spread evenly and with the same random numbers each time."""
     total, count = 0.0, 0
     model.eval()
     for batch in latents.in_order(min(256, recipe.batch_size), limit):

@@ -8,6 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 import torch
@@ -45,11 +46,11 @@ def fit(
     intervals = intervals or Intervals()
     bad = {} if bad is None else bad
     recent: list[tuple[dict[str, torch.Tensor], list[str]]] = []  # values not read yet, and the images' names
-    with _Signals(device) as signals:
+    with _closing(batches), _Signals(device) as signals:
         clock, waited = time.monotonic(), 0.0
         while state.step < steps:
             asked = time.monotonic()
-            batch = _next(batches).to(device)
+            batch = next(batches).to(device)
             waited += time.monotonic() - asked
             values = _run(step, state, batch)
             state.step += 1
@@ -83,17 +84,9 @@ def fit(
         log.say(f"{files} skipped, the first: {next(iter(bad.values()))}")
 
 
-def _next(batches: Iterator[TrainingBatch]) -> TrainingBatch:
-    try:
-        return next(batches)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise TrainingError(
-            "a process that decodes images died (often: no memory left); the run goes on from its last checkpoint "
-            "when it is started again, with fewer workers if that was it.",
-            setting="workers",
-        ) from error
+def _closing(batches: Iterator[TrainingBatch]) -> AbstractContextManager:
+    """Return a block at whose end the processes end that decode images."""
+    return closing(batches) if hasattr(batches, "close") else nullcontext()
 
 
 def _run(step: Step, state: TrainState, batch: TrainingBatch) -> dict[str, torch.Tensor]:

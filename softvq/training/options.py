@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from softvq import distributed
-from softvq.errors import ConfigError
+from softvq.errors import ConfigError, check_whole, is_number, is_whole
 from softvq.runtime import pick_device, pick_precision
 
 
@@ -21,8 +21,11 @@ class Intervals:
 
     def __post_init__(self):
         for name in ("log", "checkpoint", "samples"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be every so many steps, at least 1, not {getattr(self, name)}.")
+            if not is_whole(getattr(self, name), 1):
+                every = f"{name.removesuffix('s')}_every"
+                raise ConfigError(
+                    f"{name} must be every so many steps, at least 1, not {getattr(self, name)!r}.", setting=every
+                )
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class RunOptions:
     gives each a copy of the model, `fsdp` a part of it. `most_bad` is the share of all images that may be unreadable
     before the run stops. `recompute` makes blocks keep less for the backward pass: less memory, more time. `compile`
     uses torch.compile, which rounds differently. `command` is stored as the model's command (None: the recipe's).
-    `wandb` is a project at Weights & Biases to log to.
+    `wandb` is a project at Weights & Biases to log to. `val_images` is the number of validation images that are
+    measured, spread evenly over all of them and always the same.
     """
 
     out: Path | str
@@ -48,12 +52,13 @@ class RunOptions:
     command: str | None = None
     intervals: Intervals = field(default_factory=Intervals)
     wandb: str | None = None
+    val_images: int = 1000
 
     def __post_init__(self):
-        if self.workers < 0:
-            raise ConfigError(f"workers must not be negative, not {self.workers}.", setting="workers")
-        if not 0 <= self.most_bad <= 1:
-            raise ConfigError(f"most_bad is a share, from 0 to 1, not {self.most_bad}.", setting="most_bad")
+        check_whole("workers", self.workers, 0)
+        check_whole("val_images", self.val_images, 1)
+        if not is_number(self.most_bad, 0, 1):
+            raise ConfigError(f"most_bad is a share, from 0 to 1, not {self.most_bad!r}.", setting="most_bad")
         if self.parallel not in ("ddp", "fsdp"):
             raise ConfigError(f"parallel must be 'ddp' or 'fsdp', not {self.parallel!r}.", setting="parallel")
 

@@ -5,6 +5,7 @@ import shlex
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from softvq.config import check_numbers
 from softvq.data.images import Augment
 from softvq.losses.adversarial import AdversarialLoss
 from softvq.losses.discriminators import DinoDiscriminatorConfig, DiscriminatorConfig
@@ -51,7 +52,7 @@ class AdversarialConfig:
     optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
 
     def __post_init__(self):
-        if not 0 <= self.augment <= 1 or self.consistency < 0 or self.lecam < 0:
+        if not (0 <= self.augment <= 1 and self.consistency >= 0 and self.lecam >= 0):
             raise ValueError("augment must be in [0, 1], consistency and lecam not negative")
 
 
@@ -66,6 +67,7 @@ class PublishedRecipe:
 
 def check_run(recipe: Any) -> None:
     """Raise `ValueError` when a recipe, a tokenizer's or a generator's, cannot be run."""
+    check_numbers(recipe, type(recipe).__name__)
     for name in ("batch_size", "steps"):
         if getattr(recipe, name) < 1:
             raise ValueError(f"{name} must be at least 1, not {getattr(recipe, name)}.")

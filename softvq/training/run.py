@@ -31,6 +31,11 @@ def train(task: Task, options: RunOptions | str | Path, *, hooks: Sequence[Hook]
     """
     options = (options if isinstance(options, RunOptions) else RunOptions(Path(options))).settled()
     files.check_writable(options.out, folder=True)
+    with distributed.locked(options.out):
+        return _train(task, options, hooks)
+
+
+def _train(task: Task, options: RunOptions, hooks: Sequence[Hook]) -> Path:
     checkpoints = Checkpoints(options.out / "checkpoints")
     task.options, task.resumes = options, bool(checkpoints.all())
     check_batch(task.recipe.batch_size, task.accumulate)

@@ -95,7 +95,7 @@ class TokenizerTask(Task):
     def held_out(self) -> Source | None:
         """The validation images, None where there are none."""
         val = self.recipe.val if self._val is None else self._val
-        return None if val is None else listing(val)
+        return None if val is None else listing(val, self.options.val_images)
 
     def _validation(self, players: Players) -> Validation | None:
         """Return the validation images with the networks that measure them besides pixels; None without images."""
@@ -107,7 +107,8 @@ class TokenizerTask(Task):
             network = Inception.load(self.rfid, file).to(self.options.device)
             self._inception = lambda images: {"pool": network(images)}
         is_lpips = isinstance(perceptual, LPIPS)
-        return Validation(self.held_out, self.recipe.val, perceptual if is_lpips else None, self._inception)
+        perceptual = perceptual if is_lpips else None
+        return Validation(self.held_out, self.recipe.val, self.options.val_images, perceptual, self._inception)
 
     def build(self, weights: bool = True) -> Players:
         """Return the players before the first step: `model`, a `discriminator` where there is one, and frozen networks.

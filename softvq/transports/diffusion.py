@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from softvq.errors import check_whole
 from softvq.transports.paths import like
 
 BetasName = Literal["linear", "cosine"]
@@ -38,6 +39,7 @@ class Diffusion:
         `linear`: β from 1e-4 to 0.02 (of 1,000 steps). `cosine`: ᾱ_t = cos²((t + 0.008) / 1.008 · π/2), β at most
         0.999.
         """
+        check_whole("steps", steps, 1)
         if name == "linear":
             scale = STEPS / steps
             betas = np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64)

@@ -3,14 +3,15 @@
 It can be limited to an interval of times (Kynkäänniemi et al. 2024).
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from softvq.errors import ConfigError, check_number, is_number
 
 # (x, t, the time at which the step began) -> what a network says of x, for each sample
 Field = Callable[[Float[Tensor, " B *rest"], Float[Tensor, " B"], Float[Tensor, " B"]], Tensor]
@@ -31,12 +32,19 @@ class Guidance:
     schedule: Literal["constant", "linear"] = "constant"
 
     def __post_init__(self):
-        if not math.isfinite(self.scale):
-            raise ValueError(f"the guidance scale must be finite, not {self.scale}")
+        if not is_number(self.scale):
+            raise ValueError(f"the guidance scale must be finite, not {self.scale!r}")
         if len(self.interval) != 2 or self.interval[0] > self.interval[1]:
             raise ValueError(f"the guidance interval must be a lower and a higher time, not {list(self.interval)}")
-        if not 0 <= self.interval[0] <= self.interval[1] <= 1:
+        if not all(is_number(time, 0, 1) for time in self.interval):
             raise ValueError(f"the guidance interval must lie in [0, 1], not {list(self.interval)}")
+
+    def scaled(self, scale: float) -> "Guidance":
+        """Return the same with a scale that a user gives; `ConfigError` when it is not finite, or negative."""
+        check_number("guidance", scale)
+        if scale < 0:
+            raise ConfigError(f"guidance must not be negative, not {scale:g}; 1 is none.", setting="guidance")
+        return replace(self, scale=float(scale))
 
     def at(self, t: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Return the scale of steps that begin at these times: 1 outside of the interval."""

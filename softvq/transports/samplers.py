@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softvq.errors import ConfigError
+from softvq.errors import ConfigError, ModelError, check_whole
 from softvq.transports.diffusion import STEPS, Diffusion
 from softvq.transports.guidance import Field
 from softvq.transports.paths import coefficients, score_of, split
@@ -39,9 +39,14 @@ def _grid(first: float, last: float, count: int) -> list[float]:
     return torch.linspace(first, last, count, dtype=torch.float64, device="cpu").tolist()
 
 
+def _even(steps: int) -> list[float]:
+    check_whole("steps", steps, 1)  # without any, the noise would be the data
+    return _grid(1, 0, steps + 1)
+
+
 def euler(field: Field, x: Tensor, steps: int, progress: Progress = _same) -> Tensor:
     """Return the solution of dx = v dt by first-order steps, one evaluation each."""
-    grid = _grid(1, 0, steps + 1)
+    grid = _even(steps)
     for now, after in progress(list(pairwise(grid))):
         x = x + (after - now) * field(x, _all(x, now), _all(x, now)).to(x.dtype)
     return x
@@ -49,7 +54,7 @@ def euler(field: Field, x: Tensor, steps: int, progress: Progress = _same) -> Te
 
 def heun(field: Field, x: Tensor, steps: int, progress: Progress = _same) -> Tensor:
     """Return the solution of dx = v dt by second-order steps, two evaluations each; the last is Euler's."""
-    grid = _grid(1, 0, steps + 1)
+    grid = _even(steps)
     for now, after in progress(list(pairwise(grid))):
         first = field(x, _all(x, now), _all(x, now)).to(x.dtype)
         ahead = x + (after - now) * first
@@ -66,6 +71,7 @@ def euler_maruyama(field: Field, x: Tensor, steps: int, path: str, noise: Noise,
     w is the diffusion coefficient. There are `steps` evaluations: all but the last from 1 to 0.04 with noise, the last
     from there to 0 without.
     """
+    check_whole("steps", steps, 1)
     grid = [*_grid(1, SDE_END, steps), 0.0]
     for number, (now, after) in enumerate(progress(list(pairwise(grid)))):
         t = _all(x, now)
@@ -101,6 +107,9 @@ def dopri5(
     its beginning, which is on one side: else rounding, which decides how long a step is, would decide how long there is
     guidance. `tolerance` is absolute and relative; more than `most_steps` tries of a sample are a `ConfigError`.
     """
+    check_whole("most_steps", most_steps, 1)
+    if not 0 < tolerance < math.inf:
+        raise ConfigError(f"tolerance must be positive and finite, not {tolerance}.")
     stops = torch.tensor(sorted({0.0, *edges}), dtype=precise(x.device), device=x.device)
     t = torch.ones(len(x), dtype=precise(x.device), device=x.device)
     size = torch.full_like(t, 0.05)
@@ -118,6 +127,10 @@ def dopri5(
         lower = x - wide * sum(w * k for w, k in zip(_FOURTH, slopes, strict=True))
         scale = tolerance * (1 + torch.maximum(x.abs(), ahead.abs()))
         error = ((ahead - lower) / scale).flatten(1).square().mean(1).sqrt().to(t.dtype)
+        if error.isnan().any():  # no step is short enough for that
+            raise ModelError(
+                "the network's output is not finite: its weights are damaged, or the precision is too low."
+            )
         kept = error <= 1
         x = torch.where(kept.view_as(wide), ahead, x)
         t = torch.where(kept, torch.where(h >= room, stop, t - h), t)
@@ -200,7 +213,7 @@ def dpm_solver(
 
 def path_denoiser(field: Field, path: str, steps: int) -> tuple[Denoiser, list[float], list[float]]:
     """Return the inputs of `dpm_solver` for a velocity field: denoiser, α and σ at evenly spaced times from 1 to 0."""
-    grid = _grid(1, 0, steps + 1)
+    grid = _even(steps)
     c = coefficients(path, torch.tensor(grid, dtype=torch.float64, device="cpu"))
 
     def denoise(x: Tensor, number: int) -> Tensor:

@@ -55,7 +55,7 @@ def test_the_same_command_has_one_file_and_another_its_own(tmp_path: Path):
     [
         (["speed"], 2, "there is no command 'speed'; valid: cost."),
         (["cost", "sit-xl-46"], 2, "there is no row 'sit-xl-46'; did you mean sit-xl-64"),
-        (["cost", "--steps", "0"], 2, "steps, repeats and batch_size must be at least 1"),
+        (["cost", "--steps", "0"], 2, "steps must be at least 1, not 0"),
         (["cost", "--repeats", "0"], 2, "must be at least 1"),
         (["cost", "--batch-size", "0"], 2, "must be at least 1"),
         (["cost", "--batch-size", "-2"], 2, "must be at least 1"),

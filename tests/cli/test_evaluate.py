@@ -129,6 +129,15 @@ def test_lpips_is_measured_where_it_is_asked_for(real: Path, tmp_path: Path, rec
     close({k: v for k, v in found.items() if k != "lpips"}, reconstructed["scores"])
 
 
+def test_an_lpips_that_is_not_finite_is_refused_and_not_kept(real: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(lpips, "NAME", lpips.TINY)
+    monkeypatch.setattr(lpips.LPIPS, "forward", lambda self, made, real: torch.full((len(made),), torch.nan))
+    words = ("--data", real, "--lpips", "--workers", 0, "--out", tmp_path)
+    code, _, err = softvq("evaluate", "reconstruction", *words)
+    assert (code, err.splitlines()[-1][:30]) == (1, "softvq: LPIPS is not finite: t")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 # Generation
 
 

@@ -292,7 +292,7 @@ def test_a_runs_options_and_a_recipes_fields_stand_anywhere(text: str):
         ("train tokenizer emoji-64 --seed -1", "seed must not be negative"),
         ("train tokenizer softvq-l-64 --pretrained x", "--pretrained x: write NAME=FILE"),
         ("train tokenizer softvq-l-64 --alignment.teachr x", "did you mean --alignment.teacher"),
-        ("train tokenizer emoji-64 --workers -1", "workers must not be negative, not -1 (--workers)"),
+        ("train tokenizer emoji-64 --workers -1", "workers must be at least 0, not -1 (--workers)"),
         ("train tokenizer emoji-64 --augment.min-scale 0.001", "min_scale must be in [0.1, 1]"),
         ("train tokenizer emoji-64 --tokenizer.quantizer VQ", "leave kl out of the weights"),
         ("train tokenizer emoji-64 --resume --out nowhere", "--resume: nowhere holds no run to resume"),

@@ -13,8 +13,8 @@ from softvq.data.loader import ordered_batches
 from softvq.data.sources import Folder
 from softvq.errors import MetricError
 from softvq.evaluation import probe
+from softvq.evaluation.classifiers import Labelled
 from softvq.evaluation.parts import Parts
-from softvq.evaluation.probe import Labelled
 from softvq.generators.base import Noise
 from softvq.generators.dit import DiTConfig
 from softvq.generators.mar import MARConfig, MARNetworkConfig
@@ -62,9 +62,13 @@ def sides(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Labelled, Labelled]]:
     return found
 
 
-def of(where: Path, latents: bool = False) -> list[object]:
+def images_of(where: Path, latents: bool = False) -> list[object]:
     end = "-latents" if latents else ""
-    return ["--data", where / f"train{end}", "--val", where / f"val{end}", "--workers", 0, "--epochs", 3]
+    return ["--data", where / f"train{end}", "--val", where / f"val{end}", "--workers", 0]
+
+
+def of(where: Path, latents: bool = False) -> list[object]:
+    return [*images_of(where, latents), "--epochs", 3]
 
 
 def vectors(folder: Path, tokenizer: Tokenizer) -> torch.Tensor:
@@ -109,17 +113,21 @@ def test_tokens_can_be_averaged_and_the_figures_are_printed(pictures: Path, tmp_
     arguments = ("probe", *of(pictures, latents=True), "--pool", "mean", "--out", tmp_path)
     code, out, err = softvq(*arguments)
     assert code == 0, err
-    lines = out.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == ["probe_top1", "probe_balanced", "knn_top1", "knn_balanced"]
-    assert all(line.endswith(" %") for line in lines[:-1])
-    assert Path(lines[-1]).is_file()
+    *lines, file = out.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["probe_top1", "probe_balanced", "knn_top1", "knn_balanced"]
+    assert all(line.endswith(" %") for line in lines[:4])
+    assert lines[4] == (
+        "note: the accuracy of 9 images has a standard error of up to 16.7 percentage points (balanced: 16.7)."
+    )
+    assert all(line.startswith("note: ") for line in lines[4:])
+    assert Path(file).is_file()
     tokenizer = Tokenizer.from_pretrained("softvq-emoji-64")
     expected = vectors(pictures / "val", tokenizer).mean(1)
     torch.testing.assert_close(sides[0][1].features, expected, rtol=2e-3, atol=2e-3)
 
 
 def test_quick_is_neighbours_alone(pictures: Path, tmp_path: Path, sides):
-    code, out, _ = softvq("probe", *of(pictures, latents=True), "--quick", "--out", tmp_path, "--json")
+    code, out, _ = softvq("probe", *images_of(pictures, latents=True), "--quick", "--out", tmp_path, "--json")
     assert code == 0
     assert json.loads(out)["scores"].keys() == {"knn_top1", "knn_balanced"}
     assert "optimizer" not in json.loads(out)["protocol"]
@@ -138,9 +146,9 @@ def test_a_generators_features_of_images_or_latents(pictures: Path, tmp_path: Pa
     told = {name: protocol[name] for name in ("layer", "time", "width", "pool")}
     assert told == {"layer": 6, "time": 0.5, "width": 192, "pool": "mean"}
     generator, tokenizer = Generator.from_pretrained("emoji-sit"), Tokenizer.from_pretrained("softvq-emoji-64")
-    for side, name in zip(sides[0], ("train", "val"), strict=True):
+    for side, name, numbers in zip(sides[0], ("train", "val"), (range(18), range(18, 27)), strict=True):
         latents = vectors(pictures / name, tokenizer)
-        noise = Noise(4, range(len(latents)), generator.shape)().float()
+        noise = Noise(4, numbers, generator.shape)().float()
         expected = generator.features(latents, noise, 0.5, 6).mean(1)
         torch.testing.assert_close(side.features, expected, rtol=1e-3, atol=1e-3)
     code, out, err = softvq(*arguments, *of(pictures, latents=True), "--batch-size", 7)
@@ -158,14 +166,15 @@ def test_layer_time_and_pool_are_as_asked(pictures: Path, tmp_path: Path, sides)
     assert (protocol["layer"], protocol["time"], protocol["width"]) == (9, 0.2, 64 * 192)
     generator, tokenizer = Generator.from_pretrained("emoji-sit"), Tokenizer.from_pretrained("softvq-emoji-64")
     latents = vectors(pictures / "val", tokenizer)
-    noise = Noise(0, range(9), generator.shape)().float()
+    noise = Noise(0, range(18, 27), generator.shape)().float()  # after those of the 18 training images
     expected = generator.features(latents, noise, 0.2, 9).flatten(1)
     assert (sides[0][1].features - expected).square().mean().sqrt() < 0.02 * expected.std()  # of float16
 
 
 def test_a_dit_that_names_no_tokenizer_is_told_one(pictures: Path, models: Path, tmp_path: Path):
     DiTConfig(TransformerConfig.named("tiny", 64, 16, 3)).build().save_pretrained(tmp_path / "dit")
-    arguments = ("probe", "--model", tmp_path / "dit", *of(pictures), "--quick", "--json", "--out", tmp_path / "out")
+    settings = ("--quick", "--json", "--out", tmp_path / "out")
+    arguments = ("probe", "--model", tmp_path / "dit", *images_of(pictures), *settings)
     code, _, err = softvq(*arguments)
     assert code == 2
     assert "does not say which tokenizer it was trained with; name it (--tokenizer)" in err
@@ -182,14 +191,17 @@ def test_a_dit_that_names_no_tokenizer_is_told_one(pictures: Path, models: Path,
 
 
 def test_unreadable_images_are_left_out_even_where_they_fill_a_part(pictures: Path, tmp_path: Path, monkeypatch, sides):
-    monkeypatch.setattr("softvq.evaluation.probe.Parts", partial(Parts, size=2))
+    monkeypatch.setattr("softvq.evaluation.measuring.Parts", partial(Parts, size=2))
     folder = Path(shutil.copytree(pictures / "train", tmp_path / "train"))
     for bad in ("blue/0", "blue/1", "red/5"):
         (folder / f"{bad}.png").write_bytes(b"no image")
     arguments = ("--val", pictures / "val", "--workers", 0, "--epochs", 1, "--out", tmp_path / "out", "--json")
     code, out, err = softvq("probe", "--data", folder, *arguments)
     assert code == 0, err
-    assert json.loads(out)["protocol"]["images"] == 15
+    result = json.loads(out)
+    assert result["protocol"]["images"] == 15
+    assert list(result["unreadable"]) == ["train/blue/0.png", "train/blue/1.png", "train/red/5.png"]
+    assert all(name.removeprefix("train/") in reason for name, reason in result["unreadable"].items())
     assert sides[0][0].labels.tolist() == [0] * 4 + [1] * 6 + [2] * 5
 
 
@@ -231,7 +243,11 @@ def test_a_stopped_command_encodes_no_image_again(pictures: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["--val", "{pictures}/other-classes"], 1, "have different classes (3 and 2)"),
+        (
+            ["--data", "{pictures}/other-classes", "--val", "{pictures}/val"],
+            1,
+            "{pictures}/val has classes that {pictures}/other-classes has not: 'blue'.",
+        ),
         (
             ["--data", "{pictures}/flat", "--val", "{pictures}/flat"],
             1,
@@ -244,8 +260,13 @@ def test_a_stopped_command_encodes_no_image_again(pictures: Path, tmp_path: Path
         (["--model", "emoji-sit", "--layer", "10"], 2, "emoji-sit has layers 1 to 9, and none 10 (--layer)"),
         (["--model", "emoji-sit", "--layer", "0"], 2, "emoji-sit has layers 1 to 9, and none 0 (--layer)"),
         (["--model", "emoji-sit", "--time", "1.5"], 2, "time must be from 0 (data) to 1 (noise), not 1.5 (--time)"),
-        (["--epochs", "0"], 2, "epochs must be at least 1"),
-        (["--probe-batch", "1"], 2, "batch_size at least 2"),
+        (["--model", "emoji-sit", "--time", "nan"], 2, "(noise), not nan (--time)"),
+        (["--layer", "3"], 2, "layer is for a generator, and softvq-emoji-64 is a tokenizer (--layer)"),
+        (["--time", "0.5"], 2, "time is for a generator, and softvq-emoji-64 is a tokenizer (--time)"),
+        (["--tokenizer", "emoji"], 2, "tokenizer is for a generator, and softvq-emoji-64 is a tokenizer (--tokenizer)"),
+        (["--epochs", "0"], 2, "epochs must be at least 1, not 0 (--epochs)"),
+        (["--lr", "nan"], 2, "lr must be positive and finite, not nan (--lr)"),
+        (["--probe-batch", "1"], 2, "batch_size must be at least 2, not 1 (--probe-batch)"),
         (["--batch-size", "0"], 2, "must be at least 1, not 0 (--batch-size)"),
     ],
 )
@@ -262,6 +283,12 @@ def test_what_cannot_be_probed_is_one_sentence(
     assert sentence.format(pictures=pictures) in found
 
 
+@pytest.mark.parametrize("given", [("--epochs", 90), ("--probe-batch", 16), ("--lr", 0.003), ("--seed", 0)])
+def test_options_of_the_linear_layer_are_refused_beside_quick(pictures: Path, tmp_path: Path, given: tuple):
+    words = ("probe", *images_of(pictures, latents=True), "--quick", *given, "--out", tmp_path)
+    assert refusal(2, *words).endswith(f"the neighbours alone are measured (quick) ({given[0]}).")
+
+
 def test_one_class_and_other_classes_are_refused_before_the_work(pictures: Path, tmp_path: Path, monkeypatch):
     """No image is read, and nothing encoded: a data set takes hours."""
     one = draw(tmp_path / "one", 2, 0)
@@ -271,5 +298,5 @@ def test_one_class_and_other_classes_are_refused_before_the_work(pictures: Path,
     monkeypatch.setattr(Tokenizer, "encode", lambda *_: pytest.fail("an image was encoded"))
     words = ("probe", "--workers", 0, "--out", tmp_path / "out", "--data", one)
     assert "needs at least two classes" in refusal(1, *words, "--val", one)
-    assert "have different classes (1 and 3)" in refusal(1, *words, "--val", pictures / "val")
+    assert "one has not: 'green', 'red'." in refusal(1, *words, "--val", pictures / "val")
     assert not (tmp_path / "out").exists()

@@ -57,7 +57,9 @@ def test_reconstruct_warns_about_what_the_model_does_not_know(photo: Path, tmp_p
     code, out, err = softvq("reconstruct", photo, "--out", tmp_path / "r.png", "--json")
     assert code == 0
     assert "SoftVQVAE/softvq-l-64" in err
-    assert json.loads(out)["warning"] in err
+    told = json.loads(out)
+    assert told["warning"] in err
+    assert told["outside"] == [str(photo)]
 
 
 def test_one_bad_image_does_not_stop_the_others(emoji: Path, tmp_path: Path):

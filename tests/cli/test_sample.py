@@ -260,7 +260,7 @@ def test_classes_are_listed_and_nothing_is_made(tiny: Path, tmp_path: Path, unas
         (("--seed", "-1"), 2, "seed must not be negative and be below 2^63, not -1 (--seed)"),
         (("-n", "2000"), 2, "a picture holds at most 1,024 images"),
         (("--interval", "0.5", "0.2"), 2, "interval must be a lower and a higher time"),
-        (("--guidance", "nan"), 2, "guidance scale must be finite"),
+        (("--guidance", "nan"), 2, "guidance must be a finite number, not nan"),
         (("--out", "a.gif"), 2, "a.gif: a picture is written as .png, .jpg, .jpeg, .webp (--out)."),
         (("--out", "a"), 2, "a: a picture is written as .png, .jpg, .jpeg, .webp (--out)."),
         (("--npz", "a.np"), 2, "a.np: an array is written as .npz (--npz)."),

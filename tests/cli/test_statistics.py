@@ -63,7 +63,7 @@ def test_unreadable_images_are_said_and_left_out(tiny: Path, gallery: Path, tmp_
     ("words", "code", "said"),
     [
         (("{tiny}/tokenizer", "-n", 1), 2, "num must be at least 2"),
-        (("{tiny}/tokenizer", "--batch-size", 0), 2, "batch_size at least 1"),
+        (("{tiny}/tokenizer", "--batch-size", 0), 2, "batch_size must be at least 1, not 0"),
         (("softvq-emoji-64",), 2, "softvq-emoji-64 is no finished model's folder to write to; name one (--out)."),
         (("nowhere",), 2, "nowhere is no finished model's folder to write to"),
         (("{tiny}/generator", "--out", "x"), 1, "holds a 'generator', not a 'tokenizer'"),

@@ -2,14 +2,13 @@
 
 import io
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from softvq.data.images import EXTENSIONS, open_image, to_bytes, to_image, to_tensor
+from softvq.data.images import open_image, to_bytes, to_image, to_tensor
 from softvq.errors import ImageError
 
 
@@ -153,10 +152,15 @@ def test_a_cmyk_jpeg_gives_rgb():
     assert np.abs(pixels - expected).max() <= 3
 
 
-def test_a_float_tiff_is_taken_as_zero_to_one():
-    values = np.array([[-3.0, 0.0, 0.2, 0.5], [1.0, 7.0, np.nan, np.inf]], dtype=np.float32)
+@pytest.mark.parametrize("beyond", [-3.0, 7.0, np.nan, np.inf])
+def test_a_float_tiff_is_taken_as_zero_to_one_and_refused_beyond(beyond):
+    values = np.array([[0.0, 0.2], [0.5, 1.0]], dtype=np.float32)
     grey = decoded(encoded(Image.fromarray(values), "TIFF"))[..., 0]
-    np.testing.assert_array_equal(grey, [[0, 0, 51, 128], [255, 255, 0, 255]])
+    np.testing.assert_array_equal(grey, [[0, 51], [128, 255]])
+    values[1, 0] = beyond
+    with pytest.raises(ImageError, match="whose black and white are not known") as error:
+        open_image(encoded(Image.fromarray(values), "TIFF"), "a.tif")
+    assert_one_sentence(error, "a.tif")
 
 
 # What EXIF 2.3 says of the stored rows and columns: value -> stored picture of an upright one.
@@ -287,9 +291,3 @@ def test_bytes_are_rounded_and_clamped():
     result = to_bytes(values.requires_grad_())
     assert result.shape == (2, 3, 7, 1)
     assert torch.equal(result, expected.view(1, 7, 1).expand(2, 3, 7, 1))
-
-
-def test_extensions_are_lower_case_and_pillow_reads_them_all():
-    for extension in EXTENSIONS:
-        assert Path(f"x{extension}").suffix == extension.lower()
-        assert extension in Image.registered_extensions()

@@ -2,7 +2,13 @@
 
 import io
 import multiprocessing
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -348,3 +354,72 @@ def test_numbers_spread_evenly_have_both_ends_and_no_gap_twice_another(count: in
         assert numbers[-1] == total - 1
         gaps = [after - before for before, after in pairwise(numbers)] or [1]
         assert max(gaps) - min(gaps) <= 1
+
+
+# The end of workers
+
+
+@dataclass(frozen=True)
+class Deadly(Folder):
+    """A folder whose fourth image kills the process that reads it, as a machine without memory does."""
+
+    def read(self, index: int) -> bytes:
+        if index == 3 and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(index)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_worker_that_is_killed_is_a_sentence_and_all_workers_end(source, training: bool):
+    deadly, before = Deadly(source.root), signal.getsignal(signal.SIGCHLD)
+    batches = (
+        training_batches(deadly, size=SIZE, batch_size=2, augment=Augment(), seed=0, workers=2)
+        if training
+        else ordered_batches(deadly, size=SIZE, batch_size=1, workers=2)
+    )
+    begun = time.monotonic()
+    with pytest.raises(DataError, match=r"a process that decodes images has died .*no memory left") as error:
+        list(islice(batches, 100))
+    assert error.value.setting == "workers"
+    assert time.monotonic() - begun < 10
+    assert not multiprocessing.active_children()
+    assert signal.getsignal(signal.SIGCHLD) is before
+
+
+def test_workers_end_with_what_is_done_with_their_batches(source):
+    """Whether it is left early, fails, or has been told to stop by a signal that they do not heed."""
+    for reaction in (lambda: None, lambda: [os.kill(child.pid, signal.SIGTERM) for child in children()]):
+        batches = training_batches(source, size=SIZE, batch_size=2, augment=Augment(), seed=0, workers=2)
+        next(batches)
+        assert len(children()) == 2
+        reaction()
+        begun = time.monotonic()
+        batches.close()
+        assert not children()
+        assert time.monotonic() - begun < 5
+
+
+def children() -> list:
+    return multiprocessing.active_children()
+
+
+FAILING = """
+import sys
+from pathlib import Path
+from softvq.data.images import Augment
+from softvq.data.loader import training_batches
+from softvq.data.sources import Folder
+batches = training_batches(Folder(Path(sys.argv[1])), size=8, batch_size=2, augment=Augment(), seed=0, workers=2)
+next(batches)
+kept = [batches]  # as a traceback keeps the frames of those who hold it
+raise KeyError("a bug")
+"""
+
+
+def test_a_process_that_fails_with_workers_ends(source):
+    begun = time.monotonic()
+    command = [sys.executable, "-c", FAILING, str(source.root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("KeyError: 'a bug'")
+    assert time.monotonic() - begun < 30  # most of it the import

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 import pickle
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from softvq.data.images import Augment
+from softvq.data.labels import UNLABELLED
 from softvq.data.loader import Batch, ordered_batches, training_batches
 from softvq.data.objects import Objects
 from softvq.data.opening import listing, open_source
@@ -252,20 +254,50 @@ def test_as_many_labels_as_images_and_names_as_classes():
 
 @pytest.mark.parametrize(
     "label",
-    [-1, 1.0, "cat", None, True, np.float32(1), torch.tensor(1.0), torch.tensor([0, 1]), np.array([0, 1]), {"a": 1}],
+    [-2, 1.0, "cat", True, np.float32(1), torch.tensor(1.0), torch.tensor([0, 1]), np.array([0, 1]), {"a": 1}],
     ids=str,
 )
 def test_labels_that_are_no_numbers_of_classes_are_refused(label):
     source = open_source([(PICTURES[0], 0), (PICTURES[1], label)])
-    with pytest.raises(DataError, match=r"^the label of image 1 is .*; labels are whole numbers from 0 on\.$"):
+    with pytest.raises(DataError, match=r"^the label of image 1 is .*; labels are whole numbers from 0 on, and -1 for"):
         _ = source.labels
     with pytest.raises(DataError, match="the label of image 1"):
         source.image(1)
 
 
+UNLABELLED_FORMS = [None, -1, np.int64(-1), torch.tensor(-1), math.nan, np.float32("nan")]
+
+
+@pytest.mark.parametrize("label", UNLABELLED_FORMS, ids=lambda label: f"{type(label).__name__} {label}")
+def test_an_image_without_a_label_is_unlabelled(label):
+    source = open_source([(PICTURES[0], 2), (PICTURES[1], label), (PICTURES[2], 0)])
+    assert source.labels == [2, UNLABELLED, 0]
+    assert source.image(1)[1] == UNLABELLED == -1
+    assert source.classes == ["0", "1", "2"]
+    [batch] = ordered_batches(source, size=SIZE, batch_size=4)
+    assert batch.labels.tolist() == [2, -1, 0]
+
+
 def test_given_labels_are_checked_too():
-    with pytest.raises(DataError, match=r"^the label of image 1 is -1; labels are whole numbers from 0 on\.$"):
-        _ = Objects(PICTURES[:2], given_labels=[0, -1]).labels
+    with pytest.raises(DataError, match=r"^the label of image 1 is -5; labels are whole numbers from 0 on"):
+        _ = Objects(PICTURES[:2], given_labels=[0, -5]).labels
+    assert Objects(PICTURES[:3], given_labels=[0, None, -1]).labels == [0, -1, -1]
+
+
+def test_none_labelled_at_all_is_one_class():
+    source = Objects(PICTURES[:2], given_labels=[None, -1])
+    assert (source.labels, source.classes) == ([-1, -1], [""])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_is_none_is_a_bad_file_like_any_other(workers: int):
+    source = open_source([(PICTURES[0], 0), (None, 1), (PICTURES[2], 1), (PICTURES[3], 0)])
+    with pytest.raises(ImageError, match=r"^image 1 is null: there is no image\.$"):
+        source.image(1)
+    [batch] = ordered_batches(source, size=SIZE, batch_size=4, workers=workers)
+    assert batch.bad == {"image 1": "image 1 is null: there is no image."}
+    assert batch.labels.tolist() == [0, 1, 0]
+    assert {name for one in training(source, 3) for name in one.bad} == {"image 1"}
 
 
 # Which images these are

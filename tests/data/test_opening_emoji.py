@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from softvq.data.opening import BUNDLED, emoji_labels, open_source
-from softvq.data.sources import EMOJI, TarFile
+from softvq.data.shards import TarFile
+from softvq.data.sources import EMOJI
 
 COUNTS = {"emoji": 3094, "emoji-train": 2794, "emoji-dev": 300, "emoji-val": 280}
 TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}

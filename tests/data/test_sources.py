@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from softvq.data.opening import emoji_labels, open_source
-from softvq.data.sources import EMOJI, Folder, TarFile
-from softvq.errors import DataError
-from tests.data.test_sources_shards import encoded, write
+from softvq.data.shards import TarFile
+from softvq.data.sources import EMOJI, Folder
+from softvq.errors import DataError, ImageError, Notice
+from tests.data.test_shards import encoded, write
 
 SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 BUNDLED = {"emoji": ("train", 3094), "emoji-val": ("val", 280)}
@@ -22,7 +23,7 @@ def lay(root: Path, *names: str) -> Path:
     """Files whose content is their own name: sources do not decode."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(name.encode())
+        (root / name).write_bytes(os.fsencode(name))
     return root
 
 
@@ -57,6 +58,74 @@ def test_only_images_are_listed_and_in_any_case(tmp_path):
     assert source.classes == ["a"]
 
 
+def folders(root: Path, *names: object) -> Folder:
+    return Folder(lay(root, *(f"{name}/a.png" for name in names)))
+
+
+def test_numbered_folders_keep_their_numbers(tmp_path):
+    """As text, "10" comes before "2"."""
+    for form in ("{}", "{:02}", "{:04}"):
+        source = folders(tmp_path / form[1:-1], *map(form.format, range(12)))
+        assert source.classes == [form.format(k) for k in range(12)]
+        assert [source.classes[label] for label in source.labels] == [name.split("/")[0] for name in source.names]
+        assert source.labels[source.names.index(f"{form.format(10)}/a.png")] == 10
+
+
+def test_folders_that_are_not_all_numbers_without_a_gap_are_names(tmp_path):
+    for number, names in enumerate((("0", "2", "10"), range(1, 12), ("2019", "2020"), ("0", "1", "cat"), ("0", "00"))):
+        found = folders(tmp_path / str(number), *names)
+        assert found.classes == sorted(map(str, names))
+
+
+def test_an_empty_folder_keeps_its_number_and_no_other_counts(tmp_path):
+    for name in ("5", "masks", "99", ".cache"):
+        (tmp_path / name).mkdir()
+    source = folders(tmp_path, *(k for k in range(12) if k != 5))
+    assert source.classes == [str(k) for k in range(12)]
+    assert sorted(source.labels) == [k for k in range(12) if k != 5]
+
+
+def test_images_beside_folders_are_unlabelled_and_said(tmp_path):
+    lay(tmp_path, "cat/1.png", "dog/1.png", "x.png")
+    with pytest.warns(Notice, match=r"1 image of 3 has no label, the first x\.png: unlabelled\.$"):
+        source = open_source(tmp_path)
+    assert dict(zip(source.names, source.labels, strict=True)) == {"cat/1.png": 0, "dog/1.png": 1, "x.png": -1}
+    assert source.classes == ["cat", "dog"]
+
+
+def test_what_is_no_image_is_counted(tmp_path):
+    source = Folder(lay(tmp_path, "a/1.png", "a/1.txt", "a/2.txt", "b.JSON", "a/LICENSE", ".a.txt", "a/Thumbs.db"))
+    assert source.names == ["a/1.png"]
+    assert source.left_out == {".txt": 2, ".json": 1, "": 1}
+    with pytest.raises(DataError, match=r"holds no images that Pillow can open, sub-folders too; it holds 2 \.txt\.$"):
+        Folder(lay(tmp_path / "texts", "1.txt", "2.txt"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text on Windows")
+def test_names_that_are_no_text_are_kept(tmp_path):
+    source = Folder(lay(tmp_path, "caf\udce9/\udcff.png", "b/1.png"))
+    assert source.names == ["b/1.png", "caf\udce9/\udcff.png"]
+    assert source.classes == ["b", "caf\udce9"]
+    assert source.read(1) == os.fsencode("caf\udce9/\udcff.png")
+    assert source.identity["count"] == 2
+    assert len(source.version) == 16
+
+
+def test_a_folder_that_cannot_be_read_is_a_sentence(tmp_path, monkeypatch):
+    """Its images would be left out without a word."""
+    lay(tmp_path, "cat/1.png", "dog/1.png")
+    usual = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", path)
+        return usual(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"^the folder .*dog cannot be read \(Permission denied\)\.$"):
+        Folder(tmp_path)
+
+
 def test_hidden_files_are_ignored(tmp_path):
     source = Folder(lay(tmp_path, ".a.png", "b.png", "dog/._c.png", "dog/c.png"))
     assert source.names == ["b.png", "dog/c.png"]
@@ -83,9 +152,31 @@ def test_linked_folders_are_followed(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
 def test_a_link_back_to_the_folder_lists_no_image_twice(tmp_path):
-    lay(tmp_path, "dog/1.png")
+    lay(tmp_path, "dog/1.png", "cat/1.png")
     (tmp_path / "dog" / "again").symlink_to(tmp_path, target_is_directory=True)
-    assert len(Folder(tmp_path).names) == 1
+    (tmp_path / "cat" / "dogs").symlink_to(tmp_path / "dog", target_is_directory=True)
+    assert Folder(tmp_path).names == ["cat/1.png", "cat/dogs/1.png", "dog/1.png"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_two_links_to_a_folder_are_two_classes(tmp_path):
+    lay(tmp_path / "elsewhere", "1.png")
+    for name in ("a", "b"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert Folder(tmp_path / "data").names == ["a/1.png", "b/1.png"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_links_that_lead_nowhere_are_bad_files(tmp_path):
+    lay(tmp_path, "a.png")
+    (tmp_path / "b.png").symlink_to("nowhere")
+    (tmp_path / "c.png").symlink_to("c.png")
+    source = Folder(tmp_path)
+    assert source.names == ["a.png", "b.png", "c.png"]
+    for index in (1, 2):
+        with pytest.raises(ImageError, match=rf"^{source.names[index]} cannot be read \("):
+            source.image(index)
 
 
 def test_a_missing_or_empty_folder_is_a_sentence_that_names_it(tmp_path):

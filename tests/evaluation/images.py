@@ -14,7 +14,7 @@ from softvq.data.images import fit, open_image
 from softvq.data.loader import ordered_batches
 from softvq.data.opening import open_source
 from softvq.data.sources import Folder
-from softvq.evaluation import measuring, reconstruction
+from softvq.evaluation import measuring
 from softvq.evaluation.parts import Parts
 from softvq.pretrained import inception
 
@@ -33,8 +33,7 @@ def small() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inception.Inception, "activations", fewer)
-        for module in (measuring, reconstruction):
-            patch.setattr(module, "Parts", partial(Parts, size=5))
+        patch.setattr(measuring, "Parts", partial(Parts, size=5))
         yield
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from softvq.errors import MetricError
+from softvq.errors import ConfigError, MetricError
 from softvq.evaluation.distribution import inception_score, kernel_distance, nearest_distances, precision_recall
 
 
@@ -223,3 +223,27 @@ def test_a_class_without_any_probability_counts_nothing():
     logits = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     absent = torch.cat([logits, torch.full((20, 1), -2000.0, dtype=torch.float64)], dim=1)
     assert inception_score(absent, 2) == pytest.approx(inception_score(logits, 2), rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("measure", [kernel_distance, precision_recall, nearest_distances])
+@pytest.mark.parametrize("side", [0, 1])
+def test_features_that_are_not_finite_are_refused(measure, side: int, bad: float):
+    """NaN is near to nothing: precision would be 0 and no error."""
+    sides = [made(8), made(8, seed=1)]
+    sides[side][3, 1] = bad
+    with pytest.raises(MetricError, match="the features hold NaN or Inf"):
+        measure(*sides)
+    with pytest.raises(MetricError, match="the features hold NaN or Inf"):
+        inception_score(sides[side], 2)
+
+
+@pytest.mark.parametrize("number", [0, -1, True])
+def test_counts_of_a_measure_are_whole_and_positive(number: int):
+    for call in (
+        lambda: inception_score(made(20), number),
+        lambda: kernel_distance(made(8), made(8), number),
+        lambda: precision_recall(made(8), made(8), number),
+    ):
+        with pytest.raises(ConfigError, match=r"(splits|subsets|neighbours) must be "):
+            call()

@@ -3,6 +3,7 @@ result is written where it is asked for, and nothing else is."""
 
 import json
 import math
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -28,8 +29,9 @@ from softvq import (
     probe,
     report,
 )
-from softvq.errors import ConfigError, DataError
+from softvq.errors import ConfigError, DataError, MetricError, StorageError
 from softvq.evaluation.references import write_reference
+from softvq.files import locked
 from softvq.layers import ViTConfig
 from softvq.pretrained.features import FeatureNetwork
 from softvq.quantizers.gaussian import KLConfig
@@ -355,6 +357,51 @@ def test_other_images_are_not_given_the_figures_of_the_first(tokenizer, settings
         assert found.scores == frechet(held, noise(2), **settings).scores
 
 
+@pytest.mark.parametrize("function", ["reconstruction", "generation", "probe"])
+def test_files_that_change_between_two_calls_are_measured_again(
+    tokenizer, settings, real: Path, other: Path, tmp_path: Path, function: str
+):
+    """In place and as large, between a call that was stopped, or whose result was not written, and the next one."""
+    folder = Path(shutil.copytree(real, tmp_path / "images"))
+    for number, path in enumerate(sorted(folder.iterdir())):
+        (folder / "ab"[number % 2]).mkdir(exist_ok=True)
+        Image.open(path).convert("RGB").save(folder / "ab"[number % 2] / f"{path.stem}.bmp")
+        path.unlink()
+    changed = folder / "a" / f"{sorted(folder.glob('a/*'))[0].name}"
+
+    def measured(place: Path) -> Any:
+        if function == "reconstruction":
+            return evaluate_reconstruction(tokenizer, str(folder), folder=place, **settings)
+        if function == "generation":
+            return evaluate_generation(str(folder), str(other), size=80, folder=place, **settings)
+        return probe(tokenizer, str(folder), str(folder), quick=True, workers=0, folder=place)
+
+    first, size = measured(tmp_path / "place"), changed.stat().st_size
+    Image.open(changed).transpose(Image.Transpose.FLIP_LEFT_RIGHT).rotate(180).save(changed)
+    assert changed.stat().st_size == size
+    second = measured(tmp_path / "place")
+    assert second.scores == measured(tmp_path / "fresh").scores
+    assert second.name == first.name
+    if function != "probe":  # whose accuracies may be the same
+        assert second.scores != first.scores
+
+
+def test_parts_that_another_process_works_on_are_left_to_it(tokenizer, settings, real: Path, tmp_path: Path):
+    first = evaluate_reconstruction(tokenizer, real, folder=tmp_path, **settings)
+    with (
+        locked(first.parts),
+        pytest.raises(StorageError, match=r"is in use by .*; wait until it has ended, or use another folder"),
+    ):
+        evaluate_reconstruction(tokenizer, real, folder=tmp_path, **settings)
+    with locked(first.parts):
+        first.write(tmp_path)
+        assert list(first.parts.glob("*.safetensors"))
+    second = evaluate_reconstruction(tokenizer, real, folder=tmp_path, **settings)
+    assert second.scores == first.scores
+    second.write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{first.name}.json"]
+
+
 # ---- The commands
 
 
@@ -439,6 +486,8 @@ def test_the_command_and_the_function_agree_on_a_cost(tmp_path: Path):
     [
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"workers": -1}, "workers must be at least 0, not -1"),
+        ({"batch_size": True}, "batch_size must be a whole number, not True"),
+        ({"fit": "crop", "size": True}, "size must be a whole number, not True"),
         ({"num": 4}, "is for a generator's"),
         ({"scales": (2,)}, "is for a generator's"),
         ({"sampling": {"steps": 2}}, "is for a generator's"),
@@ -471,6 +520,38 @@ def test_the_precision_is_that_of_the_sampling_too(other: Path):
         sampling={"steps": 1},
     )
     assert result.protocol["precision"] == result.more["sampling"]["precision"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: frechet("a", "b", size=0), "size must be at least 1, not 0"),
+        (lambda: write_reference("a", "b.npz", True), "size must be a whole number, not True"),
+        (lambda: cost(["softvq-s-64"], guidance=math.nan), "guidance must be a finite number, not nan"),
+        (lambda: cost(["softvq-s-64"], guidance=-1.0), "guidance must be at least 0, not -1"),
+        (lambda: cost(["softvq-s-64"], steps=True), "steps must be a whole number, not True"),
+        (lambda: cost(["softvq-s-64"], batch_size=0), "batch_size must be at least 1, not 0"),
+        (lambda: latent_space("softvq-emoji-64", num=0), "num must be at least 1, not 0"),
+        (lambda: latent_space("softvq-emoji-64", classes=True), "classes must be a whole number, not True"),
+    ],
+)
+def test_a_number_is_refused_before_the_work(call: Callable, message: str):
+    with pytest.raises(ConfigError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("guidance", [{"scales": (1.0, math.nan)}, {"sampling": {"guidance": math.nan}}])
+def test_a_guidance_that_is_no_number_is_refused_before_the_work(guidance: dict):
+    with pytest.raises(ConfigError, match="guidance must be a finite number, not nan"):
+        evaluate_generation(Pipeline.from_pretrained("emoji-sit"), "no/such/place", num=10, **guidance)
+
+
+def test_features_that_are_not_finite_stop_with_the_networks_name(other: Path, real: Path):
+    network = FeatureNetwork.load("tiny_inception")
+    with torch.no_grad():
+        next(network.parameters()).fill_(math.nan)
+    with pytest.raises(MetricError, match=r"^the features of .*tiny.* are not finite"):
+        frechet(other, real, features=network, workers=0)
 
 
 @pytest.mark.parametrize("function", [probe, latent_space])

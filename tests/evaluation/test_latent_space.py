@@ -1,20 +1,28 @@
 """What is said of a latent space: channels, what the quantizer changes, codewords and how often each is used, UMAP."""
 
+import io
 import math
 import sys
 import warnings
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from softvq.errors import MetricError
+from softvq.data.loader import NoneReadable
+from softvq.data.sources import UNLABELLED, Source
+from softvq.errors import ConfigError, MetricError
+from softvq.evaluation import latent_space as room
 from softvq.evaluation.latent_space import (
     CodebookCounts,
     change,
     channel_statistics,
     codebook_scores,
+    latent_space,
     nearest_cosines,
     umap,
 )
@@ -260,3 +268,89 @@ def test_without_umap_learn_it_is_said_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(MetricError, match=r"pip install 'softvq\[plots\]'"):
         umap(noise(24, 50))
+
+
+# ---- Sets of images, whatever they are
+
+
+class Greys(Source):
+    """Images of 16 px; those in `bad` are none."""
+
+    def __init__(self, labels: list[int], classes: list[str], bad: range = range(0)):
+        self.labels, self.classes, self.bad = labels, classes, bad
+        self.names = [f"{number}.png" for number in range(len(labels))]
+
+    def read(self, index: int) -> bytes:
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16), (8 * index % 256, index, 99)).save(file, "png")
+        return b"no image" if index in self.bad else file.getvalue()
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures; UMAP is the first two numbers."""
+    pytest.importorskip("matplotlib")
+    stand_in = SimpleNamespace(UMAP=lambda random_state: SimpleNamespace(fit_transform=lambda vectors: vectors[:, :2]))
+    monkeypatch.setitem(sys.modules, "umap", stand_in)
+    figures: list[Any] = []
+    render = room.rendered
+
+    def spied(figure) -> Image.Image:
+        figures.append(figure)
+        return render(figure)
+
+    monkeypatch.setattr(room, "rendered", spied)
+    return figures
+
+
+def points(figure) -> dict[str, int]:
+    """The number of points of each name in the legend."""
+    axis = figure.axes[-1]
+    shown = [text.get_text() for text in axis.get_legend().get_texts()]
+    found = {points.get_label(): len(points.get_offsets()) for points in axis.collections}
+    assert shown == list(found)
+    return found
+
+
+def test_images_without_a_label_are_points_of_their_own(drawn):
+    source = Greys([0, 1, UNLABELLED, 2] * 6, ["a", "b", "last"])
+    result = latent_space(tokenizer_of(AEConfig()), source, classes=2, workers=0)
+    assert points(drawn[-1]) == {"no label": 6, "a": 6, "b": 6}  # none is taken for the last class
+    assert result.protocol["images"] == 18
+    assert result.notes == ("6 of the 18 images have no label",)
+    latent_space(tokenizer_of(AEConfig()), Greys([UNLABELLED] * 16, [""]), workers=0)
+    assert drawn[-1].axes[-1].get_legend() is None
+
+
+def test_unreadable_images_are_in_the_result_of_a_latent_space(drawn):
+    result = latent_space(tokenizer_of(AEConfig()), Greys([0, 1] * 10, ["a", "b"], range(3, 6)), workers=0)
+    assert list(result.unreadable) == ["3.png", "4.png", "5.png"]
+    assert result.protocol["images"] == 17
+    assert points(drawn[-1]) == {"a": 9, "b": 8}
+    assert str(result).splitlines()[-1].startswith("3 unreadable images left out; the first: 3.png ")
+    with pytest.raises(MetricError, match="at least 16 images, not 15"):
+        latent_space(tokenizer_of(AEConfig()), Greys([0, 1] * 10, ["a", "b"], range(5)), workers=0)
+    with pytest.raises(NoneReadable, match="none of the 20 images can be read"):
+        latent_space(tokenizer_of(AEConfig()), Greys([0, 1] * 10, ["a", "b"], range(20)), workers=0)
+
+
+def test_a_legend_names_each_class_once(drawn):
+    long = "a name of more than two dozen letters, "
+    names = [long + "one", long + "two", "_hidden", "$x^$"] + [f"class {number}" for number in range(4, 22)]
+    latent_space(tokenizer_of(AEConfig()), Greys(list(range(22)), names), classes=22, workers=0)
+    assert list(points(drawn[-1]))[:5] == [
+        *("a name of more than two  (0)", "a name of more than two  (1)", "\u200b_hidden", r"\$x^\$", "class 4")
+    ]
+    looks = [(str(c.get_facecolor()), str(c.get_paths())) for c in drawn[-1].axes[-1].collections]
+    assert len(set(looks)) == 22  # of twenty colours
+
+
+def test_too_few_images_and_seeds_that_are_none_are_refused_before_anything_is_encoded(drawn, monkeypatch):
+    monkeypatch.setattr(Tokenizer, "forward", lambda *_: pytest.fail("an image was encoded"))
+    tokenizer = Tokenizer(TokenizerConfig(16, 4, 4, VIT, VIT, AEConfig()))
+    with pytest.raises(MetricError, match="at least 16 images, not 15"):
+        latent_space(tokenizer, Greys([0] * 15, ["a"]), workers=0)
+    for seed, within in ((-1, "at least 0"), (2**32, r"below 2\^32")):
+        with pytest.raises(ConfigError, match=f"seed must be {within}, not {seed}") as error:
+            latent_space(tokenizer, Greys([0] * 16, ["a"]), seed=seed, workers=0)
+        assert error.value.setting == "seed"

@@ -1,6 +1,7 @@
 """Reports: what is comparable shares a table, the paper stands beside it, and what cannot be shown is named."""
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from softvq.errors import MetricError, SoftVQError
+from softvq.errors import ConfigError, MetricError, SoftVQError, StorageError
 from softvq.evaluation import report as reports
 from softvq.evaluation.report import Report
 from softvq.evaluation.results import Protocol, Result
@@ -394,3 +395,198 @@ def test_without_matplotlib_there_are_tables(tmp_path: Path, monkeypatch):
     found, text = told(tmp_path)
     assert list(found.figures) == links(text, tmp_path / "report.md") == []
     assert [len(rows) for rows in tables(text)] == [1, 1, 2, 2, 2]
+
+
+# ---- Rows that could be taken for one another
+
+
+def made(folder: Path, file: str, write_one: Callable[..., Path], *words: Any, **more: Any) -> Path:
+    """A result in a file of its own name."""
+    path = write_one(folder / "new", *words, **more)
+    return path.rename(folder / file)
+
+
+def row_names(folder: Path) -> list[str]:
+    return [next(iter(row.values())) for row in table(folder)]
+
+
+def fingerprinted(fingerprint: str | None, name: str = "runs/model") -> dict[str, Any]:
+    return {"name": name, "fingerprint": fingerprint, "recipe": None}
+
+
+def test_models_of_one_name_are_told_apart_by_their_fingerprints(tmp_path: Path):
+    """And only they; one whose fingerprint is not known has none beside it."""
+    for number, fingerprint in enumerate(("0123456789abcdef", "fedcba9876543210", None)):
+        name = f"runs/{number}/model"
+        made(tmp_path, f"{number}.json", reconstruction, name, model=fingerprinted(fingerprint, name))
+    made(tmp_path, "3.json", reconstruction, "alone", model=fingerprinted("0123456789abcdef", "alone"))
+    assert row_names(tmp_path) == ["`model` (01234567)", "`model` (fedcba98)", "`model`", "`alone`"]
+
+
+@pytest.mark.parametrize("fingerprint", ["0123456789abcdef", None])
+def test_one_model_measured_twice_is_told_apart_by_the_files(tmp_path: Path, fingerprint: str | None):
+    for file, rfid in (("a_b.json", 1.0), ("later/two.json", 2.0)):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        made(tmp_path, file, reconstruction, "m", model=fingerprinted(fingerprint), scores={"rfid": rfid})
+    assert table(tmp_path) == [
+        {"tokenizer": "`model` (a_b.json)", "tokens": "64", "rFID": "1.00"},
+        {"tokenizer": "`model` (later/two.json)", "tokens": "64", "rFID": "2.00"},
+    ]
+
+
+def test_fingerprints_with_the_same_first_digits_are_told_apart_by_the_files(tmp_path: Path):
+    for number, end in enumerate(("00000000", "11111111")):
+        made(tmp_path, f"{number}.json", reconstruction, "m", model=fingerprinted(f"01234567{end}"))
+    assert row_names(tmp_path) == ["`model` (0.json)", "`model` (1.json)"]
+
+
+def test_rows_that_other_columns_tell_apart_have_the_name_alone(tmp_path: Path):
+    for number, guidance in enumerate((1.0, 2.0, 3.0, 3.0)):
+        scores = {"gfid": 5.0 + number}
+        made(tmp_path, f"{number}.json", generation, "runs/model", guidance=guidance, scores=scores)
+    assert row_names(tmp_path) == ["`model`", "`model`", "`model` (2.json)", "`model` (3.json)"]
+
+
+def test_the_same_result_twice_is_one_row_and_said(tmp_path: Path):
+    """Whenever and with whichever version it was made."""
+    model = fingerprinted("0123456789abcdef")
+    first, second = (made(tmp_path, f"{name}.json", reconstruction, "m", model=model) for name in "ab")
+    changed(second, lambda result: result.update(date="2001-01-01", version="0.1"))
+    found, text = told(tmp_path)
+    assert row_names(tmp_path) == ["`model`"]
+    assert found.results == 1
+    assert found.left_out == (f"{second} holds the same result as {first}.",)
+    assert "holds the same result as" in text
+    changed(second, lambda result: result["scores"].update(rfid=0.7))
+    assert told(tmp_path)[0].results == 2
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The names beside the bars of each figure."""
+    pytest.importorskip("matplotlib")
+    names: list[list[str]] = []
+    render = reports.rendered
+
+    def spied(figure) -> Image.Image:
+        names.append([name.get_text() for name in figure.axes[0].get_yticklabels()])
+        return render(figure)
+
+    monkeypatch.setattr(reports, "rendered", spied)
+    return names
+
+
+def test_bars_of_one_name_are_told_apart(tmp_path: Path, drawn):
+    for number, more in enumerate(
+        ({"layer": 6, "time": 0.5}, {"layer": 6, "time": 0.25}, {"layer": 7, "time": 0.5}, {"data": "other"}, {}, {})
+    ):
+        made(tmp_path, f"{number}.json", probe, "runs/a$b$c|d", 0.1 * number, **more)
+    rows = table(tmp_path)
+    assert drawn[0] == [
+        *(r"a\$b\$c|d, layer 6, time 0.5", r"a\$b\$c|d, layer 6, time 0.25", r"a\$b\$c|d, layer 7"),
+        *(r"a\$b\$c|d", r"a\$b\$c|d (4.json)", r"a\$b\$c|d (5.json)"),
+    ]
+    assert rows[0]["val"] == "imagenet/val"
+    assert [row["model"] for row in rows] == [r"`a$b$c\|d`"] * 4 + [rf"`a$b$c\|d` ({n}.json)" for n in (4, 5)]
+
+
+# ---- Names and numbers of all kinds
+
+
+def test_names_break_no_table(tmp_path: Path):
+    names = ["a|b", "a\nb", "a`b", "``", "<b>bold</b>", "*x*", "\ud800", "x" * 300]
+    for number, name in enumerate(names):
+        made(tmp_path, f"{number}.json", reconstruction, "m", model=fingerprinted(None, name), tokens=number)
+    rows = table(tmp_path)
+    assert [row["tokenizer"] for row in rows] == [
+        *(r"`a\|b`", "`a b`", "``a`b``", "``` `` ```", "`b>`", "`*x*`", "`?`", f"`{'x' * 300}`")
+    ]
+    assert [row["tokens"] for row in rows] == [str(number) for number in range(len(names))]
+
+
+def test_other_words_mean_nothing_in_markdown(tmp_path: Path):
+    data = "a|b\n*c* <i>d</i> [e](f) `g` my_set_ __h__ 1$ \\\\"
+    shown = r"a\|b \*c\* \<i\>d\</i\> \[e\](f) \`g\` my_set\_ \_\_h\_\_ 1\$ \\\\"
+    probe(tmp_path, "runs/x", 0.5, data=data)
+    assert shown in told(tmp_path)[1]
+    assert len(table(tmp_path)) == 1
+    reconstruction(tmp_path, "runs/x", replace(PAPERS, reference="a\n| b |\n|---|"))
+    assert r"against a \| b \| \|---\| (" in told(tmp_path)[1]
+    odd = tmp_path / "*odd*.json"
+    odd.write_text("{}")
+    assert r"\*odd\*.json" in told(tmp_path)[1]
+
+
+def test_figures_that_are_no_numbers_stand_there_and_are_not_drawn(tmp_path: Path, drawn):
+    for number, value in enumerate((math.nan, math.inf, None, 0.0, 0.5)):
+        made(tmp_path, f"{number}.json", probe, f"runs/{number}", value)
+        made(tmp_path, f"r{number}.json", reconstruction, f"runs/{number}", scores={"rfid": value, "psnr": 1.0})
+    found, text = told(tmp_path)
+    first, second = tables(text)
+    assert [row["rFID"] for row in first] == ["nan", "inf", "", "0.00", "0.50"]
+    assert [row["top 1 %"] for row in second] == ["nan", "inf", "", "0.00", "50.00"]
+    assert drawn == [["3", "4"]]
+    assert len(found.figures) == 1
+
+
+@pytest.mark.parametrize(
+    ("write_one", "change", "reason"),
+    [
+        (lambda folder, name: cost(folder, name, a={}), lambda one: one.update(rows={"a": 3}), "not figures by name"),
+        (reconstruction, lambda one: one["protocol"].update(images="many"), "whose number of images is none"),
+    ],
+)
+def test_odd_parts_are_left_out_and_named(tmp_path: Path, write_one, change, reason: str):
+    changed(write_one(tmp_path, "odd"), change)
+    reconstruction(tmp_path, "runs/good")
+    (one,) = told(tmp_path)[0].left_out
+    assert reason in one
+
+
+def test_a_recipe_that_is_no_name_is_none(tmp_path: Path):
+    reconstruction(tmp_path, "softvq-l-64", model={"name": "softvq-l-64", "recipe": ["x"]})
+    assert table(tmp_path)[0]["row of the paper"] == "Table 1: SoftVQ-L"
+
+
+# ---- Folders of all kinds
+
+
+def test_of_many_other_files_the_first_are_named(tmp_path: Path):
+    for number in range(1000):
+        (tmp_path / f"{number:04}.json").write_text("{}")
+    (tmp_path / "folder.json").mkdir()
+    reconstruction(tmp_path, "runs/good")
+    found, text = told(tmp_path)
+    assert found.results == 1
+    assert len(found.left_out) == 21
+    assert found.left_out[19].startswith(str(tmp_path / "0019.json"))
+    assert found.left_out[20] == "980 more files left out."
+    assert text.count("Left out: ") == 21
+
+
+def test_a_report_in_the_folder_of_results_is_not_read_as_one(tmp_path: Path):
+    reconstruction(tmp_path / "deep er", "runs/one")
+    first = told(tmp_path)
+    assert told(tmp_path) == first
+    assert told(tmp_path, tmp_path / "deep er" / "again.md")[0].left_out == ()
+
+
+def test_a_report_takes_no_results_place(tmp_path: Path):
+    path = reconstruction(tmp_path, "runs/one")
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="would be a result's file") as error:
+        reports.report(tmp_path, path)
+    assert error.value.setting == "out"
+    with pytest.raises(StorageError, match="is a folder; name a file"):
+        reports.report(tmp_path, tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_pictures_of_any_name_are_linked(tmp_path: Path):
+    folder = tmp_path / "my (own) [results] 100%"
+    path = generation(folder, "a]b", pictures=["generation-a]b.png"])
+    path.with_suffix(".png").write_bytes(b"PNG")
+    (line,) = [line for line in told(folder)[1].splitlines() if line.startswith("![")]
+    assert line == r"![generation-a\]b](generation-a%5Db.png)"
+    text = told(folder, tmp_path / "r.md")[1]
+    assert "](my%20%28own%29%20%5Bresults%5D%20100%25/generation-a%5Db.png)" in text

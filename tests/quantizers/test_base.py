@@ -1,5 +1,6 @@
 """The contract of a quantizer of one's own: what is not kept is said in the library's words, before a run begins."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +12,9 @@ from softvq.losses.total import total
 from softvq.memory import without_contents
 from softvq.quantizers.base import Quantized, Quantizer, QuantizerConfig
 from softvq.quantizers.compose import ProductConfig, ResidualConfig
+from softvq.quantizers.gaussian import KLConfig
 from softvq.quantizers.hard import VQConfig
-from softvq.quantizers.soft import SoftVQConfig
+from softvq.quantizers.soft import GMMVQConfig, SoftVQConfig
 from softvq.training.tokenizer import new_tokenizer
 from tests.training.test_run import tiny_recipe
 
@@ -113,3 +115,28 @@ def test_a_quantizer_can_be_counted_on_tensors_without_contents(config: Quantize
         quantized = config.build(4)(torch.randn(2, 8, 4))
         assert quantized.latent.shape == (2, 8, 4)
         assert {value.shape for value in quantized.statistics.values()} == {torch.Size([])}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(
+            SoftVQConfig(16),
+            SoftVQConfig.released(16),
+            GMMVQConfig(16),
+            VQConfig(16),
+            VQConfig(16, "cosine"),
+            KLConfig(),
+        ),
+        *(ProductConfig(SoftVQConfig(16), 2, "token"), ResidualConfig(VQConfig(16), 2)),
+    ],
+)
+def test_what_is_not_finite_becomes_no_sound_latent(config: QuantizerConfig, bad: float):
+    """NaN is at no distance, which must not be read as the distance 0: the mixture would be of all codewords alike."""
+    quantizer = config.build(4).eval()
+    z = torch.randn(2, 8, quantizer.in_dim)
+    z[1, 3, 0] = bad
+    for latent in (quantizer(z).latent, quantizer.latent(z)):
+        assert not latent[1].isfinite().all()
+        assert latent[0].isfinite().all()

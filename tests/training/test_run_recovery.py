@@ -1,5 +1,9 @@
 """What a run does when its folder, its data or its machine is not as it was."""
 
+import multiprocessing
+import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +13,14 @@ import torch
 from PIL import Image
 
 from softvq import Tokenizer, files, hub
-from softvq.errors import ConfigError, ModelError, TrainingError
+from softvq.errors import ConfigError, DataError, ModelError, StorageError, TrainingError
+from softvq.files import LOCK, read_tensors
 from softvq.optim import MuonConfig
 from softvq.quantizers.hard import VQConfig
+from softvq.training.options import Intervals, RunOptions
+from softvq.training.run import train
 from softvq.training.state import Checkpoints, check_same_run
+from softvq.training.task import Hook
 from softvq.training.tokenizer import TokenizerTask
 from tests.training.test_run import lines, pictures, power_cut_after, run, tiny_recipe  # noqa: F401 (a fixture)
 
@@ -90,25 +98,47 @@ def test_without_pytorchs_muon_there_is_our_own(pictures: Path, tmp_path: Path, 
     assert run(tiny_recipe(data=str(pictures), optimizer=MuonConfig()), tmp_path / "run").is_dir()
 
 
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "a process that decodes images died"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "no memory left for 4 images a step"),
-    ],
-)
-def test_what_the_machine_does_is_a_sentence(pictures, tmp_path, monkeypatch, error, message):  # noqa: F811
-    def batches(*_):
-        raise error
-        yield
-
+def test_a_device_without_memory_is_a_sentence(pictures, tmp_path, monkeypatch):  # noqa: F811
     def step(*_):
-        raise error
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
-    failing = batches if "worker" in str(error) else step
-    monkeypatch.setattr(TokenizerTask, failing.__name__, failing)
-    with pytest.raises(TrainingError, match=message):
+    monkeypatch.setattr(TokenizerTask, "step", step)
+    with pytest.raises(TrainingError, match="no memory left for 4 images a step"):
         run(tiny_recipe(data=str(pictures)), tmp_path / "run")
+
+
+def test_a_killed_worker_ends_the_run_and_the_checkpoint_stands(pictures: Path, tmp_path: Path):  # noqa: F811
+    """It is found by its parent, which is this process; the run then goes on as if nothing had been."""
+    recipe = tiny_recipe(data=str(pictures), steps=40)
+    run(recipe, tmp_path / "whole")
+
+    def kill(state, log) -> None:
+        if state.step == 4:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    options = RunOptions(tmp_path / "cut", "cpu", "float32", workers=2, intervals=Intervals(log=2, checkpoint=3))
+    begun = time.monotonic()
+    with pytest.raises(DataError, match="a process that decodes images has died"):
+        train(TokenizerTask(recipe), options, hooks=[Hook(1, kill)])
+    assert time.monotonic() - begun < 20
+    assert not multiprocessing.active_children()
+    assert Checkpoints(tmp_path / "cut" / "checkpoints").all()
+    resumed = train(TokenizerTask(recipe), options)
+    first, second = (read_tensors(folder / "model.safetensors") for folder in (tmp_path / "whole" / "model", resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_runs_in_one_folder_are_kept_apart(pictures: Path, tmp_path: Path):  # noqa: F811
+    recipe, met = tiny_recipe(data=str(pictures)), []
+
+    def again(state, log) -> None:
+        with pytest.raises(StorageError, match=r"run is in use by .*; wait until it has ended, or use another folder"):
+            run(recipe, tmp_path / "run")
+        met.append(state.step)
+
+    run(recipe, tmp_path / "run", hooks=[Hook(3, again)])
+    assert met
+    assert not (tmp_path / "run" / LOCK).exists()
 
 
 def test_tensorboard_has_every_logged_step_once(pictures: Path, tmp_path: Path):  # noqa: F811

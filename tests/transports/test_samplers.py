@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from softvq.errors import ConfigError
+from softvq.errors import ConfigError, ModelError
 from softvq.transports.diffusion import Diffusion
 from softvq.transports.guidance import Field, Guidance, guided
 from softvq.transports.samplers import (
@@ -200,8 +200,29 @@ def test_dopri5_gives_each_sample_what_it_would_get_alone():
 def test_dopri5_gives_up_with_a_sentence():
     with pytest.raises(ConfigError, match="in 20 steps"):
         dopri5(Gaussian("linear").velocity, draw(0, 2, 2), 1e-12, most_steps=20)
-    with pytest.raises(ConfigError, match="not solved"):
+
+
+def test_dopri5_does_not_call_a_broken_network_a_hard_equation():
+    with pytest.raises(ModelError, match="output is not finite"):
         dopri5(lambda x, t, begun: x * math.nan, draw(0, 2, 2), most_steps=20)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1e-4, math.nan, math.inf])
+def test_a_tolerance_that_is_none_is_refused(tolerance: float):
+    with pytest.raises(ConfigError, match="tolerance must be positive and finite"):
+        dopri5(Gaussian("linear").velocity, draw(0, 2, 2), tolerance)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_no_steps_would_give_the_noise_as_data(steps: int):
+    field, x = Gaussian("linear").velocity, draw(0, 2, 2)
+    for sample in (euler, heun, lambda *given: euler_maruyama(*given, "linear", lambda number: x)):
+        with pytest.raises(ConfigError, match=f"steps must be at least 1, not {steps}"):
+            sample(field, x, steps)
+    with pytest.raises(ConfigError, match="steps must be at least 1"):
+        path_denoiser(field, "linear", steps)
+    with pytest.raises(ConfigError, match="steps must be at least 1"):
+        Diffusion.named("linear", steps)
 
 
 def test_dopri5_crosses_the_end_of_a_guidance_interval():
