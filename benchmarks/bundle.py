@@ -45,7 +45,8 @@ On the {images} images of `{data}` ({convention}):
 
 {rows}
 
-One image in a hundred of them is below {floor:.1f} dB (`psnr_floor`): `softvq reconstruct` warns there.
+One image in a hundred of them is below {floor:.1f} dB (`psnr_floor`). `softvq reconstruct` names images that look
+unlike nearly all of them (`domain_limits` in `config.json`; how often it errs: benchmarks/README.md).
 """
 
 

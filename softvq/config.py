@@ -19,6 +19,7 @@ import inspect
 import json
 import math
 import numbers
+import os
 import sys
 import types
 import typing
@@ -322,7 +323,7 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
     if hint is Any:
         return value
     if hint is Path and isinstance(value, str):
-        return Path(value).expanduser()
+        return Path(os.path.expanduser(value))  # which leaves a ~ as it is where there is no home folder
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**1023 else math.inf
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

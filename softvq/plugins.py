@@ -8,6 +8,7 @@ Nothing is ever imported because a model's folder names it: the person who loads
 
 import hashlib
 import importlib.util
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -39,7 +40,7 @@ def load(path: str | Path) -> ModuleType:
 
     The file can import modules beside it, as a script can. Raise `PluginError`, which says what went wrong in it.
     """
-    file = Path(path).expanduser().resolve()
+    file = Path(os.path.expanduser(path)).resolve()
     if not file.is_file():
         raise PluginError(f"there is no file {str(path)!r} to load as a plugin.", setting="plugin")
     name = f"softvq_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"

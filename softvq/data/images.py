@@ -8,6 +8,7 @@ image.
 
 import io
 import math
+import os
 import struct
 import warnings
 import zlib
@@ -158,7 +159,7 @@ def as_image(image: Any, name: str = "the image", value_range: tuple[float, floa
     numbers need `value_range`, black and white. `ImageError` names an image that is none of these.
     """
     if isinstance(image, str | Path):
-        return open_image(Path(image).expanduser())
+        return open_image(Path(os.path.expanduser(image)))
     if isinstance(image, Image.Image):
         _scale_clear(image, name)
         return to_rgb(_upright(image), name, image)

@@ -23,7 +23,7 @@ from softvq.data.loader import ordered_batches, readable
 from softvq.data.objects import Objects
 from softvq.data.opening import BUNDLED, open_source
 from softvq.data.order import evenly
-from softvq.data.sources import Folder
+from softvq.data.sources import Folder, tell
 from softvq.errors import ImageError, check_whole, counted
 from softvq.evaluation.measuring import knows_bundled
 from softvq.evaluation.metrics import CONVENTION
@@ -117,10 +117,8 @@ def compare(
     source = open_source(_files(images)).listing(num)
     chosen = evenly(num or len(source.names), len(source.names))
     rows: list[dict[str, Any]] = []
-    kept: list[Tensor] = []
-    described: list[dict[str, Tensor]] = []
-    pairs: list[tuple[Tensor, Tensor]] = []
     bad: dict[str, str] = {}
+    kept, described, pairs = [], [], []
     with progresses.bar(len(chosen), "image", "reconstructing", show=progress) as done:
         size = coder.tokenizer.config.image_size
         batches = ordered_batches(source, size=size, batch_size=batch_size, how=fit, chosen=chosen)
@@ -162,15 +160,21 @@ def _files(images: Any) -> Any:
     """
     if not isinstance(images, list | tuple) or not all(isinstance(one, str | Path) for one in images):
         return images
-    if len(images) == 1 and not Path(images[0]).exists():
-        named = str(images[0])
-        if named in BUNDLED or named.startswith("hf:") or named.lower().endswith((".tar", ".parquet")):
+    named = str(images[0]) if len(images) == 1 and not Path(images[0]).is_dir() else ""
+    if named.lower().endswith((".tar", ".parquet")):
+        return named
+    if named and not Path(named).exists():
+        if named in BUNDLED or named.startswith("hf:"):
             return named
         if (hint := nearest(named, list(BUNDLED))).endswith("?"):
             raise ImageError(f"{named} does not exist{hint}")
     paths: list[str] = []
     for path in map(Path, images):
-        paths += [str(path / name) for name in Folder(path).names] if path.is_dir() else [str(path)]
+        if path.is_dir():
+            tell(folder := Folder(path), str(path))
+            paths += [str(path / name) for name in folder.names]
+        else:
+            paths.append(str(path))
     return Objects(paths)
 
 

@@ -35,12 +35,12 @@ _SCORES = {"psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 4), "lpips": ("LPIPS", 4),
 class Validation:
     """Validation images, their name, and the networks that measure them besides pixels (see `score`).
 
-    `images` is the number of them that are measured, spread evenly over all and always the same.
+    `images` is the number of them that are measured, spread evenly over all and always the same (None: all).
     """
 
     source: Source
     name: str
-    images: int
+    images: int | None = None
     perceptual: Perceptual | None = None
     features: Features | None = None
 
@@ -49,7 +49,8 @@ class Validation:
     ) -> Scores:
         """Return the scores of a tokenizer's reconstructions of the images, at its own size; `see` gets each batch."""
         device, size = tokenizer.device, tokenizer.config.image_size
-        chosen = evenly(self.images, len(self.source.names))
+        count = len(self.source.names)
+        chosen = evenly(self.images or count, count)
 
         def reconstructed(images: Tensor) -> Tensor:
             if see is not None:

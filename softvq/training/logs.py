@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from softvq import distributed, progress
 from softvq.errors import LogError
-from softvq.files import atomic
+from softvq.files import atomic, storing
 
 SLOW_LOADER = 0.3  # share of the time spent waiting for images from which on the user is told
 
@@ -52,7 +52,7 @@ class Log:
             self.wandb = _wandb_run(project, folder, description)
         from torch.utils.tensorboard import SummaryWriter  # costs a second
 
-        self.path = folder / "log.jsonl"
+        self.folder, self.path = folder, folder / "log.jsonl"
         self._truncate(start_step)
         self.file = self.path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
@@ -80,14 +80,14 @@ class Log:
         if not self.writes:
             return
         self.event(step, values)
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        more = {f"speed/{name}": value for name, value in (speed or {}).items()}
+        with storing(self.folder / "tensorboard"):
+            for name, value in {**values, **more}.items():
+                self.board.add_scalar(name, value, step)
         if self.wandb is not None:
-            self.wandb.log({**values, **{f"speed/{name}": value for name, value in (speed or {}).items()}}, step=step)
+            self.wandb.log({**values, **more}, step=step)
         if speed is None:
             return
-        for name, value in speed.items():
-            self.board.add_scalar(f"speed/{name}", value, step)
         rate, waiting = speed["images_per_second"], speed["waiting_share"]
         loss = f"loss {values['loss/total']:.4f}  " if "loss/total" in values else ""  # a task of one's own
         speed_text = f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s"
@@ -102,13 +102,15 @@ class Log:
     def event(self, step: int, values: dict[str, Any]) -> None:
         """Write a line in the JSONL alone."""
         if self.writes:
-            self.file.write(json.dumps({"step": step, **values}) + "\n")
-            self.file.flush()
+            with storing(self.path):
+                self.file.write(json.dumps({"step": step, **values}) + "\n")
+                self.file.flush()
 
     def picture(self, step: int, name: str, image: Any) -> None:
         """Log an image (height × width × 3, 8-bit) in TensorBoard, and at Weights & Biases."""
         if self.writes:
-            self.board.add_image(name, image, step, dataformats="HWC")
+            with storing(self.folder / "tensorboard"):
+                self.board.add_image(name, image, step, dataformats="HWC")
         if self.wandb is not None:
             import wandb
 
@@ -123,8 +125,9 @@ class Log:
         """Close the bar, the files, and the run at Weights & Biases."""
         self.bar.close()
         if self.writes:
-            self.file.close()
-            self.board.close()
+            with storing(self.folder):
+                self.file.close()
+                self.board.close()
         if self.wandb is not None:
             self.wandb.finish()
 

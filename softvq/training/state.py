@@ -120,7 +120,8 @@ class Checkpoints:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the fields in which two descriptions of runs differ, each as `field (… there, … now)`."""
     before, now = _flat(old), _flat(json.loads(json.dumps(new)))
-    later = {key for key in now.keys() - before.keys() if key.endswith(".type")}  # one class alone was possible before
+    # Before, one class alone was possible, and contents were not noted.
+    later = {key for key in now.keys() - before.keys() if key.endswith((".type", "images.contents"))}
     keys = sorted(key for key in (before.keys() | now.keys()) - later if before.get(key) != now.get(key))
     return [f"{key} ({before.get(key)!r} there, {now.get(key)!r} now)" for key in keys]
 
