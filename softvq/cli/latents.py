@@ -2,19 +2,21 @@
 
 from typing import Annotated
 
-from softvq.cli.options import BUNDLED_TOKENIZER, Machine, Num, Outcome, TokenizerName, Whole, Working, option, written
+from softvq.cli import options as cli
+from softvq.cli.options import option
 
 
 def latents(
     *,
-    model: TokenizerName = BUNDLED_TOKENIZER,
+    model: cli.TokenizerName = cli.BUNDLED_TOKENIZER,
     data: Annotated[str, option("Images.")] = "emoji",
-    num: Annotated[int, Num, option("How many images, evenly over them.")] = 2000,
-    classes: Annotated[int, Whole, option("Of the first so many classes.")] = 20,
-    seed: Annotated[int, Whole, option("The seed of UMAP.")] = 0,
-    working: Working = Working(),
-    common: Machine = Machine(),
-) -> Outcome:
+    num: Annotated[int, cli.Num, option("How many images, evenly over them.")] = 2000,
+    classes: Annotated[int, cli.Whole, option("Of the first so many classes.")] = 20,
+    seed: Annotated[int, cli.Whole, option("The seed of UMAP.")] = 0,
+    columns: cli.Columns = cli.Columns(),
+    working: cli.Working = cli.Working(),
+    common: cli.Machine = cli.Machine(),
+) -> cli.Outcome:
     """Draw a tokenizer's latent space: UMAP of ẑ and z (Fig. 4), codebook usage and distances, channel statistics.
 
     ```
@@ -27,5 +29,5 @@ def latents(
     """
     from softvq.evaluation.latent_space import latent_space
 
-    settings = working.settings(common)
-    return written(latent_space(model, data, num=num, classes=classes, seed=seed, **settings), working.out)
+    settings = {"num": num, "classes": classes, "seed": seed, **working.settings(common)}
+    return cli.written(latent_space(model, columns.of(data), **settings), working.out)

@@ -201,7 +201,7 @@ def _notices() -> Iterator[None]:
 
 
 def _say(message: str, code: int) -> int:
-    shown = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in message)
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
     print(f"softvq: {shown}", file=sys.stderr)
     return code
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from softvq.cli.options import BUNDLED_TOKENIZER, Machine, Outcome, Whole, Working, option, written
+from softvq.cli.options import BUNDLED_TOKENIZER, Columns, Machine, Outcome, Whole, Working, option, written
 
 Pool = Literal["flatten", "mean"]
 
@@ -21,6 +21,7 @@ def probe(
     lr: Annotated[float | None, option("The learning rate at the start (default: 0.003).")] = None,
     seed: Annotated[int | None, Whole, option("Of first weights, the order of images, noise (default: 0).")] = None,
     quick: Annotated[bool, option("k-NN alone.")] = False,
+    columns: Columns = Columns(),
     working: Working = Working(),
     common: Machine = Machine(),
 ) -> Outcome:
@@ -41,16 +42,6 @@ def probe(
     from softvq.evaluation.classifiers import ProbeConfig
     from softvq.evaluation.probe import probe
 
-    result = probe(
-        model,
-        data,
-        val,
-        tokenizer=tokenizer,
-        layer=layer,
-        time=time,
-        pool=pool,
-        config=ProbeConfig(epochs, probe_batch, lr, seed),
-        quick=quick,
-        **working.settings(common),
-    )
-    return written(result, working.out)
+    given = {"tokenizer": tokenizer, "layer": layer, "time": time, "pool": pool, "quick": quick}
+    config, sides = ProbeConfig(epochs, probe_batch, lr, seed), (columns.of(data), columns.of(val))
+    return written(probe(model, *sides, config=config, **given, **working.settings(common)), working.out)

@@ -14,6 +14,7 @@ def reconstruct(
     save_latents: Annotated[Path | None, cli.option("Write the latents too, as safetensors.")] = None,
     fit: cli.Fit = "crop",
     num: Annotated[int | None, cli.Num, cli.option("So many images, evenly over them (default: all).")] = None,
+    columns: cli.Columns = cli.Columns(),
     batch_size: cli.BatchSize = 16,
     shown: Annotated[int, cli.Whole, cli.option("Images in the picture at most.")] = 64,
     common: cli.Machine = cli.Machine(),
@@ -47,7 +48,13 @@ def reconstruct(
     tokenizer = load_tokenizer(model).to(pick_device(common.device))
     coder = Coder(tokenizer, common.precision)
     compared = compare(
-        coder, list(images), fit=fit, batch_size=batch_size, shown=shown, num=num, latents=save_latents is not None
+        coder,
+        [columns.of(one) for one in images],
+        fit=fit,
+        batch_size=batch_size,
+        shown=shown,
+        num=num,
+        latents=save_latents is not None,
     )
     for reason in compared.unreadable.values():
         print(f"skipped: {reason}", file=sys.stderr)

@@ -4,7 +4,7 @@ from softvq.data.datasets import HubDataset
 from softvq.data.images import Augment, center_crop, fit, open_image, to_bytes, to_image, to_tensor
 from softvq.data.labels import UNLABELLED
 from softvq.data.objects import Objects
-from softvq.data.opening import listing, open_source
+from softvq.data.opening import listing, open_source, with_columns
 from softvq.data.shards import Shards, TarFile
 from softvq.data.sources import Folder, Source
 
@@ -25,4 +25,5 @@ __all__ = [
     "to_bytes",
     "to_image",
     "to_tensor",
+    "with_columns",
 ]

@@ -12,6 +12,7 @@ from softvq.config import nearest, register
 from softvq.data.labels import UNLABELLED, label_classes, label_text, numbers_of
 from softvq.data.sources import Source, Stamp
 from softvq.errors import DataError, ImageError
+from softvq.progress import is_quiet
 
 
 @register
@@ -36,6 +37,8 @@ class HubDataset(Source):
             import datasets
         except ImportError:
             raise DataError("Hugging Face datasets need a package: pip install 'softvq[data]'.") from None
+        if is_quiet():
+            datasets.disable_progress_bars()
         try:
             if self.name.lower().endswith(".parquet"):
                 files = [glob.escape(str(path)) for path in self.files or (self.name,)]

@@ -164,7 +164,7 @@ def _files(images: Any) -> Any:
     if named.lower().endswith((".tar", ".parquet")):
         return named
     if named and not Path(named).exists():
-        if named in BUNDLED or named.startswith("hf:"):
+        if named in BUNDLED or named.startswith(("hf:", "{")):
             return named
         if (hint := nearest(named, list(BUNDLED))).endswith("?"):
             raise ImageError(f"{named} does not exist{hint}")

@@ -55,7 +55,12 @@ class Log:
         self.folder, self.path = folder, folder / "log.jsonl"
         self._truncate(start_step)
         self.file = self.path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+        try:
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+        except UnicodeError:
+            raise LogError(
+                f"{folder} is no name in UTF-8, which TensorBoard needs; use another.", setting="out"
+            ) from None
 
     def _truncate(self, step: int) -> None:
         if self.path.is_file():
