@@ -182,7 +182,7 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
 def check_numbers(config: Any, where: str) -> None:
     """Raise `ConfigError` when a dataclass that was made in Python holds a number that its file could not.
 
-    Every number must be finite, and whole where the field says so, also in dataclasses, lists and dictionaries inside.
+    Numbers must be finite, and whole where the field says so; those in nested dataclasses, lists and dictionaries too.
     """
     for name, hint in typing.get_type_hints(type(config)).items():
         _check_number(hint, getattr(config, name, None), f"{where}.{name}")
@@ -323,7 +323,7 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
     if hint is Any:
         return value
     if hint is Path and isinstance(value, str):
-        return Path(os.path.expanduser(value))  # which leaves a ~ as it is where there is no home folder
+        return Path(os.path.expanduser(value))  # which leaves a ~ where there is no home folder
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**1023 else math.inf
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
@@ -389,12 +389,8 @@ def nearest(name: str, valid: list[str], mark: str = "", every: str = "") -> str
     """
     same_end = [other for other in valid if other.split(".")[-1].casefold() == name.split(".")[-1].casefold()]
     folded = {other.casefold(): other for other in reversed(valid)}
-    close = (
-        []
-        if len(folded) > _COMPARED
-        else [folded[one] for one in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.6)]
-    )
-    if near := list(dict.fromkeys([*same_end, *close]))[:3]:
+    close = [] if len(folded) > _COMPARED else difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.6)
+    if near := list(dict.fromkeys([*same_end, *(folded[one] for one in close)]))[:3]:
         return f"; did you mean {' or '.join(mark + name for name in near)}?"
     if len(valid) > _LISTED:
         return f"; {every} lists them all." if every else "."

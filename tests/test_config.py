@@ -233,7 +233,6 @@ def test_a_recipe_made_in_python_is_checked_as_a_file_is(name: str):
         ({"weights": {**recipe.weights, "kl": math.nan}}, r"weights\['kl'\]"),
         ({"skip_above": math.nan}, "skip_above"),
         ({"skip_above": math.inf}, "skip_above"),
-        ({"latent_noise": math.nan}, "latent_noise"),
         ({"batch_size": True}, "batch_size"),
     ):
         with pytest.raises(ConfigError, match=f"^TokenizerRecipe.{field_name} must be a "):

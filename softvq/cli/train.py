@@ -53,6 +53,9 @@ class Run:
         out = self.out or Path("runs") / (Path(named).stem if own else recipe.name)
         if self.resume and not any((out / "checkpoints").glob("step-*")):
             raise cli.Usage(f"--resume: {out} holds no run to resume; leave --resume out to start one.")
+        for name in ("log_every", "checkpoint_every", "sample_every", "val_images"):
+            if getattr(self, name) < 1:
+                raise cli.Usage(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}.")
         return RunOptions(
             out,
             common.device,

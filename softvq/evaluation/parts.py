@@ -19,7 +19,7 @@ from softvq.evaluation.appearance import NAMES
 from softvq.evaluation.frechet import Gaussian, Moments
 
 SIZE = 500  # images a part
-_VERSION = "version.json"  # beside the parts: which images they are of
+_VERSION = "version.txt"  # beside the parts: which images they are of
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Parts:
         """Delete what is there of images in another `version` than these; None, which nothing is, deletes all."""
         beside = self.folder / _VERSION
         if distributed.rank() == 0:
-            known = files.read_json(beside).get("version") if beside.is_file() else None
+            known = beside.read_text(encoding="utf-8") if beside.is_file() else None
             if version is None or known != version:
                 for path in self.folder.glob("*.safetensors"):
                     path.unlink()
-                files.write_json(beside, {"version": version})
+                files.write_text(beside, version or "")
         distributed.barrier()
 
     def fill(self, make: Callable[[range, Callable[[int], object]], Part], title: str) -> None:

@@ -19,7 +19,7 @@ class ScheduleConfig:
 
     def __post_init__(self):
         if not (is_whole(self.start, 0) and is_whole(self.warmup, 0)):
-            raise ValueError("start and warmup must be whole numbers, not negative")
+            raise ValueError("start and warmup must not be negative, and whole")
 
     def factor_at(self, step: int) -> float:
         """Return the share of the weight after `step` steps, in [0, 1]."""

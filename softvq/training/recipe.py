@@ -144,6 +144,8 @@ class TokenizerRecipe:
     published: PublishedRecipe | None = None
 
     def __post_init__(self):
+        if not 0 <= self.latent_noise < math.inf:
+            raise ValueError(f"latent_noise must not be negative, and finite, not {self.latent_noise}")
         check_run(self)
         if self.val is not None and self.tokenizer.image_size < 11:
             raise ValueError("validation measures SSIM, which needs an image_size of at least 11; or set val to null")
@@ -153,8 +155,6 @@ class TokenizerRecipe:
             raise ValueError("init 'local' and encoder_weights both say where the encoder starts; give one of them")
         if self.init != "vit" and self.projections != "vit":
             raise ValueError(f"init {self.init!r} says how projections start; leave projections at 'vit'")
-        if not 0 <= self.latent_noise < math.inf:
-            raise ValueError(f"latent_noise must not be negative, and finite, not {self.latent_noise}")
         if self.trains == "decoder" and not self.starts_from_model:
             raise ValueError("to train the decoder alone, init must name the tokenizer that it belongs to")
         if self.trains == "decoder" and self.alignment is not None:

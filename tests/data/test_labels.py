@@ -86,7 +86,7 @@ def test_a_label_as_text(label: object, text: str):
 @pytest.mark.parametrize(
     "label",
     [
-        *[-5, "-5", -5.0, 0.37, math.inf, [1, 2], [], {"a": 1}, b"cat", b"", (1,), Image.new("L", (1, 1))],
+        *[-5, "-5", -5.0, 0.37, math.inf, [1, 2], [], {"a": 1}, b"cat", b"", (1,)],
         *['{"label": 3}', "[3]", "3\n4", "2\0"],
     ],
     ids=repr,
@@ -98,6 +98,11 @@ def test_what_is_no_class_is_a_sentence_that_names_it(label: object):
         label_text(label, "a/b.png")
     assert e.value.setting == "label_column"
     assert "\n" not in str(e.value)
+
+
+def test_an_image_is_no_label():
+    with pytest.raises(DataError, match="which is no class"):
+        label_text(Image.new("L", (1, 1)), "a/b.png")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from softvq.data.latents import LatentIndex, Latents, shard_path
 from softvq.data.opening import open_source
 from softvq.data.sources import UNLABELLED, Source
 from softvq.errors import ConfigError, DataError, MetricError, Notice, counted
-from softvq.evaluation import probe
+from softvq.evaluation import classifiers, probe
 from softvq.evaluation.classifiers import Labelled, ProbeConfig, accuracies, linear_probe, nearest_neighbours
 from softvq.evaluation.results import Result
 from softvq.files import write_tensors
@@ -74,7 +74,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         found.append(logits)
         return accuracies(logits, labels)
 
-    monkeypatch.setattr(probe, "accuracies", spy)
+    monkeypatch.setattr(classifiers, "accuracies", spy)
     return found
 
 
@@ -169,7 +169,7 @@ def test_an_epoch_takes_every_image_at_most_once_and_leaves_a_last_small_batch_o
             batches.append(x[:, 0].int().tolist())
         return normed(self, x)
 
-    monkeypatch.setattr(probe, "LAMB", Spy)
+    monkeypatch.setattr(classifiers, "LAMB", Spy)
     monkeypatch.setattr(nn.BatchNorm1d, "forward", forward)
     train = clouds(images, 0)
     train.features[:, 0] = torch.arange(images)  # its own number
