@@ -298,13 +298,14 @@ def test_a_shard_that_is_written_anew_is_read_anew_with_its_index(shards: Path, 
     assert sorted(name for [name] in names(address(shards), len(now), batch_size=1)) == sorted(now)
 
 
-def test_a_shard_that_changes_during_a_run_stops_it(shards: Path):
+@pytest.mark.parametrize("change", ["longer", "later"])
+def test_a_shard_that_changes_during_a_run_stops_it(shards: Path, change: str):
     """A run that had its index would read other images under the old names."""
     order = open_source(address(shards)).order(1, seed=3)
     reads = dict(order.find(position) for position in range(sum(SIZES)))
     for name, read in reads.items():
         assert read()[1] == int(name[0])
-    rewrite(shards, "longer")
+    rewrite(shards, change)
     assert reads["2.tar/20.png"]()[1] == 2  # its copy is the state that it knows
     for path in (shards.parent / "cache" / "shards").glob("*.tar"):
         path.unlink()
