@@ -7,6 +7,7 @@ opened by the process that reads them.
 import hashlib
 import json
 import os
+import stat
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -220,8 +221,11 @@ class Folder(ByFolder):
         return self._walked[2]
 
     def read(self, index: int) -> bytes:
-        """Return the bytes of an image's file; `OSError` when it cannot be read."""
-        return (self.root / self.names[index]).read_bytes()
+        """Return the bytes of an image's file; `OSError` when it cannot be read, `ImageError` when it is a pipe."""
+        path = self.root / self.names[index]
+        if not stat.S_ISREG(path.stat().st_mode):  # which would wait for somebody who writes
+            raise ImageError(f"{self.names[index]} is a pipe or a device, and no file.")
+        return path.read_bytes()
 
     def stamps(self) -> list[Stamp]:
         """Return the size and the time of change of each file; zeros for one that is gone."""

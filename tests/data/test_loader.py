@@ -239,6 +239,14 @@ def test_a_file_that_vanished_is_replaced_too(source):
     assert all(len(batch.names) == 4 for batch in batches)
 
 
+def test_a_pipe_is_a_bad_file_and_nobody_waits_for_it(source):
+    os.mkfifo(source.root / "a" / "pipe.png")
+    batches = list(ordered_batches(Folder(source.root), size=SIZE, batch_size=4))
+    assert sum(len(batch) for batch in batches) == IMAGES
+    bad = {name: why for batch in batches for name, why in batch.bad.items()}
+    assert bad == {"a/pipe.png": "a/pipe.png is a pipe or a device, and no file."}
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_folder_of_bad_files_only_is_a_sentence(tmp_path, workers):
     """With workers too, which is what a user has: not the traceback of a worker process."""
