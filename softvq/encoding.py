@@ -22,10 +22,12 @@ from softvq.data.latents import CONTENTS, INDEX, NAMES, LatentIndex, shard_path
 from softvq.data.loader import Batch, ordered_batches, readable
 from softvq.data.opening import listing
 from softvq.data.sources import Source
-from softvq.errors import ConfigError, DataError, Notice, counted
+from softvq.errors import ConfigError, DataError, Notice, check_whole, counted
 from softvq.files import check_writable, read_json, read_metadata, read_tensors, write_json, write_tensors
 from softvq.models import AnyTokenizer, load_tokenizer, own_device
 from softvq.runtime import autocast, pick_precision
+
+Stamps = list[list[int]] | None  # the size and the time of change of each image, as JSON has them
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,9 @@ def encode(
     with distributed.locked(out):
         with progresses.waiting(f"comparing the images with the latents in {out}", show=progress):
             is_known = _check_same(out / "encoding.json", asdict(encoding)) and isinstance(images, str | Path)
-            _remove_stale(out, source, encoding, is_known)
-        _write(latents_of, source, out, encoding, {"batch_size": batch_size, "workers": workers}, progress)
+            stamps = _stamps(source)  # before the images are read, so that no later change goes unnoticed
+            _remove_stale(out, source, encoding, stamps, is_known)
+        _write(latents_of, source, out, encoding, stamps, {"batch_size": batch_size, "workers": workers}, progress)
         return _index(out, source, encoding)
 
 
@@ -109,8 +112,7 @@ def _check_request(tokenizer: AnyTokenizer, **least: tuple[int, int]) -> None:
             "save_pretrained it, and load it from there."
         )
     for name, (number, smallest) in least.items():
-        if number < smallest:
-            raise ConfigError(f"{name} must be at least {smallest}, not {number}.", setting=name)
+        check_whole(name, number, smallest)
 
 
 def _bytes_to_come(encoding: Encoding, images: int, out: Path) -> int:
@@ -127,6 +129,7 @@ def _write(
     source: Source,
     out: Path,
     encoding: Encoding,
+    stamps: Stamps,
     reading: dict[str, int],
     show: bool | None,
 ) -> None:
@@ -136,7 +139,7 @@ def _write(
         return shard_path(out, first // encoding.shard)
 
     def make(numbers: range, done: Callable[[int], object]) -> None:
-        made, stamps = _Shard(encoding), _stamps(source)
+        made = _Shard(encoding)
         batches = ordered_batches(source, size=encoding.size, chosen=numbers, digests=True, **reading)
         for batch in readable(batches, made.bad):
             made.add(latents_of, batch)
@@ -180,26 +183,25 @@ class _Shard:
         write_tensors(path, tensors, {name: json.dumps(part) for name, part in metadata.items()})
 
 
-def _stamps(source: Source) -> list[list[int]] | None:
+def _stamps(source: Source) -> Stamps:
     """Return the sizes and times of change of all images as JSON has them; None where they are not known."""
     stamps = source.stamps()
     return None if stamps is None else [list(stamp) for stamp in stamps]
 
 
-def _contents(source: Source, numbers: range, stamps: list[list[int]] | None) -> dict[str, Any]:
+def _contents(source: Source, numbers: range, stamps: Stamps) -> dict[str, Any]:
     """Return what tells the images of a shard from others, but for their contents."""
     names, labels = (part[numbers.start : numbers.stop] for part in (source.names, source.labels))
     return {"names": names, "labels": labels, "stamps": stamps and stamps[numbers.start : numbers.stop]}
 
 
-def _remove_stale(out: Path, source: Source, encoding: Encoding, is_known: bool) -> None:
+def _remove_stale(out: Path, source: Source, encoding: Encoding, stamps: Stamps, is_known: bool) -> None:
     """Delete the shards of images that have changed, each process its share, and the index that counts them.
 
     Raise `DataError` instead when the images are not known (`is_known`) by name as those that the shards are of.
     """
     count = -(-len(source.names) // encoding.shard)
     held = {int(path.stem.partition("-")[2]): path for path in out.glob("latents-*.safetensors")}
-    stamps = _stamps(source) if held else None
     stale = []
     for number, path in sorted(held.items())[distributed.rank() :: distributed.world_size()]:
         numbers = range(number * encoding.shard, min(len(source.names), (number + 1) * encoding.shard))
@@ -223,7 +225,7 @@ def _remove_stale(out: Path, source: Source, encoding: Encoding, is_known: bool)
     distributed.barrier()
 
 
-def _is_fresh(path: Path, source: Source, numbers: range, stamps: list[list[int]] | None) -> bool:
+def _is_fresh(path: Path, source: Source, numbers: range, stamps: Stamps) -> bool:
     """Return True when a shard is of the images with these numbers as they are now.
 
     Images whose times alone have changed are looked into, and the shard then notes the new times.

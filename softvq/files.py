@@ -348,6 +348,13 @@ def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def hashed(data: bytes | str, digits: int = 16) -> str:
+    """Return the first hex digits of the SHA-256 of bytes, or of a text whatever is in it."""
+    return hashlib.sha256(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data).hexdigest()[
+        :digits
+    ]
+
+
 def checksum(path: Path) -> str:
     """Return the first 16 hex digits of a file's SHA-256."""
     digest = hashlib.sha256()

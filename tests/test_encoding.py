@@ -204,6 +204,32 @@ def test_latents_are_not_read_while_they_are_made_again(photos: Path, tmp_path: 
     assert len(made(str(photos), out)) == 10
 
 
+def test_files_are_asked_for_their_sizes_and_times_once_not_once_a_shard(photos: Path, tmp_path: Path, monkeypatch):
+    """Of a million images in hundreds of shards, it would take longer than the encoding."""
+    asked, stamps = [], Folder.stamps
+    monkeypatch.setattr(Folder, "stamps", lambda self: asked.append(len(self.names)) or stamps(self))
+    made(str(photos), tmp_path / "three", shard=4)
+    first = len(asked)
+    made(str(photos), tmp_path / "ten", shard=1)
+    assert len(asked) == 2 * first
+
+
+def test_paths_from_the_home_folder_and_files_beside_a_table_are_looked_at(photos: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HOME", str(photos))
+    assert Objects(["~/cat/1.bmp"]).stamps() == Objects([photos / "cat" / "1.bmp"]).stamps() != [(0, 0)]
+    datasets = pytest.importorskip("datasets")
+    paths = sorted(map(str, photos.rglob("*.bmp")))
+    table = {"image": [{"bytes": None, "path": path} for path in paths]}
+    features = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
+    datasets.Dataset.from_dict(table, features=features).to_parquet(str(tmp_path / "a.parquet"))
+    made(str(tmp_path / "a.parquet"), tmp_path / "latents")
+    repaint(photos / "cat" / "2.bmp")
+    with pytest.warns(Notice, match="1 of 3 shards"):
+        again = made(str(tmp_path / "a.parquet"), tmp_path / "latents")
+    fresh = made(str(tmp_path / "a.parquet"), tmp_path / "fresh")
+    assert torch.equal(contents(again)[0], contents(fresh)[0])
+
+
 def test_a_second_call_in_the_same_folder_is_refused(photos: Path, tmp_path: Path):
     with files_module.locked(tmp_path / "latents"), pytest.raises(StorageError, match="latents is in use by this proc"):
         made(str(photos), tmp_path / "latents")

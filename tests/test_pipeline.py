@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +154,8 @@ def test_a_picture_of_too_many_is_refused(pipeline: Pipeline, tmp_path: Path):
         pipeline.write_picture(tmp_path / "a.png", num=1025)
 
 
-def test_parts_of_other_settings_are_not_gone_on_with(pipeline: Pipeline, tmp_path: Path, monkeypatch):
+def stopped(write: Callable, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write images in parts of two, and stop when the first part is there."""
     images = Pipeline.images
     monkeypatch.setattr("softvq.pipeline.PART", 2)
 
@@ -165,7 +167,12 @@ def test_parts_of_other_settings_are_not_gone_on_with(pipeline: Pipeline, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(Pipeline, "images", stopping)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.write_npz(tmp_path / "a.npz", **SETTINGS)
+            write(path, **SETTINGS)
+
+
+def test_parts_of_other_settings_are_not_gone_on_with(pipeline: Pipeline, tmp_path: Path, monkeypatch):
+    images = Pipeline.images
+    stopped(pipeline.write_npz, tmp_path / "a.npz", monkeypatch)
     with pytest.raises(DataError, match="holds part of an array with other settings"):
         pipeline.write_npz(tmp_path / "a.npz", **{**SETTINGS, "seed": 9})
     made = []
@@ -184,18 +191,8 @@ def test_images_of_an_exchanged_model_are_not_gone_on_with(
     pipeline: Pipeline, tokenizer: Tokenizer, tmp_path: Path, monkeypatch, way: str, exchanged: str
 ):
     """Trained again under the same name, with the same weights but another decoder, or with other code of one's own."""
-    images, path = Pipeline.images, tmp_path / ("a.npz" if way == "write_npz" else "a")
-    monkeypatch.setattr("softvq.pipeline.PART", 2)
-
-    def stopping(self: Pipeline, request, numbers) -> torch.Tensor:
-        if numbers[0] == 2:
-            raise KeyboardInterrupt
-        return images(self, request, numbers)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Pipeline, "images", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            getattr(pipeline, way)(path, **SETTINGS)
+    path = tmp_path / ("a.npz" if way == "write_npz" else "a")
+    stopped(getattr(pipeline, way), path, monkeypatch)
     other = filled(SiTConfig(TransformerConfig(4, 4, 3, 16, 1, 1)).build({"classes": NAMES}), 7)
     decoder = copy.deepcopy(tokenizer)
     decoder.decoder.to_pixel.bias.data += 0.1

@@ -4,7 +4,6 @@ A shard is known by its address and its state there (size, ETag, time of change)
 shard, with an index of its own.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -20,7 +19,7 @@ from filelock import FileLock
 from softvq.data.shards import Entry, shard_entries
 from softvq.data.sources import Columns
 from softvq.errors import ConfigError, DataError
-from softvq.files import atomic, write_text
+from softvq.files import atomic, hashed, write_text
 
 _TRIES = 4  # of a download, with pauses of 1, 2 and 4 s between them
 _STATE = ("size", "ETag", "etag", "e_tag", "Last-Modified", "LastModified", "last_modified", "mtime", "updated")
@@ -120,11 +119,6 @@ class ShardCache:
                 with suppress(PermissionError):  # another user's, who alone may delete it
                     path.unlink(missing_ok=True)
                     held -= freed
-
-
-def hashed(text: str, digits: int) -> str:
-    """Return the first hex digits of the SHA-256 of a text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:digits]
 
 
 def title_of(url: str) -> str:

@@ -1,7 +1,6 @@
 """Hugging Face datasets of images, from the hub or from parquet files."""
 
 import glob
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +9,9 @@ from typing import Any
 
 from softvq.config import nearest, register
 from softvq.data.labels import UNLABELLED, label_classes, label_text, numbers_of
-from softvq.data.sources import Source, Stamp
+from softvq.data.sources import Source, Stamp, file_stamps
 from softvq.errors import DataError, ImageError
+from softvq.files import hashed
 from softvq.progress import is_quiet
 
 
@@ -128,13 +128,21 @@ class HubDataset(Source):
         return labels
 
     def stamps(self) -> list[Stamp]:
-        """Return the size of each image, and a number of the state of the dataset in place of a time."""
+        """Return the size of each image, and a number of the state of the dataset in place of a time.
+
+        Of images that a row gives as a path, they are the file's.
+        """
         import pyarrow.compute as compute
 
         column = self._rows.data.column("image")
         sizes = compute.binary_length(compute.struct_field(column, "bytes")).to_pylist()
-        changed = int.from_bytes(hashlib.sha256(self._rows._fingerprint.encode()).digest()[:6], "big")
-        return [(size or 0, changed) for size in sizes]
+        changed = int(hashed(self._rows._fingerprint, 12), 16)
+        stamps = [(size or 0, changed) for size in sizes]
+        paths = compute.struct_field(column, "path").to_pylist() if None in sizes else []
+        elsewhere = [row for row, path in enumerate(paths) if sizes[row] is None and path is not None]
+        for row, stamp in zip(elsewhere, file_stamps([paths[row] for row in elsewhere]), strict=True):
+            stamps[row] = stamp
+        return stamps
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of a row's image; `ImageError` where it is null."""

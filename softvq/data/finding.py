@@ -1,4 +1,4 @@
-"""Which of many files are images: Pillow is asked, by a file's ending where it says so, else by its first bytes."""
+"""The finding of images among files: Pillow is asked, by an ending where that says enough, else by the first bytes."""
 
 import mimetypes
 from collections.abc import Callable

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from softvq.data.labels import UNLABELLED
 from softvq.data.order import evenly
 from softvq.data.sources import Source, Stamp, file_stamps
 from softvq.errors import DataError, ImageError, counted
-from softvq.files import first_line
+from softvq.files import first_line, hashed
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,11 +119,11 @@ class Objects(Source):
 
     def stamps(self) -> list[Stamp] | None:
         """Return the size and the time of change of each file of a list of paths; None for other images."""
-        return file_stamps(self.items) if self._are_paths else None
+        return file_stamps([os.path.expanduser(item) for item in self.items]) if self._are_paths else None
 
     def digest(self, index: int) -> str:
         """Return a checksum of an image's pixels, 16 hex digits."""
-        return hashlib.sha256(self._pixels(index)).hexdigest()[:16]
+        return hashed(self._pixels(index))
 
     @cached_property
     def identity(self) -> dict[str, object]:
@@ -144,13 +145,13 @@ class Objects(Source):
             for number in evenly(64, len(self.items)):
                 digest.update(self._pixels(number))
         sizes = [size for size, _ in self.stamps() or ()]
-        contents = hashlib.sha256(json.dumps([self._told_labels, sizes]).encode()).hexdigest()
-        return {"count": len(self.items), "names": digest.hexdigest()[:16], "contents": contents[:16]}
+        contents = hashed(json.dumps([self._told_labels, sizes]))
+        return {"count": len(self.items), "names": digest.hexdigest()[:16], "contents": contents}
 
     @property
     def version(self) -> str:
         """A checksum of the identity, and of the times of change of files where the images are files."""
-        return hashlib.sha256(json.dumps([self.identity, self.stamps()]).encode()).hexdigest()[:16]
+        return hashed(json.dumps([self.identity, self.stamps()]))
 
     def read(self, index: int) -> bytes:
         """Raise `DataError`: images in memory have no bytes of a file."""

@@ -66,6 +66,12 @@ def with_columns(data: str, image: str | None = None, label: str | None = None) 
     return json.dumps({"data": data, **given}) if given else data
 
 
+def is_name(data: str) -> bool:
+    """Return True when a text names a data set, and is not just the path of a folder or of an image."""
+    is_set = data.removeprefix("bundled:") in BUNDLED or data in variants(Source)
+    return is_set or "://" in data or data.startswith(("hf:", "{")) or data.lower().endswith((".tar", ".parquet"))
+
+
 def open_source(data: Any) -> Source:
     """Return the images that `data` means, as a `Source`.
 

@@ -4,7 +4,6 @@ A source has names, labels, classes, and `read(index)`: the encoded bytes. Sourc
 opened by the process that reads them.
 """
 
-import hashlib
 import json
 import os
 import stat
@@ -26,6 +25,7 @@ from softvq.data.images import open_image, size_of
 from softvq.data.labels import UNLABELLED, class_of, folder_classes
 from softvq.data.order import Order, Reader, SampleOrder
 from softvq.errors import DataError, ImageError, Notice, counted
+from softvq.files import hashed
 
 Stamp = tuple[int, int]  # the bytes of an encoded image, and when its file last changed (ns)
 EMOJI = Path(__file__).parent.parent / "assets" / "emoji"
@@ -78,7 +78,7 @@ class Source(ABC):
     def digest(self, index: int) -> str:
         """Return a checksum of an image's contents, 16 hex digits; of one that cannot be read, an empty one."""
         try:
-            return hashlib.sha256(self.read(index)).hexdigest()[:16]
+            return hashed(self.read(index))
         except (OSError, ImageError):
             return ""
 
@@ -89,10 +89,9 @@ class Source(ABC):
         `names` is of their names, `contents` of their labels and, where they are known, sizes. A copy of the images
         has the same identity.
         """
-        names = hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogateescape")).hexdigest()
         sizes = [size for size, _ in self.stamps() or ()]
-        contents = hashlib.sha256(json.dumps([self.labels, sizes]).encode()).hexdigest()
-        return {"count": len(self.names), "names": names[:16], "contents": contents[:16]}
+        contents = hashed(json.dumps([self.labels, sizes]))
+        return {"count": len(self.names), "names": hashed("\n".join(self.names)), "contents": contents}
 
     @property
     def version(self) -> str | None:
@@ -102,7 +101,7 @@ class Source(ABC):
         """
         if (stamps := self.stamps()) is None:
             return None
-        return hashlib.sha256(json.dumps([self.identity, stamps]).encode()).hexdigest()[:16]
+        return hashed(json.dumps([self.identity, stamps]))
 
     def holds(self, path: Path) -> bool:
         """Return True when a file written to this path would become one of the images."""

@@ -18,13 +18,14 @@ from functools import cached_property, lru_cache
 import numpy as np
 from PIL import Image
 
-from softvq.data.cache import ShardCache, default_cache, hashed, title_of
+from softvq.data.cache import ShardCache, default_cache, title_of
 from softvq.data.images import open_image
 from softvq.data.labels import UNLABELLED
 from softvq.data.order import Reader
 from softvq.data.shards import Entry, Shards, read_at
 from softvq.data.sources import Columns, Source, Stamp
 from softvq.errors import DataError, ImageError
+from softvq.files import hashed
 from softvq.randomness import Stream, rng
 
 MOST_LANES = 16
@@ -73,8 +74,8 @@ class ShardStream(Source):
     def identity(self) -> dict[str, object]:
         """The number of shards and checksums of their addresses and sizes, the same for a run to be resumed."""
         sizes = [self.cache.size_of(url) for url in self.urls]
-        contents = {"contents": hashed(json.dumps(sizes), 16)} if None not in sizes else {}
-        return {"shards": len(self.urls), "names": hashed("\n".join(self.urls), 16), **contents}
+        contents = {"contents": hashed(json.dumps(sizes))} if None not in sizes else {}
+        return {"shards": len(self.urls), "names": hashed("\n".join(self.urls)), **contents}
 
     def __len__(self) -> int:
         """Return about the number of images, estimated from the first shard."""

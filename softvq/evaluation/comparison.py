@@ -21,7 +21,7 @@ from softvq.config import nearest
 from softvq.data.images import Fit
 from softvq.data.loader import ordered_batches, readable
 from softvq.data.objects import Objects
-from softvq.data.opening import BUNDLED, open_source
+from softvq.data.opening import BUNDLED, is_name, open_source
 from softvq.data.order import evenly
 from softvq.data.sources import Folder, tell
 from softvq.errors import ImageError, check_whole, counted
@@ -161,13 +161,10 @@ def _files(images: Any) -> Any:
     if not isinstance(images, list | tuple) or not all(isinstance(one, str | Path) for one in images):
         return images
     named = str(images[0]) if len(images) == 1 and not Path(images[0]).is_dir() else ""
-    if named.lower().endswith((".tar", ".parquet")):
+    if is_name(named):
         return named
-    if named and not Path(named).exists():
-        if named in BUNDLED or named.startswith(("hf:", "{")):
-            return named
-        if (hint := nearest(named, list(BUNDLED))).endswith("?"):
-            raise ImageError(f"{named} does not exist{hint}")
+    if named and not Path(named).exists() and (hint := nearest(named, list(BUNDLED))).endswith("?"):
+        raise ImageError(f"{named} does not exist{hint}")
     paths: list[str] = []
     for path in map(Path, images):
         if path.is_dir():

@@ -253,7 +253,7 @@ class _Probed:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What the features of a generator rest on; nothing for a tokenizer's latents."""
+        """The conditions of a generator's features, for the result's protocol; none for a tokenizer's latents."""
         if self.generator is None:
             return {}
         tokenizer = self.tokenizer.fingerprint
@@ -261,7 +261,7 @@ class _Probed:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know of the features."""
+        """The notes on the features that a reader needs."""
         return ["at time 1 the latents are noise, and the figures of chance"] if self.time == 1 else []
 
     @property

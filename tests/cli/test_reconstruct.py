@@ -134,3 +134,9 @@ def test_an_image_is_never_overwritten_by_its_picture(tiny: Path, gallery: Path)
         said = refusal(2, "reconstruct", *words, "--model", tiny / "tokenizer")
         assert f"{own} is one of the images; name another file to write." in said or ".png, .jpg" in said
     assert own.read_bytes() == before
+
+
+def test_data_of_ones_own_is_reconstructed_by_its_name(tmp_path: Path):
+    plugin = Path(__file__).parents[1] / "extension" / "source.py"
+    found = result("reconstruct", "Stripes", "--plugin", plugin, "--num", 2, "--out", tmp_path / "a.png")
+    assert [row["image"] for row in found["images"]] == ["stripes-0.png", "stripes-11.png"]
